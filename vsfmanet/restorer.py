@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from vsfmanet.devices import pick_device, pick_precision
+from vsfmanet.networks.exposure_extractor import read_exposure
+from vsfmanet.networks.fmanetpp import FMANetPP
+from vsfmanet.weights import load_model
 
 
 class FrameSource(Protocol):
@@ -56,3 +64,191 @@ class FrameRestorer(Protocol):
     def close(self) -> None:
         """Release the state, the network and the worker thread."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    """A frame on its way through the levels."""
+
+    index: int
+    lr: Tensor
+    """(1, 3, H, W), fp32."""
+    embed: Tensor | None
+    """(1, U)."""
+    exposure: float
+    confidence: float
+    feat: Tensor
+    """(1, C, H, W), channels-last: what the next level reads."""
+    flow: Tensor
+    """(1, 6n, H, W), fp32."""
+    guides: tuple[Tensor, ...] = ()
+    """Of each restoration block, (1, C, H, W)."""
+
+
+type _Stream = Iterator[_Record]
+
+
+class Restorer:
+    """FMA-Net++ as a stream: every level sees every frame once, and keeps two frames.
+
+    Each level is a generator that holds back one frame until it has seen the next; the chain of 2M levels pulls as many
+    frames as it needs. When the frames asked for follow those given before, the chain goes on; any other frame starts
+    a new chain 2M frames earlier, which recomputes just the triangle of levels that the frame depends on. Frames go
+    through the levels one at a time, so the arithmetic is the same whichever way they come: so are the pixels, to the
+    last bit.
+
+    All work runs in one thread of its own: torch keeps a pool of threads per calling thread, and VapourSynth calls from
+    many.
+
+    Args:
+        model: Name in the manifest, or path of a safetensors file.
+        device: "auto" (a CUDA device if there is one), "cpu" or "cuda".
+        device_index: Which CUDA device.
+        precision: "auto", "fp32", "bf16" or "fp16".
+
+    Raises:
+        WeightsError: The model is unknown or its file is not usable.
+        DeviceError: There is no such device.
+        ConfigError: An argument is none of those listed, or the device has no such precision.
+
+    Source: FMA-Net++ (arXiv 2512.04390); the streaming form is ours, and exact because no level is recurrent.
+    """
+
+    def __init__(self, model: str, *, device: str = "auto", device_index: int = 0, precision: str = "auto") -> None:
+        loaded = load_model(model)
+        self.name, self.sha256, self.scale = loaded.name, loaded.sha256, loaded.scale
+        self.device = pick_device(device, device_index)
+        self.dtype = pick_precision(precision, self.device)
+        self.context = loaded.network.config.context
+        self._network: FMANetPP | None = loaded.network
+        # The extractor stays in fp32: it is cheap, and levels differ by little.
+        loaded.network.to(self.device)
+        for part in (loaded.network.degradation, loaded.network.restoration):
+            part.to(self.dtype).to(memory_format=torch.channels_last)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vsfmanet")
+        self._source: FrameSource | None = None
+        self._stream: _Stream | None = None
+        self._next = -1
+        self.level_evaluations = 0
+        """Levels computed so far, over all frames; 2M per frame when they come in order."""
+
+    def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+        """Restore frames `first` ... `stop - 1` of `source`, in order; see `FrameRestorer`."""
+        return self._thread.submit(self._restore, source, first, stop).result()
+
+    def close(self) -> None:
+        """Release state, network and thread; the restorer cannot be used after that."""
+        self._thread.shutdown()
+        self._stream = self._source = self._network = None
+
+    def __enter__(self) -> Restorer:
+        """Use as a context manager, which closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    @torch.inference_mode()
+    def _restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+        self._source = source
+        out = []
+        try:
+            for n in range(first, stop):
+                if self._stream is None or self._next != n:
+                    self._stream = self._open(n)
+                record = next(self._stream, None)
+                if record is None:  # the scene ended before n: a new one starts with it
+                    self._stream = self._open(n)
+                    record = next(self._stream)
+                while record.index < n:  # the scene starts less than 2M frames before n
+                    record = next(self._stream)
+                out.append(self._finish(record))
+                self._next = n + 1
+        except BaseException:
+            self._stream = None
+            raise
+        finally:
+            self._source = None
+        return out
+
+    def _finish(self, record: _Record) -> Restored:
+        assert self._network is not None
+        frame = self._network.finish(record.lr, record.feat)[0]
+        return Restored(index=record.index, frame=frame.cpu(), exposure=record.exposure, confidence=record.confidence)
+
+    def _open(self, n: int) -> _Stream:
+        """Return a chain of levels that gives frame `n`, after any frames of its scene that lie within 2M before it."""
+        assert self._source is not None
+        assert self._network is not None
+        first = n
+        while first > max(0, n - self.context) and not self._source.starts_scene(first):
+            first -= 1
+        at_start = first == 0 or first > n - self.context or self._source.starts_scene(first)
+        return self._chain(first, whole=at_start)
+
+    def _chain(self, first: int, *, whole: bool) -> _Stream:
+        """Frames `first` ... end of its scene through all levels; without `whole`, 2M frames are only context."""
+        assert self._network is not None
+        config = self._network.config
+        records = self._read(first)
+        for level in range(2 * config.num_blocks):
+            if level == config.num_blocks:
+                records = map(self._bridge, records)
+            records = self._level(level, records, whole=whole)
+        return records
+
+    def _read(self, first: int) -> _Stream:
+        """Frames of one scene, ready for the first level."""
+        assert self._network is not None
+        n = first
+        while self._source is not None and n < self._source.num_frames:
+            if n > first and self._source.starts_scene(n):
+                return
+            lr = self._source.frame(n).to(self.device, torch.float32).clamp(0, 1)[None]
+            given = self._source.exposure(n)
+            known = None if given is None else torch.tensor([given], device=self.device)
+            embed = self._network.embed(lr, known)
+            exposure, confidence = given or 0.0, float(given is not None)
+            if given is None and embed is not None:
+                exposure, confidence = (float(value) for value in read_exposure(self._network.anchors, embed))
+            feat, flow = self._network.begin(self._typed(lr))
+            embed = None if embed is None else embed.to(self.dtype)
+            yield _Record(index=n, lr=lr, embed=embed, exposure=exposure, confidence=confidence, feat=feat, flow=flow)
+            n += 1
+
+    def _level(self, level: int, records: _Stream, *, whole: bool) -> _Stream:
+        """One level for all frames of a stream: each with the one before and the one after it."""
+        assert self._network is not None
+        blocks = self._network.config.num_blocks
+        block = self._network.blocks[level]
+        before: _Record | None = None
+        own: _Record | None = None
+
+        def run(before: _Record | None, own: _Record, after: _Record) -> _Record:
+            self.level_evaluations += 1
+            feat, flow = block(
+                own.feat,
+                (after.feat, (before or own).feat),
+                own.flow,
+                own.embed,
+                own.guides[level - blocks] if level >= blocks else None,
+                update_flow=level < 2 * blocks - 1,
+            )
+            return replace(own, feat=feat, flow=flow)
+
+        for after in records:
+            if own is not None and (whole or before is not None):
+                yield run(before, own, after)
+            before, own = own, after
+        if own is not None and (whole or before is not None):
+            yield run(before, own, own)
+
+    def _bridge(self, record: _Record) -> _Record:
+        """From the last level of NetD to the first of NetR."""
+        assert self._network is not None
+        feat, _, guides = self._network.bridge(self._typed(record.lr), record.feat)
+        return replace(record, feat=feat, guides=guides)
+
+    def _typed(self, lr: Tensor) -> Tensor:
+        return lr.to(self.dtype).contiguous(memory_format=torch.channels_last)

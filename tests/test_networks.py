@@ -1,0 +1,313 @@
+"""FMA-Net++: its size, its start, its symmetries, and the equality of its forms."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vsfmanet.errors import ConfigError, ShapeError
+from vsfmanet.networks.blocks import ChannelAttention, ExposureModulation
+from vsfmanet.networks.exposure_extractor import anchor_embedding, read_exposure
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, deploy, preset
+from vsfmanet.weights import parameter_count
+
+TINY = FMANetPPConfig(
+    width=12, num_blocks=2, num_flows=3, heads=2, feed_forward_width=16, fuse_convs=1, dense_growth=4, dense_layers=2,
+    extractor_width=4, modulation_width=6, kernel_head_size=1, upsampler="lr", last_flow_update=False,
+)  # fmt: skip
+
+
+def awake(config: FMANetPPConfig, seed: int = 0) -> FMANetPP:
+    """A network in which nothing is zero: a fresh one returns the bilinear image whatever else it computes."""
+    torch.manual_seed(seed)
+    network = FMANetPP(config)
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if not value.any():
+                value.normal_(std=0.05)
+            if "flow_update" in name and name.endswith("2.bias"):
+                value.normal_(std=1.5)  # real motion, so that a wrong neighbour shows
+        if network.extractor is not None:
+            network.anchors.copy_(F.normalize(torch.randn_like(network.anchors), dim=1))
+    return network.eval()
+
+
+def clip(frames: int = 5, height: int = 17, width: int = 13, seed: int = 1) -> Tensor:
+    return torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+PAPER = preset("paper")
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "deployed"),
+    [
+        (PAPER, 12_764_243, 11_364_275),
+        (preset("base"), 3_709_974, 3_318_032),
+        (preset("fast"), 1_567_486, 1_337_696),
+        (preset("base", 2), 3_442_674, None),
+        (preset("base", 1), 3_376_812, None),
+        (preset("fast", 2), 1_398_490, None),
+        (preset("fast", 1), 1_356_820, None),
+        (replace(PAPER, num_blocks=1), 7_738_793, None),
+        (replace(PAPER, num_blocks=2), 9_413_943, None),
+        (replace(PAPER, num_flows=1), 11_946_947, None),
+        (replace(PAPER, num_flows=5), 12_267_467, None),
+        (replace(PAPER, exposure_aware=False), 9_770_707, None),
+        (replace(PAPER, guidance="sft"), 13_196_003, None),
+    ],
+)
+def test_parameter_counts_are_those_of_the_specification(
+    config: FMANetPPConfig, parameters: int, deployed: int | None
+) -> None:
+    with torch.device("meta"):
+        assert parameter_count(FMANetPP(config)) == parameters
+        if deployed is not None:
+            assert parameter_count(FMANetPP(config, deployed=True)) == deployed
+
+
+@pytest.mark.parametrize(
+    ("config", "published_millions"),
+    [
+        (replace(PAPER, num_blocks=1), 7.7),
+        (replace(PAPER, num_blocks=2), 9.4),
+        (PAPER, 12.8),
+        (replace(PAPER, num_flows=1), 11.9),
+        (replace(PAPER, num_flows=5), 12.3),
+        (replace(PAPER, exposure_aware=False), 9.8),
+        (replace(PAPER, guidance="sft"), 13.2),
+    ],
+)
+def test_parameter_counts_round_to_the_published_figures(config: FMANetPPConfig, published_millions: float) -> None:
+    with torch.device("meta"):
+        assert round(parameter_count(FMANetPP(config)) / 1e6, 1) == published_millions
+
+
+@pytest.mark.parametrize("name", ["paper", "base", "fast"])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_fresh_network_returns_exactly_the_bilinear_image(name: str, frames: int) -> None:
+    lr = clip(frames, 9, 13)
+    with torch.inference_mode():
+        out = FMANetPP(preset(name)).eval()(lr)
+    bilinear = F.interpolate(lr[0], scale_factor=4, mode="bilinear", align_corners=False)
+    assert torch.equal(out.frames[0], bilinear)
+
+
+@pytest.mark.parametrize("scale", [4, 2, 1])
+def test_every_scale_gives_frames_of_its_size(scale: int) -> None:
+    with torch.inference_mode():
+        out = awake(replace(TINY, scale=scale))(clip(2, 9, 13))
+    assert out.frames.shape == (1, 2, 3, 9 * scale, 13 * scale)
+    assert out.frames.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["paper", "fast"])
+def test_all_parameters_learn_but_the_flow_update_that_nothing_reads(name: str) -> None:
+    network = awake(preset(name)).train()
+    out = network(clip(3, 16, 20))
+    assert out.image_flow is not None
+    kernels = network.degradation.kernels(out.kernel_feat.flatten(0, 1))
+    (out.frames.square().mean() + out.image_flow.square().mean() + kernels.square().mean()).backward()
+    idle = {key for key, value in network.named_parameters() if value.grad is None}
+    unread = f"restoration.blocks.{network.config.num_blocks - 1}.flow_update"
+    assert idle == {key for key, _ in network.named_parameters() if key.startswith(unread)}
+    assert all(value.grad.isfinite().all() for value in network.parameters() if value.grad is not None)
+
+
+CHANGES: dict[str, object] = {
+    "scale": 2,
+    "width": 16,
+    "num_blocks": 1,
+    "num_flows": 2,
+    "heads": 3,
+    "feed_forward_width": 8,
+    "fuse_convs": 2,
+    "dense_growth": 6,
+    "dense_layers": 1,
+    "extractor_width": 2,
+    "extractor_blocks": 1,
+    "modulation_width": 4,
+    "kernel_head_size": 3,
+    "upsampler": "two_stage",
+    "exposure_aware": False,
+    "guidance": "sft",
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(FMANetPPConfig)])
+def test_every_setting_moves_the_network(field: str) -> None:
+    if field == "last_flow_update":  # built for its parameter count alone
+        assert parameter_count(FMANetPP(replace(TINY, last_flow_update=True))) > parameter_count(FMANetPP(TINY))
+        return
+    with torch.inference_mode():
+        before = awake(TINY)(clip(3)).frames
+        after = awake(
+            replace(TINY, **{field: CHANGES[field]})  # type: ignore[arg-type]
+        )(clip(3)).frames
+    assert before.shape != after.shape or not torch.allclose(before, after)
+
+
+def test_a_window_with_its_context_equals_the_whole_sequence() -> None:
+    network, lr = awake(TINY), clip(15)
+    context = TINY.context
+    with torch.inference_mode():
+        whole = network(lr).frames
+        window = network(lr[:, 5 - context : 8 + context]).frames
+        short = network(lr[:, 5 - context + 1 : 8 + context]).frames
+    torch.testing.assert_close(window[:, context : context + 3], whole[:, 5:8], atol=1e-5, rtol=0)
+    # One frame less of context changes the first frame, so the context is all of it and no more.
+    assert (short[:, context - 1] - whole[:, 5]).abs().max() > 1e-5
+
+
+def test_clips_joined_at_a_cut_equal_the_clips_apart() -> None:
+    network, lr = awake(TINY), clip(9)
+    with torch.inference_mode():
+        joined = network(lr, scene_starts=(4, 5)).frames
+        apart = torch.cat([network(part).frames for part in lr.split([4, 1, 4], dim=1)], dim=1)
+        unflagged = network(lr).frames
+    torch.testing.assert_close(joined, apart, atol=1e-5, rtol=0)
+    assert (joined - unflagged).abs().max() > 1e-5
+
+
+def test_clips_of_a_batch_do_not_see_each_other() -> None:
+    network = awake(TINY)
+    lr = torch.cat([clip(3, seed=1), clip(3, seed=2)])
+    with torch.inference_mode():
+        torch.testing.assert_close(network(lr).frames[1:], network(lr[1:]).frames, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["fast", "paper"])
+def test_the_deployed_form_equals_the_training_form(name: str) -> None:
+    network = awake(preset(name))
+    lr = clip(2, 12, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(deploy(network)(lr).frames, network(lr).frames, atol=1e-5, rtol=0)
+
+
+def test_deploy_refuses_what_is_deployed() -> None:
+    with pytest.raises(ConfigError, match="training form"):
+        deploy(deploy(FMANetPP(TINY)))
+
+
+def test_a_given_exposure_replaces_the_reading_frame_by_frame() -> None:
+    network, lr = awake(TINY), clip(3)
+    exposure = torch.tensor([[torch.nan, 0.3, torch.nan]])
+    with torch.inference_mode():
+        mixed = network(lr, exposure).frames
+        reading = network.embed(lr[0])
+        assert reading is not None
+        embed = torch.stack([reading[0], anchor_embedding(network.anchors, torch.tensor(0.3)), reading[2]])
+        torch.testing.assert_close(mixed, network(lr, embed=embed[None]).frames)
+        assert not torch.allclose(mixed, network(lr).frames)
+        assert not torch.allclose(network(lr, torch.full((1, 3), 0.2)).frames, network(lr, torch.ones(1, 3)).frames)
+
+
+def test_anchors_are_met_at_their_levels_and_mixed_between() -> None:
+    anchors = F.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    levels = torch.arange(1, 6) / 5
+    torch.testing.assert_close(anchor_embedding(anchors, levels), anchors)
+    torch.testing.assert_close(anchor_embedding(anchors, torch.tensor(0.01)), anchors[0])
+    torch.testing.assert_close(
+        anchor_embedding(anchors, torch.tensor(0.5)), F.normalize(anchors[1] + anchors[2], dim=0), atol=1e-6, rtol=0
+    )
+
+
+def test_an_exposure_is_read_back_from_its_own_anchor() -> None:
+    anchors = F.normalize(torch.randn(5, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    given = torch.tensor([0.2, 0.4, 0.5, 0.86, 1.0])
+    exposure, confidence = read_exposure(anchors, anchor_embedding(anchors, given))
+    torch.testing.assert_close(exposure, given, atol=0.011, rtol=0)
+    assert ((confidence > 0.4) & (confidence <= 1)).all()
+
+
+def test_channel_attention_equals_its_definition() -> None:
+    torch.manual_seed(0)
+    attention = ChannelAttention(6, 2, guided=False)
+    with torch.no_grad():
+        attention.temperature.copy_(torch.tensor([0.7, 3.0]))
+    x = torch.randn(2, 6, 5, 4)
+    query, key, value = (part.flatten(2) for part in attention.to_rest(x).chunk(3, dim=1))  # (N, C, HW)
+    heads = []
+    for head, tau in zip((slice(0, 3), slice(3, 6)), (0.7, 3.0), strict=True):
+        q, k = F.normalize(query[:, head], dim=2), F.normalize(key[:, head], dim=2)
+        heads.append((tau * q @ k.transpose(1, 2)).softmax(dim=2) @ value[:, head])
+    expected = attention.to_out(torch.cat(heads, dim=1).view(2, 6, 5, 4))
+    torch.testing.assert_close(attention(x), expected, atol=1e-5, rtol=0)
+
+
+def test_a_query_of_zeros_gives_uniform_attention_not_nan() -> None:
+    attention = ChannelAttention(4, 2, guided=True)
+    assert attention(torch.randn(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)).isfinite().all()
+
+
+def test_exposure_modulation_starts_as_the_identity() -> None:
+    feat = torch.randn(3, 8, 4, 4)
+    assert torch.equal(ExposureModulation(8, 16, 5)(feat, torch.randn(3, 16)), feat)
+
+
+def test_kernels_start_as_an_anti_alias_filter() -> None:
+    network = FMANetPP(preset("fast"))
+    with torch.inference_mode():
+        weight = network.degradation.kernels(torch.zeros(1, 64, 1, 1)).softmax(dim=1).view(3, 20, 20)
+    assert weight[1].sum() > 0.7  # mostly the frame's own pixels
+    side = torch.arange(20) - 9.5
+    spread = (weight.sum(0) * (side[:, None] ** 2 + side**2)).sum()
+    assert 4 < spread < 12  # 2 * sigma^2 = 8 for sigma = scale / 2; a flat window has 66.5
+
+
+def test_the_extractor_stays_in_eval_while_the_rest_trains() -> None:
+    network = FMANetPP(TINY).train()
+    assert network.extractor is not None
+    before = {key: value.clone() for key, value in network.extractor.state_dict().items()}
+    network(clip(2))
+    assert all(torch.equal(value, before[key]) for key, value in network.extractor.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 7, 16), (1, 2, 4, 16, 16), (2, 3, 16, 16), (1, 0, 3, 16, 16)])
+def test_a_wrong_input_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"lr must be \(B, T >= 1, 3, H >= 8, W >= 8\)"):
+        FMANetPP(TINY)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": 3}, "scale must be 4, 2 or 1"),
+        ({"heads": 5}, "multiple of heads"),
+        ({"num_flows": 0}, "num_flows must be"),
+        ({"scale": 2, "upsampler": "two_stage"}, "two_stage makes scale 4"),
+        ({"fuse_convs": 3}, "fuse_convs must be"),
+    ],
+)
+def test_contradictory_settings_are_refused(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(TINY, **change)  # type: ignore[arg-type]
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ConfigError, match="paper, base or fast"):
+        preset("slow")
+
+
+def test_cost_is_linear_in_pixels() -> None:
+    def macs(height: int, width: int) -> int:
+        total = 0
+
+        def count(module: nn.Module, _: object, out: Tensor) -> None:
+            nonlocal total
+            assert isinstance(module, nn.Conv2d)
+            total += out[0].numel() * module.weight[0].numel() * len(out)
+
+        network = FMANetPP(TINY).eval()
+        for module in network.restoration.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(count)
+        with torch.inference_mode():
+            network(clip(1, height, width))
+        return total
+
+    assert macs(32, 48) == 4 * macs(16, 24)

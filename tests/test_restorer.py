@@ -1,0 +1,167 @@
+"""The streaming restorer: the same frames as the whole sequence at once, whatever the order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.test_networks import TINY, awake
+from vsfmanet.devices import has_fast_bf16, pick_device, pick_precision
+from vsfmanet.errors import ConfigError, DeviceError
+from vsfmanet.networks.fmanetpp import deploy
+from vsfmanet.restorer import Restorer
+from vsfmanet.weights import load_model, save_model
+
+FRAMES = 19
+CUTS = (6, 7, 13)
+CONTEXT = TINY.context
+
+
+class Clip:
+    """A random clip with cuts; remembers what was read of it."""
+
+    num_frames = FRAMES
+
+    def __init__(self) -> None:
+        self.frames = torch.rand(FRAMES, 3, 11, 14, generator=torch.Generator().manual_seed(3))
+        self.given: dict[int, float] = {2: 0.3, 9: 1.0}
+        self.read: list[int] = []
+
+    def frame(self, n: int) -> Tensor:
+        self.read.append(n)
+        return self.frames[n]
+
+    def exposure(self, n: int) -> float | None:
+        return self.given.get(n)
+
+    def starts_scene(self, n: int) -> bool:
+        return n in CUTS
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_model(deploy(awake(TINY)), path)
+    return path
+
+
+@pytest.fixture
+def restorer(weights: Path) -> Iterator[Restorer]:
+    with Restorer(str(weights), device="cpu", precision="fp32") as restorer:
+        yield restorer
+
+
+def frames(restorer: Restorer, clip: Clip, first: int, stop: int) -> Tensor:
+    return torch.stack([restored.frame for restored in restorer.restore(clip, first, stop)])
+
+
+def test_a_stream_equals_the_whole_sequence_at_once(restorer: Restorer, weights: Path) -> None:
+    clip = Clip()
+    exposure = torch.tensor([[clip.given.get(n, torch.nan) for n in range(FRAMES)]])
+    with torch.inference_mode():
+        whole = load_model(str(weights)).network(clip.frames[None], exposure, scene_starts=CUTS).frames[0]
+    torch.testing.assert_close(frames(restorer, clip, 0, FRAMES), whole, atol=1e-5, rtol=0)
+
+
+def test_in_order_every_frame_passes_every_level_once(restorer: Restorer) -> None:
+    clip = Clip()
+    for first in range(0, FRAMES, 4):
+        restorer.restore(clip, first, min(first + 4, FRAMES))
+    assert restorer.level_evaluations == FRAMES * 2 * TINY.num_blocks
+    assert clip.read == list(range(FRAMES))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 12])
+def test_pixels_do_not_depend_on_the_segment_length_or_the_order(restorer: Restorer, length: int) -> None:
+    clip = Clip()
+    whole = frames(restorer, clip, 0, FRAMES)
+    starts = list(range(0, FRAMES, length))
+    random.Random(length).shuffle(starts)
+    for first in starts:
+        stop = min(first + length, FRAMES)
+        assert torch.equal(frames(restorer, clip, first, stop), whole[first:stop])
+
+
+def test_only_frames_within_the_context_are_read(restorer: Restorer) -> None:
+    for n in range(FRAMES):
+        clip = Clip()
+        restorer.restore(clip, FRAMES - 1, FRAMES)  # elsewhere, so that n starts afresh
+        clip.read.clear()
+        restorer.restore(clip, n, n + 1)
+        if n == FRAMES - 1:
+            continue
+        scene_first = max([0, *[cut for cut in CUTS if cut <= n]])
+        scene_stop = min([FRAMES, *[cut for cut in CUTS if cut > n]])
+        expected = range(max(scene_first, n - CONTEXT), min(scene_stop, n + CONTEXT + 1))
+        assert clip.read == list(expected)
+
+
+def test_a_jump_costs_no_more_than_the_levels_that_the_frame_depends_on(restorer: Restorer) -> None:
+    class Long(Clip):
+        def starts_scene(self, n: int) -> bool:
+            return False
+
+    restorer.restore(Long(), 9, 10)
+    assert restorer.level_evaluations == (2 * TINY.num_blocks) ** 2  # 1 + 3 + 5 + 7, from the top level down
+
+
+def test_a_frame_tells_its_exposure_and_how_sure_it_is(restorer: Restorer) -> None:
+    restored = restorer.restore(Clip(), 0, 4)
+    assert [item.index for item in restored] == [0, 1, 2, 3]
+    assert restored[2].exposure == pytest.approx(0.3)
+    assert restored[2].confidence == 1
+    assert 0.2 <= restored[1].exposure <= 1
+    assert 0.2 <= restored[1].confidence < 1
+
+
+def test_after_a_failed_read_the_next_request_is_right(restorer: Restorer) -> None:
+    clip = Clip()
+    expected = frames(restorer, clip, 4, 8)
+
+    class Broken(Clip):
+        def frame(self, n: int) -> Tensor:
+            if n == 6:
+                raise OSError("unreadable")
+            return super().frame(n)
+
+    with pytest.raises(OSError, match="unreadable"):
+        restorer.restore(Broken(), 2, 8)
+    assert torch.equal(frames(restorer, clip, 4, 8), expected)
+
+
+def test_bf16_stays_close_to_fp32(weights: Path) -> None:
+    clip = Clip()
+    with Restorer(str(weights), device="cpu", precision="fp32") as restorer:
+        exact = frames(restorer, clip, 0, FRAMES)
+    with Restorer(str(weights), device="cpu", precision="bf16") as restorer:
+        rounded = frames(restorer, clip, 0, FRAMES)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).square().mean().sqrt() < 0.01
+    assert not torch.equal(rounded, rounded.bfloat16().float())  # the image itself is never rounded to bf16
+
+
+def test_values_out_of_range_are_clamped_before_the_network(restorer: Restorer) -> None:
+    wild, tame = Clip(), Clip()
+    wild.frames = wild.frames * 3 - 1
+    tame.frames = wild.frames.clamp(0, 1)
+    assert torch.equal(frames(restorer, wild, 0, 3), frames(restorer, tame, 0, 3))
+
+
+def test_precision_and_device_follow_one_rule() -> None:
+    cpu = torch.device("cpu")
+    assert pick_device("cpu") == cpu
+    assert pick_precision("auto", cpu) == (torch.bfloat16 if has_fast_bf16() else torch.float32)
+    assert pick_precision("fp32", cpu) == torch.float32
+    with pytest.raises(ConfigError, match="needs 'auto', 'cpu' or 'cuda', got 'tpu'"):
+        pick_device("tpu")
+    with pytest.raises(ConfigError, match="got 'int8'"):
+        pick_precision("int8", cpu)
+    with pytest.raises(ConfigError, match="fp16 is for CUDA"):
+        pick_precision("fp16", cpu)
+    with pytest.raises(DeviceError, match="got 99"):
+        pick_device("cuda", 99)

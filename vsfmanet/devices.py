@@ -1,0 +1,63 @@
+"""Which device and which precision run: one rule each, for the filter, the command line and the evaluation alike."""
+
+from __future__ import annotations
+
+import torch
+
+from vsfmanet.errors import ConfigError, DeviceError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str, index: int = 0) -> torch.device:
+    """Device by the user's name for it.
+
+    Args:
+        name: "auto" (a CUDA device if there is one, else the CPU), "cpu" or "cuda".
+        index: Which CUDA device, from 0.
+
+    Raises:
+        ConfigError: The name is none of these.
+        DeviceError: There is no such device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device: needs 'auto', 'cpu' or 'cuda', got {name!r}")
+    count = torch.cuda.device_count() if name != "cpu" else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return torch.device("cpu")
+    if not 0 <= index < count:
+        raise DeviceError(
+            f"device: device_index must name one of {count} CUDA devices, got {index}; "
+            "see `vsfmanet doctor`, or use device='cpu'"
+        )
+    return torch.device("cuda", index)
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware (AMX or AVX-512 BF16)."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if "AVX512" not in capability and "AMX" not in capability:
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """Type of the network's weights and features; images and flows are fp32 always.
+
+    Args:
+        name: "fp32", "bf16", "fp16" or "auto": bf16 where the device has it in hardware, else fp16 on CUDA and fp32
+            on the CPU.
+        device: Where the network runs.
+
+    Raises:
+        ConfigError: The name is none of these, or fp16 is asked of a CPU.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        return torch.bfloat16 if has_fast_bf16() else torch.float32
+    if name not in PRECISIONS:
+        raise ConfigError(f"precision: needs 'auto', {', '.join(map(repr, PRECISIONS))}, got {name!r}")
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("precision: fp16 is for CUDA devices, got the CPU; use 'bf16' or 'fp32'")
+    return PRECISIONS[name]

@@ -1,0 +1,1 @@
+"""The networks, each a plain `torch.nn.Module` built from a frozen configuration."""

@@ -1,0 +1,144 @@
+"""Parts that FMA-Net++ is made of. Feature maps are (N, C, H, W) with N = B*T, best kept channels-last."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def conv3x3(in_width: int, out_width: int) -> nn.Conv2d:
+    """A 3x3 convolution of stride 1 that keeps the size."""
+    return nn.Conv2d(in_width, out_width, 3, padding=1)
+
+
+def zero_init(layer: nn.Conv2d | nn.Linear) -> None:
+    """Make a layer return zero, so that the branch it ends starts as nothing."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class PixelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each pixel, with weight and bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (N, C, H, W); same shape."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ResidualDenseBlock(nn.Module):
+    """Dense convolutions, each reading all before it. Source: ESRGAN (arXiv 1809.00219), Fig. 4; one per stem."""
+
+    def __init__(self, width: int, growth: int, layers: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(conv3x3(width + i * growth, growth) for i in range(layers))
+        self.last = conv3x3(width + layers * growth, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine `x` (N, C, H, W); same shape."""
+        feats = [x]
+        for conv in self.convs:
+            feats.append(F.leaky_relu(conv(torch.cat(feats, dim=1)), 0.2))
+        return x + 0.2 * self.last(torch.cat(feats, dim=1))
+
+
+class ChannelAttention(nn.Module):
+    """Attention across channels: MDTA, or degradation-aware (DA) attention when guided.
+
+    Statistics span the whole frame, so the cost is linear in pixels. The output projection and the attention matrix
+    are multiplied first (one C x C matrix per frame), which leaves a single product per pixel.
+
+    Source: Restormer (arXiv 2111.09881), Eq. 1-2; FMA-Net++ (arXiv 2512.04390), Sec. 3.4 and Fig. 4b: in DA
+    attention the query comes from the degradation kernel, key and value from the features.
+    """
+
+    def __init__(self, width: int, heads: int, *, guided: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_query = _projection(width, width) if guided else None
+        self.to_rest = _projection(width, (2 if guided else 3) * width)  # key and value, or query, key and value
+        self.temperature = nn.Parameter(torch.ones(heads))
+        self.to_out = nn.Conv2d(width, width, 1, bias=False)
+
+    def forward(self, x: Tensor, guide: Tensor | None = None) -> Tensor:
+        """Mix the channels of `x` (N, C, H, W), guided by `guide` (N, C, H, W) if built so; same shape."""
+        height, width = x.shape[-2:]
+        parts = [self.to_rest(x)] if self.to_query is None else [self.to_query(guide), self.to_rest(x)]
+        parts = [part.permute(0, 2, 3, 1).flatten(1, 2) for part in parts]  # (N, HW, channels): a view, channels-last
+        channels = x.shape[1]
+        query, key, value = (
+            parts[0].split(channels, -1) if len(parts) == 1 else (parts[0], *parts[1].split(channels, -1))
+        )
+
+        gram = torch.bmm(query.transpose(1, 2), key).float()  # (N, C, C); CPUs and GPUs add up in fp32
+        with torch.autocast(x.device.type, enabled=False):
+            query_norm = torch.linalg.vector_norm(query, dim=1, dtype=torch.float32).clamp_min(1e-12)
+            key_norm = torch.linalg.vector_norm(key, dim=1, dtype=torch.float32).clamp_min(1e-12)
+            cosine = gram / (query_norm[:, :, None] * key_norm[:, None, :])
+            cosine = rearrange(cosine, "n (g c) (h d) -> n g h c d", g=self.heads, h=self.heads)
+            cosine = torch.diagonal(cosine, dim1=1, dim2=2)  # (N, C/heads, C/heads, heads): own head only
+            attention = (cosine * self.temperature.float()).softmax(dim=2)
+            out_weight = rearrange(self.to_out.weight.float(), "o (h c) 1 1 -> o h c", h=self.heads)
+            mix = torch.einsum("ohc,ncdh->nhdo", out_weight, attention).flatten(1, 2)  # (N, C in, C out)
+        out = torch.bmm(value, mix.to(value.dtype))
+        return out.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def _projection(in_width: int, out_width: int) -> nn.Sequential:
+    """A pointwise, then a depthwise 3x3 convolution, both without bias."""
+    return nn.Sequential(
+        nn.Conv2d(in_width, out_width, 1, bias=False),
+        nn.Conv2d(out_width, out_width, 3, padding=1, groups=out_width, bias=False),
+    )
+
+
+class GatedFeedForward(nn.Module):
+    """GDFN: a gated pointwise network with a depthwise 3x3 inside. Source: Restormer (arXiv 2111.09881), Eq. 3."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = _projection(width, 2 * hidden)
+        self.reduce = nn.Conv2d(hidden, width, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform `x` (N, C, H, W); same shape."""
+        gate, content = self.expand(x).chunk(2, dim=1)
+        return self.reduce(F.gelu(gate) * content)
+
+
+class FeatureModulation(nn.Module):
+    """Scale and shift features by the kernel guide: the paper's ablation in the place of DA attention.
+
+    Source: FMA-Net++ (arXiv 2512.04390), Table 8, "SFT instead of DA"; layer sizes fit its 13.2 M parameters.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.to_affine = nn.Sequential(conv3x3(width, width // 2), nn.LeakyReLU(0.1), conv3x3(width // 2, 2 * width))
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        """Modulate `x` (N, C, H, W) by `guide` (N, C, H, W); same shape."""
+        scale, shift = self.to_affine(guide).chunk(2, dim=1)
+        return x * (1 + scale) + shift
+
+
+class ExposureModulation(nn.Module):
+    """Scale and shift features by their frame's exposure.
+
+    Source: FMA-Net++ (arXiv 2512.04390), exposure-time modulation (ETM), Sec. 3.3. The embedding has no spatial
+    extent, so neither have scale and shift; the last layer starts at zero, so the module starts as the identity.
+    """
+
+    def __init__(self, width: int, embed_width: int, hidden: int) -> None:
+        super().__init__()
+        self.to_affine = nn.Sequential(
+            nn.Linear(embed_width, hidden), nn.LeakyReLU(0.1), last := nn.Linear(hidden, 2 * width)
+        )
+        zero_init(last)
+
+    def forward(self, feat: Tensor, embed: Tensor) -> Tensor:
+        """Modulate `feat` (N, C, H, W) by `embed` (N, U); returns (N, C, H, W)."""
+        scale, shift = rearrange(self.to_affine(embed), "n (two c) -> two n c 1 1", two=2)
+        return feat * (1 + scale) + shift

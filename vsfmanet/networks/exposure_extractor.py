@@ -1,0 +1,96 @@
+"""The exposure-time-aware feature extractor (ETE), and the reading of an exposure from its embedding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEVELS = 5
+"""Exposure levels 5:1 ... 5:5 of REDS-ME; level N is an open-shutter time of N/5 of the frame interval."""
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut. Source: ResNet (arXiv 1512.03385), Fig. 5 left."""
+
+    def __init__(self, in_width: int, out_width: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(in_width, out_width, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(out_width),
+            nn.ReLU(),
+            nn.Conv2d(out_width, out_width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_width),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_width != out_width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_width, out_width, 1, stride, bias=False), nn.BatchNorm2d(out_width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, ceil(H/stride), ceil(W/stride))."""
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+class ExposureExtractor(nn.Module):
+    """Embed how long the shutter was open for one blurred frame, as a unit vector.
+
+    Source: FMA-Net++ (arXiv 2512.04390), ETE, Sec. 3.3 and S1: a ResNet-18 trained by supervised contrast and then
+    frozen. Departures: width 8 to 32 instead of an unnamed one (the published counts allow no ResNet-18 of width 64),
+    a 3x3 stem of stride 1 without pooling (levels differ by a few pixels of blur, which an early reduction would
+    destroy), no projection head, and a BatchNorm without parameters before the length is set to 1: means of ReLU
+    features all point one way (cosine 0.99), from where the contrastive loss collapses.
+    """
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        stages: list[nn.Module] = []
+        in_width = width
+        for stage in range(4):
+            out_width = width << stage
+            for block in range(blocks):
+                stages.append(BasicBlock(in_width, out_width, 2 if stage and not block else 1))
+                in_width = out_width
+        self.stages = nn.Sequential(*stages)
+        self.centre = nn.BatchNorm1d(in_width, affine=False)
+        self.embed_width = in_width
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Embed frames `lr` (N, 3, H, W) in [0, 1]; returns (N, U) of length 1, fp32."""
+        return F.normalize(self.centre(self.stages(self.stem(lr)).float().mean(dim=(2, 3))), dim=1)
+
+
+def anchor_embedding(anchors: Tensor, exposure: Tensor) -> Tensor:
+    """Embedding that stands for a known exposure: between the mean embeddings of the two nearest levels.
+
+    Args:
+        anchors: (5, U), unit mean embeddings of levels 5:1 ... 5:5.
+        exposure: Any shape; open-shutter time over frame interval, in (0, 1]. Below 0.2 the first level answers.
+
+    Returns:
+        (*shape of `exposure`, U), length 1.
+    """
+    position = (exposure.float() * LEVELS - 1).clamp(0, LEVELS - 1)
+    low = position.floor().clamp(max=LEVELS - 2).long()
+    part = (position - low).unsqueeze(-1)
+    return F.normalize(torch.lerp(anchors[low], anchors[low + 1], part), dim=-1)
+
+
+def read_exposure(anchors: Tensor, embed: Tensor) -> tuple[Tensor, Tensor]:
+    """Exposure that an embedding speaks of, and how clearly.
+
+    Args:
+        anchors: (5, U), unit mean embeddings of levels 5:1 ... 5:5.
+        embed: (N, U), unit embeddings from the extractor.
+
+    Returns:
+        Exposure (N,) in [0.2, 1], the best match among interpolated anchors in steps of 0.02, and confidence (N,) in
+        [0, 1]: probability of the nearest level under a softmax over cosine similarities at temperature 0.1.
+    """
+    grid = torch.linspace(1 / LEVELS, 1, 41, device=embed.device)
+    table = anchor_embedding(anchors, grid)
+    exposure = grid[(embed.float() @ table.T).argmax(dim=1)]
+    confidence = (embed.float() @ anchors.T / 0.1).softmax(dim=1).amax(dim=1)
+    return exposure, confidence

@@ -1,0 +1,531 @@
+"""FMA-Net++: joint super-resolution and deblurring, aware of motion and of per-frame exposure.
+
+Source: Youk, Oh, Kim, "FMA-Net++", arXiv 2512.04390 v2. Written from the paper alone; where the paper is silent, the
+docstring of the module concerned says what was chosen.
+
+Every level of the network (M blocks of NetD, then M of NetR) reads the level below of a frame and of its two
+neighbours, and nothing else. So a frame depends on 2M frames to each side, and a whole sequence (`forward`) and a
+stream of single frames (`begin`, `blocks`, `bridge`, `finish`) give the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vsfmanet.errors import ConfigError, ShapeError
+from vsfmanet.networks.blocks import (
+    ChannelAttention,
+    ExposureModulation,
+    FeatureModulation,
+    GatedFeedForward,
+    PixelNorm,
+    ResidualDenseBlock,
+    conv3x3,
+    zero_init,
+)
+from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor, anchor_embedding
+from vsfmanet.ops.warp import multi_flow_warp
+
+MIN_SIDE = 8
+"""Smallest height and width of an input frame, in pixels."""
+_KERNEL_SIZES = {4: 20, 2: 12, 1: 9}
+_OPEN_MASK = 4.0  # sigmoid(4) = 0.982: nearly open, with a gradient that can still close it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FMANetPPConfig:
+    """Sizes of FMA-Net++. The defaults are the `paper` preset."""
+
+    scale: int = 4
+    """Output size over input size: 4, 2, or 1 (deblurring only)."""
+    width: int = 108
+    """Feature channels C; a multiple of `heads`."""
+    num_blocks: int = 4
+    """Blocks M of each of the two networks; a frame reads 2M frames to each side."""
+    num_flows: int = 9
+    """Flow-mask pairs n per direction."""
+    heads: int = 6
+    """Heads of the channel attentions."""
+    feed_forward_width: int = 288
+    """Hidden channels of the gated feed-forward networks."""
+    fuse_convs: int = 2
+    """Convolutions that fuse a frame with its warped neighbours, 1 or 2."""
+    dense_growth: int = 56
+    """Growth of the dense block in each stem."""
+    dense_layers: int = 4
+    """Layers of the dense block in each stem."""
+    extractor_width: int = 32
+    """First width of the exposure extractor; embeddings have 8 times as many channels."""
+    extractor_blocks: int = 2
+    """Residual blocks per stage of the exposure extractor."""
+    modulation_width: int = 52
+    """Hidden channels of the exposure modulation."""
+    kernel_head_size: int = 3
+    """Side of the last convolution of the kernel head, 3 or 1."""
+    upsampler: Literal["two_stage", "lr"] = "two_stage"
+    """`two_stage`: two pixel shuffles and convolutions at output size (scale 4); `lr`: all work at input size."""
+    last_flow_update: bool = True
+    """Build the flow update of the last restoration block, which nothing reads (only to match published counts)."""
+    exposure_aware: bool = True
+    """Build the extractor and the modulations; without them the network is the paper's ablation "without ETE"."""
+    guidance: Literal["attention", "sft"] = "attention"
+    """How kernels guide restoration: DA attention, or the paper's ablation by feature modulation."""
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions where they are made."""
+        if self.scale not in _KERNEL_SIZES:
+            raise ConfigError(f"FMANetPPConfig: scale must be 4, 2 or 1, got {self.scale}")
+        if self.width % self.heads:
+            raise ConfigError(f"FMANetPPConfig: width ({self.width}) must be a multiple of heads ({self.heads})")
+        if not 1 <= self.num_flows <= self.width:
+            raise ConfigError(f"FMANetPPConfig: num_flows must be in 1 ... width ({self.width}), got {self.num_flows}")
+        if self.upsampler == "two_stage" and self.scale != 4:
+            raise ConfigError(f"FMANetPPConfig: upsampler two_stage makes scale 4, got scale {self.scale}; use 'lr'")
+        if self.fuse_convs not in (1, 2) or self.kernel_head_size not in (1, 3):
+            raise ConfigError(
+                "FMANetPPConfig: fuse_convs must be 1 or 2 and kernel_head_size 1 or 3, "
+                f"got {self.fuse_convs} and {self.kernel_head_size}"
+            )
+
+    @property
+    def kernel_size(self) -> int:
+        """Side kd of the degradation kernels in output pixels; about five input pixels."""
+        return _KERNEL_SIZES[self.scale]
+
+    @property
+    def context(self) -> int:
+        """Frames that a frame reads to each side: 2M."""
+        return 2 * self.num_blocks
+
+
+def preset(name: str, scale: int = 4) -> FMANetPPConfig:
+    """Configuration `paper` (12.8 M parameters), `base` (3.7 M) or `fast` (1.6 M) for a scale of 4, 2 or 1.
+
+    Raises:
+        ConfigError: There is no preset of this name, or no such scale.
+    """
+    if name == "paper":
+        return FMANetPPConfig(scale=scale, upsampler="two_stage" if scale == 4 else "lr")
+    if name == "base":
+        return FMANetPPConfig(
+            scale=scale, width=64, num_flows=8, heads=4, feed_forward_width=128, fuse_convs=1, dense_growth=32,
+            extractor_width=16, modulation_width=32, kernel_head_size=1, upsampler="lr", last_flow_update=False,
+        )  # fmt: skip
+    if name == "fast":
+        return FMANetPPConfig(
+            scale=scale, width=64, num_blocks=2, num_flows=4, heads=4, feed_forward_width=96, fuse_convs=1,
+            dense_growth=32, dense_layers=2, extractor_width=8, modulation_width=32, kernel_head_size=1,
+            upsampler="lr", last_flow_update=False,
+        )  # fmt: skip
+    raise ConfigError(f"preset: name must be paper, base or fast, got {name!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FMANetPPOutput:
+    """What one pass gives."""
+
+    frames: Tensor
+    """(B, T, 3, s*H, s*W) RGB, fp32, nominal range [0, 1], not clamped."""
+    image_flow: Tensor | None
+    """(B, T, 2, 3, H, W), fp32: direction (next, previous), flow dx, dy in LR pixels and mask logit, between sharp
+    frames; None when deployed."""
+    kernel_feat: Tensor
+    """(B, T, C, H, W): h_K, from which `DegradationNetwork.kernels` makes the logits of the degradation kernels."""
+
+
+class FlowUpdate(nn.Module):
+    """Refine flow-mask pairs by the features fused with them. The last layer starts at zero."""
+
+    def __init__(self, width: int, num_flows: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv3x3(width + 6 * num_flows, 6 * num_flows),
+            nn.LeakyReLU(0.1),
+            last := conv3x3(6 * num_flows, 6 * num_flows),
+        )
+        zero_init(last)
+
+    def forward(self, fused: Tensor, flow: Tensor) -> Tensor:
+        """Update `flow` (N, 6n, H, W), fp32, by `fused` (N, C, H, W); fp32 keeps the small steps."""
+        return flow + self.body(torch.cat([fused, flow.to(fused.dtype)], dim=1)).float()
+
+
+class HRBABlock(nn.Module):
+    """Hierarchical refinement with bidirectional aggregation: one level, all frames alike.
+
+    Source: FMA-Net++, Sec. 3.2 and Fig. 4a. Paper silent on the fusion (one or two 3x3 convolutions of the frame and
+    its warped neighbours), on the flow update (two 3x3 convolutions of 6n channels, which reproduces the published
+    dependence of the parameters on n), and on missing neighbours (the frame itself, whose true flow is 0).
+    """
+
+    def __init__(self, config: FMANetPPConfig, *, guided: bool, build_flow_update: bool, embed_width: int) -> None:
+        super().__init__()
+        width = config.width
+        self.num_flows = config.num_flows
+        fuse: list[nn.Module] = [conv3x3(3 * width, width)]
+        if config.fuse_convs == 2:
+            fuse += [nn.LeakyReLU(0.1), conv3x3(width, width)]
+        self.fuse = nn.Sequential(*fuse)
+        self.flow_update = FlowUpdate(width, config.num_flows) if build_flow_update else None
+        self.attention_norm = PixelNorm(width)
+        self.attention = ChannelAttention(width, config.heads, guided=False)
+        self.feed_forward_norm = PixelNorm(width)
+        self.feed_forward = GatedFeedForward(width, config.feed_forward_width)
+        self.guided = guided
+        if guided:
+            if config.guidance == "attention":
+                self.guided_norm: nn.Module = PixelNorm(width)
+                self.guided_mix: nn.Module = ChannelAttention(width, config.heads, guided=True)
+            else:
+                self.guided_mix = FeatureModulation(width)
+            self.guided_by_attention = config.guidance == "attention"
+            self.guided_feed_forward_norm = PixelNorm(width)
+            self.guided_feed_forward = GatedFeedForward(width, config.feed_forward_width)
+        self.modulation = ExposureModulation(width, embed_width, config.modulation_width) if embed_width else None
+
+    def forward(
+        self,
+        feat: Tensor,
+        neighbours: tuple[Tensor, Tensor],
+        flow: Tensor,
+        embed: Tensor | None,
+        guide: Tensor | None = None,
+        *,
+        update_flow: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the level for N frames.
+
+        Args:
+            feat: (N, C, H, W), features of the frames themselves.
+            neighbours: Next and previous frame's features, each (N, C, H, W); where one is missing, `feat`.
+            flow: (N, 6n, H, W), fp32: [direction (next, previous), pair, (dx, dy, mask logit)] in LR pixels.
+            embed: (N, U) exposure embeddings; None without exposure awareness.
+            guide: (N, C, H, W), kernel features of this level; restoration only.
+            update_flow: Refine the flow too; False where nothing reads it.
+
+        Returns:
+            Features (N, C, H, W) and flow (N, 6n, H, W) of the next level.
+        """
+        pairs = rearrange(flow, "n (d g c) h w -> d n g c h w", d=2, g=self.num_flows)
+        warped = [multi_flow_warp(other, pair) for other, pair in zip(neighbours, pairs, strict=True)]
+        x = self.fuse(torch.cat([feat, *warped], dim=1))
+        if update_flow and self.flow_update is not None:
+            flow = self.flow_update(x, flow)
+        x = x + self.attention(self.attention_norm(x))
+        x = x + self.feed_forward(self.feed_forward_norm(x))
+        if self.guided:
+            if guide is None:
+                raise ShapeError("HRBABlock: a restoration block needs the kernel guide, got none")
+            if self.guided_by_attention:
+                x = x + self.guided_mix(self.guided_norm(x), guide)
+            else:
+                x = self.guided_mix(x, guide)
+            x = x + self.guided_feed_forward(self.guided_feed_forward_norm(x))
+        if self.modulation is not None:
+            if embed is None:
+                raise ShapeError("HRBABlock: an exposure-aware block needs the exposure embedding, got none")
+            x = self.modulation(x, embed)
+        return x, flow
+
+
+class DegradationNetwork(nn.Module):
+    """NetD: learns how each frame was blurred and made smaller, and how it moves.
+
+    Source: FMA-Net++, Sec. 3.2, Fig. 3. Paper silent on the heads: two 3x3 convolutions each; kernels start as a
+    Gaussian around the pixel, weaker in the neighbouring frames, instead of a flat window.
+    """
+
+    def __init__(self, config: FMANetPPConfig, *, embed_width: int, deployed: bool) -> None:
+        super().__init__()
+        width, flow_width = config.width, 6 * config.num_flows
+        self.num_flows = config.num_flows
+        self.stem = nn.Sequential(
+            conv3x3(3, width), nn.LeakyReLU(0.1), ResidualDenseBlock(width, config.dense_growth, config.dense_layers)
+        )
+        self.blocks = nn.ModuleList(
+            HRBABlock(config, guided=False, build_flow_update=True, embed_width=embed_width)
+            for _ in range(config.num_blocks)
+        )
+        self.kernel_feat = nn.Sequential(conv3x3(width, width), nn.LeakyReLU(0.1))
+        self.image_flow: nn.Sequential | None = None
+        self.to_kernels: nn.Conv2d | None = None
+        if not deployed:
+            self.image_flow = nn.Sequential(conv3x3(flow_width, flow_width), nn.LeakyReLU(0.1), conv3x3(flow_width, 6))
+            size = config.kernel_head_size
+            self.to_kernels = nn.Conv2d(width, 3 * config.kernel_size**2, size, padding=size // 2)
+            self._init_heads(config)
+
+    def _init_heads(self, config: FMANetPPConfig) -> None:
+        """Start with no motion, open masks, and an anti-alias kernel of plausible width."""
+        assert self.image_flow is not None
+        assert self.to_kernels is not None
+        last = self.image_flow[2]
+        assert isinstance(last, nn.Conv2d)
+        zero_init(last)
+        with torch.no_grad():
+            assert last.bias is not None
+            last.bias[2::3] = _OPEN_MASK
+            self.to_kernels.weight.mul_(0.1)
+            side = torch.arange(config.kernel_size) - (config.kernel_size - 1) / 2
+            own = -(side[:, None] ** 2 + side**2) / (2 * (config.scale / 2) ** 2)
+            assert self.to_kernels.bias is not None
+            self.to_kernels.bias.copy_(torch.stack([own - 2, own, own - 2]).flatten())
+
+    def initial_flow(self, lr: Tensor) -> Tensor:
+        """Flow of the first level: no motion, masks open; (N, 6n, H, W), fp32, for frames `lr` (N, 3, H, W)."""
+        pair = torch.tensor([0.0, 0.0, _OPEN_MASK], device=lr.device).repeat(2 * self.num_flows)
+        n, _, h, w = lr.shape
+        return pair.view(1, -1, 1, 1).expand(n, -1, h, w)
+
+    def kernels(self, kernel_feat: Tensor) -> Tensor:
+        """Logits of the degradation kernels, (N, 3*kd^2, H, W), from h_K (N, C, H, W). Training form only."""
+        assert self.to_kernels is not None
+        return self.to_kernels(kernel_feat)
+
+
+class RestorationNetwork(nn.Module):
+    """NetR: restores each frame by its features, its motion and its degradation. Source: FMA-Net++, Sec. 3.4."""
+
+    def __init__(self, config: FMANetPPConfig, *, embed_width: int, deployed: bool) -> None:
+        super().__init__()
+        width = config.width
+        self.stem = nn.Sequential(
+            conv3x3(width + 3, width),
+            nn.LeakyReLU(0.1),
+            ResidualDenseBlock(width, config.dense_growth, config.dense_layers),
+        )
+        last = config.num_blocks - 1
+        self.blocks = nn.ModuleList(
+            HRBABlock(
+                config,
+                guided=True,
+                build_flow_update=i < last or (config.last_flow_update and not deployed),
+                embed_width=embed_width,
+            )
+            for i in range(config.num_blocks)
+        )
+        self.kernel_embeds: nn.ModuleList | None = None
+        self.guide: nn.Conv2d | None = None
+        size = config.kernel_head_size
+        if deployed:
+            self.guide = nn.Conv2d(width, config.num_blocks * width, size, padding=size // 2)
+        else:
+            self.kernel_embeds = nn.ModuleList(
+                nn.Conv2d(3 * config.kernel_size**2, width, 1, bias=False) for _ in range(config.num_blocks)
+            )
+        self.upsampler = _upsampler(config)
+
+
+def _upsampler(config: FMANetPPConfig) -> nn.Sequential:
+    """Features to residual image. The last layer starts at zero, so a fresh network returns the bilinear image."""
+    if config.upsampler == "two_stage":
+        layers = [
+            conv3x3(config.width, 256), nn.PixelShuffle(2), nn.LeakyReLU(0.1),
+            conv3x3(64, 256), nn.PixelShuffle(2), nn.LeakyReLU(0.1),
+            conv3x3(64, 64), nn.LeakyReLU(0.1), last := conv3x3(64, 3),
+        ]  # fmt: skip
+    else:
+        last = conv3x3(config.width, 3 * config.scale**2)
+        layers = [conv3x3(config.width, config.width), nn.LeakyReLU(0.1), last, nn.PixelShuffle(config.scale)]
+    zero_init(last)
+    return nn.Sequential(*layers)
+
+
+class FMANetPP(nn.Module):
+    """FMA-Net++ whole: extractor (ETE), degradation network (NetD), restoration network (NetR).
+
+    The kernels matter to restoration only through one pointwise convolution per block, and both it and the kernel
+    head are linear; so their product (`guide`) is applied to the kernel features directly, and the 3*kd^2 channels of
+    logits exist only where a loss asks for them. `deploy` stores the product and drops what only training needs.
+
+    Args:
+        config: Sizes.
+        deployed: Build the folded form that `deploy` returns and the shipped weights hold.
+    """
+
+    anchors: Tensor
+
+    def __init__(self, config: FMANetPPConfig, *, deployed: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.deployed = deployed
+        self.extractor = (
+            ExposureExtractor(config.extractor_width, config.extractor_blocks) if config.exposure_aware else None
+        )
+        embed_width = self.extractor.embed_width if self.extractor is not None else 0
+        self.degradation = DegradationNetwork(config, embed_width=embed_width, deployed=deployed)
+        self.restoration = RestorationNetwork(config, embed_width=embed_width, deployed=deployed)
+        if self.extractor is not None:
+            self.register_buffer("anchors", F.normalize(torch.ones(LEVELS, embed_width), dim=1))
+
+    def train(self, mode: bool = True) -> FMANetPP:
+        """Switch modes; the extractor stays in eval, where its statistics do not mix the exposures of a batch."""
+        super().train(mode)
+        if self.extractor is not None:
+            self.extractor.eval()
+        return self
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The 2M levels in order: those of NetD, then those of NetR."""
+        return [*self.degradation.blocks, *self.restoration.blocks]
+
+    def embed(self, lr: Tensor, exposure: Tensor | None = None) -> Tensor | None:
+        """Exposure embeddings of frames.
+
+        Args:
+            lr: (N, 3, H, W) in [0, 1].
+            exposure: (N,) open-shutter time over frame interval, in (0, 1]; NaN or None: ask the extractor.
+
+        Returns:
+            (N, U) of length 1, fp32; None if the network is not exposure-aware.
+        """
+        if self.extractor is None:
+            return None
+        if exposure is None:
+            return self.extractor(lr)
+        known = ~exposure.isnan()
+        given = anchor_embedding(self.anchors, exposure.nan_to_num(1.0))
+        if known.all():
+            return given
+        return torch.where(known[:, None], given, self.extractor(lr))
+
+    def begin(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, C, H, W) and flow (N, 6n, H, W) of the first level, for frames `lr` (N, 3, H, W)."""
+        return self.degradation.stem(lr), self.degradation.initial_flow(lr)
+
+    def bridge(self, lr: Tensor, feat: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """From NetD to NetR.
+
+        Args:
+            lr: (N, 3, H, W), in the dtype of `feat`.
+            feat: (N, C, H, W), what NetD's last block gave.
+
+        Returns:
+            NetR's first features (N, C, H, W), the kernel features h_K (N, C, H, W), and the guide of each block of
+            NetR, M times (N, C, H, W).
+        """
+        kernel_feat = self.degradation.kernel_feat(feat)
+        weight, bias = self.folded_guide()
+        guides = F.conv2d(kernel_feat, weight.to(kernel_feat.dtype), bias.to(kernel_feat.dtype), padding="same")
+        return (
+            self.restoration.stem(torch.cat([feat, lr], dim=1)),
+            kernel_feat,
+            guides.chunk(self.config.num_blocks, dim=1),
+        )
+
+    def folded_guide(self) -> tuple[Tensor, Tensor]:
+        """Weight (M*C, C, k, k) and bias (M*C,) of kernel head times kernel embeddings."""
+        if self.restoration.guide is not None:
+            assert self.restoration.guide.bias is not None
+            return self.restoration.guide.weight, self.restoration.guide.bias
+        head = self.degradation.to_kernels
+        assert head is not None
+        assert head.bias is not None
+        assert self.restoration.kernel_embeds is not None
+        with torch.autocast(head.weight.device.type, enabled=False):
+            embeds = torch.cat([weight[:, :, 0, 0] for weight in self.restoration.kernel_embeds.parameters()])
+            return torch.einsum("ok,kchw->ochw", embeds, head.weight), embeds @ head.bias
+
+    def finish(self, lr: Tensor, feat: Tensor) -> Tensor:
+        """Restored frames (N, 3, s*H, s*W), fp32: NetR's residual plus the bilinear image (Eq. 8).
+
+        Args:
+            lr: (N, 3, H, W), fp32.
+            feat: (N, C, H, W), what NetR's last block gave.
+        """
+        skip = F.interpolate(lr.float(), scale_factor=self.config.scale, mode="bilinear", align_corners=False)
+        return skip + self.restoration.upsampler(feat).float()
+
+    def forward(
+        self,
+        lr: Tensor,
+        exposure: Tensor | None = None,
+        *,
+        embed: Tensor | None = None,
+        scene_starts: Sequence[int] = (),
+    ) -> FMANetPPOutput:
+        """Restore whole sequences at once.
+
+        Args:
+            lr: (B, T, 3, H, W) in [0, 1].
+            exposure: (B, T) open-shutter time over frame interval, in (0, 1]; NaN or None: ask the extractor.
+            embed: (B, T, U), replaces the embeddings altogether (tests of the guidance).
+            scene_starts: Frames t > 0 before which a cut lies; frames on two sides of a cut do not see each other.
+
+        Raises:
+            ShapeError: `lr` is not (B, T, 3, H, W) with H, W >= 8.
+        """
+        if lr.dim() != 5 or lr.shape[2] != 3 or min(lr.shape[-2:]) < MIN_SIDE or not lr.shape[1]:
+            raise ShapeError(
+                f"FMANetPP: lr must be (B, T >= 1, 3, H >= {MIN_SIDE}, W >= {MIN_SIDE}), got {tuple(lr.shape)}"
+            )
+        clips, frames = lr.shape[:2]
+        next_frame, previous_frame = _neighbour_index(clips, frames, scene_starts, lr.device)
+        flat = lr.flatten(0, 1)
+        known = exposure.flatten() if exposure is not None else None
+        guidance = embed.flatten(0, 1) if embed is not None else self.embed(flat, known)
+        dtype = next(self.degradation.parameters()).dtype
+        x = flat.to(dtype).contiguous(memory_format=torch.channels_last)
+        feat, flow = self.begin(x)
+        for block in self.degradation.blocks:
+            feat, flow = block(feat, (feat[next_frame], feat[previous_frame]), flow, guidance)
+        image_flow = self.degradation.image_flow(flow) if self.degradation.image_flow is not None else None
+        feat, kernel_feat, guides = self.bridge(x, feat)
+        last = self.restoration.blocks[-1]
+        for block, guide in zip(self.restoration.blocks, guides, strict=True):
+            neighbours = (feat[next_frame], feat[previous_frame])
+            feat, flow = block(feat, neighbours, flow, guidance, guide, update_flow=block is not last)
+        return FMANetPPOutput(
+            frames=self.finish(flat, feat).unflatten(0, (clips, frames)),
+            image_flow=None
+            if image_flow is None
+            else rearrange(image_flow.float(), "(b t) (d c) h w -> b t d c h w", b=clips, d=2),
+            kernel_feat=kernel_feat.unflatten(0, (clips, frames)),
+        )
+
+
+def _neighbour_index(
+    clips: int, frames: int, scene_starts: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Index of the next and of the previous frame of each of B*T frames; the frame itself at ends and cuts."""
+    starts = set(scene_starts) | {0, frames}
+    following = torch.tensor([t if t + 1 in starts else t + 1 for t in range(frames)], device=device)
+    previous = torch.tensor([t if t in starts else t - 1 for t in range(frames)], device=device)
+    offset = (torch.arange(clips, device=device) * frames)[:, None]
+    return (following + offset).flatten(), (previous + offset).flatten()
+
+
+@torch.no_grad()
+def deploy(network: FMANetPP) -> FMANetPP:
+    """The form for inference: kernel head and embeddings folded into one convolution, training-only heads dropped.
+
+    Exact up to rounding; the product is taken in fp64.
+
+    Args:
+        network: Training form, on any device.
+
+    Returns:
+        A new network in eval mode on the same device, fp32, that shares no memory with `network`.
+    """
+    if network.deployed:
+        raise ConfigError("deploy: network must be in training form, got one that is deployed already")
+    out = FMANetPP(network.config, deployed=True).to(next(network.parameters()).device)
+    wanted = out.state_dict()
+    state = {name: value for name, value in network.state_dict().items() if name in wanted}
+    head, embeds = network.degradation.to_kernels, network.restoration.kernel_embeds
+    assert head is not None
+    assert head.bias is not None
+    assert embeds is not None
+    product = torch.cat([weight[:, :, 0, 0] for weight in embeds.parameters()]).double()
+    state["restoration.guide.weight"] = torch.einsum("ok,kchw->ochw", product, head.weight.double()).float()
+    state["restoration.guide.bias"] = (product @ head.bias.double()).float()
+    out.load_state_dict(state)
+    return out.eval()

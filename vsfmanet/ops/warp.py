@@ -1,0 +1,81 @@
+"""Backward warping by optical flow, alone and by groups of channels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from vsfmanet.errors import ShapeError
+
+
+def flow_warp(x: Tensor, flow: Tensor, *, padding: Literal["zeros", "border"] = "zeros") -> Tensor:
+    """Sample `x` at `p + flow(p)`: backward warping, bilinear.
+
+    Sampling runs in fp32 whatever the dtype of `x`: half floats cannot hold half pixels beyond column 1024, and the
+    half-precision `grid_sample` of the CPU returns garbage above 32,767 pixels.
+
+    Args:
+        x: (N, C, H, W), any range.
+        flow: (N, 2, H, W) in pixels; channel 0 points right, channel 1 down.
+        padding: What lies outside the image: zeros, or the nearest pixel of its border.
+
+    Returns:
+        (N, C, H, W), in the dtype of `x`.
+
+    Raises:
+        ShapeError: `flow` is not (N, 2, H, W) for the N, H, W of `x`.
+    """
+    n, _, h, w = x.shape
+    if flow.shape != (n, 2, h, w):
+        raise ShapeError(f"flow_warp: flow must be {(n, 2, h, w)}, got {tuple(flow.shape)}; resize it to the image")
+    with torch.autocast(x.device.type, enabled=False):
+        flow = flow.float()
+        column = torch.arange(w, device=x.device, dtype=torch.float32) + flow[:, 0]
+        row = torch.arange(h, device=x.device, dtype=torch.float32)[:, None] + flow[:, 1]
+        # Half-pixel convention of align_corners=False, which also holds for a side of one pixel.
+        grid = torch.stack([(2 * column + 1) / w - 1, (2 * row + 1) / h - 1], dim=-1)
+        out = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    return out.to(x.dtype)
+
+
+def multi_flow_warp(x: Tensor, pairs: Tensor) -> Tensor:
+    """Warp groups of channels by their own flow and weight them by their own mask.
+
+    The channels are split into n contiguous, nearly equal groups (the first C mod n groups get one more); group g is
+    warped by flow g and multiplied by the visibility o = sigmoid(z). Samples outside the image repeat its border:
+    zeros would darken the edges under panning, and the mask can still reject.
+
+    Args:
+        x: (N, C, H, W) features of the neighbouring frame.
+        pairs: (N, n, 3, H, W), fp32: flow dx, dy in pixels and mask logit z per group.
+
+    Returns:
+        (N, C, H, W), in the dtype of `x`.
+
+    Raises:
+        ShapeError: N, H or W differ, or there are fewer channels than groups.
+
+    Source: FMA-Net++ (arXiv 2512.04390), Eq. 4 and Sec. 3.2; the paper does not say how pairs share the channels.
+    """
+    count, channels, h, w = x.shape
+    groups = pairs.shape[1]
+    if pairs.shape != (count, groups, 3, h, w) or groups > channels:
+        raise ShapeError(
+            f"multi_flow_warp: pairs must be ({count}, n <= {channels}, 3, {h}, {w}), got {tuple(pairs.shape)}"
+        )
+    mask = pairs[:, :, 2:].float().sigmoid().to(x.dtype)  # (N, n, 1, H, W)
+    if channels % groups:
+        parts = torch.tensor_split(x, groups, dim=1)  # the first C mod n parts are one larger
+        warped = [flow_warp(part, pairs[:, g, :2], padding="border") * mask[:, g] for g, part in enumerate(parts)]
+        return torch.cat(warped, dim=1)
+    by_group = rearrange(x, "n (g c) h w -> (n g) c h w", g=groups)
+    flow = rearrange(pairs[:, :, :2], "n g two h w -> (n g) two h w")
+    return rearrange(
+        flow_warp(by_group, flow, padding="border") * rearrange(mask, "n g 1 h w -> (n g) 1 h w"),
+        "(n g) c h w -> n (g c) h w",
+        g=groups,
+    )

@@ -1,0 +1,213 @@
+"""Weights files and the models they make: safetensors with their configuration inside, listed in a manifest.
+
+A file holds the deployed form in fp16. Its metadata says what it is, so that a file alone is enough:
+`{"vsfmanet": '{"network": "fmanetpp", "config": {...}, ...}'}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vsfmanet.errors import ConfigError, WeightsError
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
+
+METADATA_KEY = "vsfmanet"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelEntry:
+    """A model that ships with the package, as its manifest describes it."""
+
+    name: str
+    """`<network>_x<scale>[_<preset>]`."""
+    scale: int
+    """Output size over input size."""
+    preset: str
+    """Name of the configuration."""
+    path: Path
+    """The weights file."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """Of the file, in hexadecimal."""
+    licence: str
+    """Of the weights."""
+    description: str
+    """One line."""
+    scores: Mapping[str, float]
+    """Measured scores by name, e.g. `psnr_5_5`, dB; the command that measured them stands in the manifest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A network with its weights."""
+
+    name: str
+    """Name in the manifest, or the file's stem."""
+    sha256: str
+    """Of the weights file."""
+    scale: int
+    """Output size over input size."""
+    network: FMANetPP
+    """Deployed form, fp32, in eval mode, on the CPU."""
+
+
+def models_folder() -> Path:
+    """Where the shipped weights are: inside the installed package, or in a checkout beside it."""
+    package = Path(__file__).parent
+    installed = package / "models"
+    return installed if installed.is_dir() else package.parent / "models"
+
+
+def list_models() -> list[ModelEntry]:
+    """Models of the manifest, in its order.
+
+    Raises:
+        WeightsError: The manifest is missing or cannot be read.
+    """
+    manifest = models_folder() / "manifest.toml"
+    try:
+        entries = tomllib.loads(manifest.read_text(encoding="utf-8"))["model"]
+        return [
+            ModelEntry(
+                name=entry["name"],
+                scale=entry["scale"],
+                preset=entry["preset"],
+                path=manifest.parent / entry["file"],
+                size=entry["size"],
+                sha256=entry["sha256"],
+                licence=entry["licence"],
+                description=entry["description"],
+                scores=entry["scores"],
+            )
+            for entry in entries
+        ]
+    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
+        raise WeightsError(
+            f"list_models: a readable manifest is needed, got {manifest} ({error}); reinstall vsfmanet"
+        ) from error
+
+
+def find_model(name_or_path: str) -> tuple[str, Path, str | None]:
+    """Name, file and expected sha256 (None for a file of the user's) of a model.
+
+    Raises:
+        WeightsError: There is neither a model nor a file of this name.
+    """
+    if name_or_path.endswith(".safetensors"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise WeightsError(f"load_model: model must be a safetensors file that exists, got {name_or_path!r}")
+        return path.stem, path, None
+    entries = list_models()
+    for entry in entries:
+        if entry.name == name_or_path:
+            return entry.name, entry.path, entry.sha256
+    known = ", ".join(entry.name for entry in entries)
+    raise WeightsError(
+        f"load_model: model must be one of {known}, or a path that ends in .safetensors; got {name_or_path!r}"
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_model(name_or_path: str) -> LoadedModel:
+    """Read, check and build a model.
+
+    The sha256 is checked against the manifest before anything is parsed; names, shapes and finiteness of all tensors
+    are checked before the network is returned. Nothing in a weights file is code.
+
+    Args:
+        name_or_path: A model of the manifest, or the path of a safetensors file with our metadata.
+
+    Raises:
+        WeightsError: Missing, damaged, of another architecture, or with values that are not finite.
+    """
+    name, path, expected = find_model(name_or_path)
+    try:
+        digest = file_sha256(path)
+    except OSError as error:
+        raise WeightsError(
+            f"load_model: {name} needs {path.name}, which cannot be read ({error}); reinstall"
+        ) from error
+    if expected is not None and digest != expected:
+        raise WeightsError(f"load_model: {path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
+    config, state = _read(path)
+    network = FMANetPP(config, deployed=True)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"load_model: the tensors of {path.name} must fit its configuration; {error}") from error
+    return LoadedModel(name=name, sha256=digest, scale=config.scale, network=network.eval().requires_grad_(False))
+
+
+def _read(path: Path) -> tuple[FMANetPPConfig, dict[str, Tensor]]:
+    """Configuration and fp32 tensors of a weights file, checked to be finite."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            if text is None:
+                raise WeightsError(
+                    f"load_model: {path.name} must carry our metadata, got a file without; is it a model?"
+                )
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"load_model: {path.name} must be a whole safetensors file, got {error}") from error
+    try:
+        description = json.loads(text)
+        if description["network"] != "fmanetpp":
+            raise WeightsError(f"load_model: {path.name} holds the network {description['network']!r}; update vsfmanet")
+        config = FMANetPPConfig(**description["config"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise WeightsError(f"load_model: the configuration in {path.name} must be complete, got {error}") from error
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise WeightsError(f"load_model: {path.name} must hold finite values, got NaN or infinity in {name}")
+    return config, {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def save_model(network: FMANetPP, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
+    """Write a deployed network as fp16 safetensors, beside and renamed.
+
+    Args:
+        network: Deployed form.
+        path: Ends in .safetensors.
+        about: More for the metadata: data, command, step.
+
+    Raises:
+        WeightsError: A value does not fit fp16.
+    """
+    if not network.deployed:
+        raise ConfigError("save_model: network must be in deployed form; call deploy() first")
+    state = {
+        name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
+        for name, value in network.state_dict().items()
+    }
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise WeightsError(f"save_model: values must fit fp16, got larger ones or NaN in {name}")
+    description = {"network": "fmanetpp", "config": asdict(network.config), **(about or {})}
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(state, beside, metadata={METADATA_KEY: json.dumps(description, sort_keys=True)})
+    beside.replace(path)
+
+
+def parameter_count(network: torch.nn.Module) -> int:
+    """Number of trained values."""
+    return sum(value.numel() for value in network.parameters())
