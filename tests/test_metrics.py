@@ -1,0 +1,94 @@
+"""PSNR, SSIM and tOF against cases worked out by hand."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from training.metrics import BORDER, psnr, ssim, tof
+from vsfmanet.errors import ShapeError
+
+
+def noise(*shape: int) -> NDArray[np.uint8]:
+    """Bytes that leave room for an offset."""
+    return np.random.default_rng(0).integers(20, 200, shape).astype(np.uint8)
+
+
+def smooth_picture(height: int, width: int, shift: float) -> NDArray[np.uint8]:
+    """A textured (3, H, W) picture, moved right by `shift` pixels."""
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    x = x - shift
+    waves = np.sin(x / 3) + np.sin(y / 4 + 1) + np.sin((x + y) / 5) + np.cos((x - 2 * y) / 7)
+    return np.repeat(np.round(127 + 30 * waves)[None], 3, axis=0).astype(np.uint8)
+
+
+@pytest.mark.parametrize("offset", [1, 5, 20])
+def test_psnr_of_a_constant_offset_is_known(offset: int) -> None:
+    truth = noise(3, 24, 30)
+    output = truth + np.uint8(offset)
+    assert psnr(output, truth) == pytest.approx(20 * np.log10(255 / offset))
+
+
+def test_psnr_of_one_wrong_channel_counts_a_third() -> None:
+    truth = noise(3, 24, 30)
+    output = truth.copy()
+    output[1] += 6
+    assert psnr(output, truth) == pytest.approx(10 * np.log10(255**2 / 12))
+
+
+def test_psnr_and_ssim_ignore_the_border() -> None:
+    truth = noise(3, 32, 40)
+    output = np.full_like(truth, 255)
+    output[:, BORDER:-BORDER, BORDER:-BORDER] = truth[:, BORDER:-BORDER, BORDER:-BORDER]
+    assert psnr(output, truth) == float("inf")
+    assert ssim(output, truth) == pytest.approx(1)
+
+
+def test_ssim_of_equal_frames_is_one() -> None:
+    truth = noise(3, 32, 40)
+    assert ssim(truth, truth) == pytest.approx(1)
+
+
+def test_ssim_of_constant_frames_is_their_luminance_term() -> None:
+    output = np.full((3, 24, 24), 100, dtype=np.uint8)
+    truth = np.full((3, 24, 24), 120, dtype=np.uint8)
+    c1 = (0.01 * 255) ** 2
+    assert ssim(output, truth) == pytest.approx((2 * 100 * 120 + c1) / (100**2 + 120**2 + c1), abs=1e-6)
+
+
+def test_ssim_of_one_window_is_that_of_its_weighted_moments() -> None:
+    output, truth = noise(2, 3, 19, 19)
+    axis = np.arange(11) - 5
+    weights = np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    values = []
+    for a, b in zip(output[:, 4:-4, 4:-4].astype(float), truth[:, 4:-4, 4:-4].astype(float), strict=True):
+        mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+        variance_a, variance_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
+        covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+        values.append(luminance * (2 * covariance + c2) / (variance_a + variance_b + c2))
+    assert ssim(output, truth) == pytest.approx(np.mean(values), abs=1e-9)
+
+
+def test_tof_of_equal_clips_is_zero() -> None:
+    clip = np.stack([smooth_picture(64, 80, shift) for shift in (0, 1, 3)])
+    assert tof(clip, clip) == 0
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_tof_of_a_moving_clip_against_a_still_one_is_the_motion(step: int) -> None:
+    still = np.stack([smooth_picture(96, 96, 0)] * 3)
+    moving = np.stack([smooth_picture(96, 96, shift) for shift in (0, step, 2 * step)])
+    assert tof(moving, still) == pytest.approx(step, rel=0.1)
+
+
+def test_frames_of_another_size_are_refused() -> None:
+    with pytest.raises(ShapeError, match="psnr"):
+        psnr(noise(3, 24, 24), noise(3, 24, 28))
+    with pytest.raises(ShapeError, match="ssim"):
+        ssim(noise(3, 18, 24), noise(3, 18, 24))
+    with pytest.raises(ShapeError, match="tof"):
+        tof(noise(1, 3, 64, 64), noise(1, 3, 64, 64))
+    with pytest.raises(ShapeError, match="tof"):
+        tof(noise(2, 3, 40, 64), noise(2, 3, 40, 64))

@@ -1,0 +1,134 @@
+"""How far a restored clip is from truth: PSNR, SSIM and tOF, on 8-bit RGB frames.
+
+Source: FMA-Net's public evaluation, by which FMA-Net++ (arXiv 2512.04390) is likeliest to have been measured.
+"""
+
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vsfmanet.errors import ShapeError
+
+BORDER = 4
+"""Pixels left out along each edge of the frame for PSNR and SSIM."""
+
+PEAK = 255.0
+
+SSIM_SIZE, SSIM_SIGMA = 11, 1.5
+"""Gaussian window of SSIM, pixels."""
+
+TOF_BLOCK, TOF_MARGIN = 32, 16
+"""tOF keeps a centred part whose sides are multiples of the block, and smaller than the frame by the margin or more."""
+
+
+def psnr(output: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio over all channels of a frame.
+
+    Args:
+        output: (3, H, W).
+        truth: (3, H, W).
+
+    Returns:
+        Decibels; infinite for equal frames.
+
+    Raises:
+        ShapeError: The shapes differ.
+    """
+    a, b = _without_border("psnr", output, truth)
+    error = float(np.mean((a - b) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(PEAK**2 / error))
+
+
+def ssim(output: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    """Structural similarity, averaged over the area where the window fits, then over channels.
+
+    Args:
+        output: (3, H, W), H and W at least 19.
+        truth: (3, H, W).
+
+    Returns:
+        At most 1.
+
+    Raises:
+        ShapeError: The shapes differ, or the frame is too small.
+
+    Source: Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), Eq. 13.
+    """
+    a, b = _without_border("ssim", output, truth)
+    if min(a.shape[1:]) < SSIM_SIZE:
+        least = SSIM_SIZE + 2 * BORDER
+        raise ShapeError(f"ssim: frames must be at least {least} x {least}, got {output.shape}; give larger ones")
+    c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
+    mean_a, mean_b = _local_mean(a), _local_mean(b)
+    variance_a = _local_mean(a * a) - mean_a**2
+    variance_b = _local_mean(b * b) - mean_b**2
+    covariance = _local_mean(a * b) - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
+    return float(np.mean(luminance * structure))
+
+
+def tof(output: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    """Temporal consistency: how far the motion estimated in a clip is from that estimated in truth.
+
+    Args:
+        output: (T, 3, H, W), T at least 2, H and W at least 48.
+        truth: (T, 3, H, W).
+
+    Returns:
+        Mean length of the difference of the two flows between consecutive frames, in pixels.
+
+    Raises:
+        ShapeError: The shapes differ, or the clip is too short or too small.
+
+    Source: Chu et al., TecoGAN (arXiv 1811.09393), tOF.
+    """
+    if output.shape != truth.shape or len(truth) < 2 or min(truth.shape[2:]) < TOF_BLOCK + TOF_MARGIN:
+        least = TOF_BLOCK + TOF_MARGIN
+        raise ShapeError(
+            f"tof: two clips of one shape, at least 2 frames of {least} x {least}, are needed, "
+            f"got {output.shape} and {truth.shape}; give longer or larger ones"
+        )
+    height, width = truth.shape[2:]
+    kept_height, kept_width = ((size - TOF_MARGIN) // TOF_BLOCK * TOF_BLOCK for size in (height, width))
+    top, left = (height - kept_height) // 2, (width - kept_width) // 2
+    differences = _flows(output) - _flows(truth)
+    kept = differences[:, top : top + kept_height, left : left + kept_width]
+    return float(np.linalg.norm(kept, axis=-1).mean())
+
+
+def _without_border(
+    caller: str, output: NDArray[np.uint8], truth: NDArray[np.uint8]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Check that two frames (3, H, W) go together, and remove their borders."""
+    if output.shape != truth.shape:
+        raise ShapeError(f"{caller}: output must be {truth.shape} as truth is, got {output.shape}; check the scale")
+    inside = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
+    return output[inside].astype(np.float64), truth[inside].astype(np.float64)
+
+
+def _local_mean(planes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average (C, H, W) by the Gaussian window where it fits; returns (C, H - 10, W - 10)."""
+    window = cv2.getGaussianKernel(SSIM_SIZE, SSIM_SIGMA)
+    half = SSIM_SIZE // 2
+    return np.stack([cv2.sepFilter2D(plane, -1, window, window)[half:-half, half:-half] for plane in planes])
+
+
+def _flows(clip: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Estimate Farneback flow between consecutive frames of (T, 3, H, W); returns (T - 1, H, W, 2)."""
+    grey = [
+        np.asarray(cv2.cvtColor(np.ascontiguousarray(frame.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+        for frame in clip
+    ]
+    return np.stack([_farneback(before, after) for before, after in pairwise(grey)])
+
+
+def _farneback(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Estimate flow between grey frames (H, W), with the settings of tOF; returns (H, W, 2)."""
+    flow = np.zeros((*before.shape, 2), dtype=np.float32)
+    cv2.calcOpticalFlowFarneback(
+        before, after, flow, pyr_scale=0.5, levels=3, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2, flags=0
+    )
+    return flow

@@ -1,0 +1,149 @@
+"""Stage 1: the exposure extractor (ETE), by supervised contrast between exposure levels.
+
+    python -m training.train_extractor --pool runs/pool --preset fast --out runs/extractor.pt
+
+Source: FMA-Net++ (arXiv 2512.04390), Sec. 3.3, S1, S4.1. Each batch holds the same crops at all five levels, so that
+content says nothing about the label; crops without motion are left out, because exposure cannot be seen there.
+Departure: a cosine classifier is trained along and then dropped. Contrast alone takes long to leave the content, in
+which the five versions of a crop agree, for the blur, in which they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.loop import Progress, ahead, learning_rate_factor, save_checkpoint
+from training.losses import supervised_contrastive
+from training.scenes.pool import Pool
+from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor
+from vsfmanet.networks.fmanetpp import preset
+
+MIN_MOTION = 2.0
+"""95th percentile of the motion, in LR pixels per frame, below which a frame's exposure counts as invisible."""
+CLASS_TEMPERATURE = 0.1
+"""Of the cosine classifier."""
+HELD_OUT = 10
+"""One sequence in so many is kept for the accuracy."""
+
+
+def visible_motion(pool: Pool, position: int) -> NDArray[np.int64]:
+    """Frames of a sequence that move enough to show their exposure."""
+    flow = np.asarray(pool.sequence(position).flow, dtype=np.float32)  # (T, 2, 2, h, w)
+    speed = np.hypot(flow[:, :, 0], flow[:, :, 1]).max(axis=1)
+    return np.flatnonzero(np.percentile(speed, 95, axis=(1, 2)) >= MIN_MOTION)
+
+
+def draw(pool: Pool, moving: list[tuple[int, int]], generator: np.random.Generator, count: int, crop: int) -> Tensor:
+    """Draw crops at all levels: (count, 5, 3, crop, crop) in [0, 1], flipped and transposed at random."""
+    out = []
+    for pick in generator.integers(len(moving), size=count):
+        position, t = moving[pick]
+        lr = pool.sequence(position).lr
+        top, left = (int(generator.integers(side - crop + 1)) for side in lr.shape[-2:])
+        patch = lr[:, t, :, top : top + crop, left : left + crop]
+        for axis in (2, 3):
+            if generator.random() < 0.5:
+                patch = np.flip(patch, axis)
+        out.append(patch.transpose(0, 1, 3, 2) if generator.random() < 0.5 else patch)
+    return torch.from_numpy(np.stack(out)).float() / 255
+
+
+@torch.no_grad()
+def nearest_neighbour_confusion(embed: Tensor, label: Tensor, neighbours: int = 5, folds: int = 5) -> Tensor:
+    """Confusion of a k-nearest-neighbour vote in cross-validation.
+
+    Args:
+        embed: (N, U), unit length.
+        label: (N,), 0 ... 4.
+        neighbours: Votes, by cosine.
+        folds: Parts of the cross-validation, random.
+
+    Returns:
+        (5, 5), rows the truth, in percent of the row.
+
+    Source: FMA-Net++ (arXiv 2512.04390), S4.1.
+    """
+    fold = torch.randperm(len(label), generator=torch.Generator().manual_seed(0)) % folds
+    similarity = (embed @ embed.T).masked_fill(fold[:, None] == fold[None, :], -torch.inf)
+    votes = F.one_hot(label[similarity.topk(neighbours, dim=1).indices], LEVELS).sum(dim=1)
+    table = torch.zeros(LEVELS, LEVELS)
+    table.index_put_((label, votes.argmax(dim=1)), torch.ones(len(label)), accumulate=True)
+    return 100 * table / table.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+@torch.no_grad()
+def anchors(extractor: ExposureExtractor, crops: Tensor) -> Tensor:
+    """Mean embedding of each level, (5, U), unit length, over crops (K, 5, 3, h, w)."""
+    return F.normalize(extractor(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]).mean(dim=0), dim=1)
+
+
+def main() -> None:
+    """Train, report the accuracy on sequences never trained on, and save extractor and anchors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=Path, required=True, help="folder that training.render_pool wrote")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--preset", default="fast", choices=("paper", "base", "fast"), help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=20000, help="default: %(default)s")
+    parser.add_argument(
+        "--crops", type=int, default=24, help="crops per batch, each at 5 levels (default: %(default)s)"
+    )
+    parser.add_argument("--crop", type=int, default=64, help="crop size in LR pixels (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=0.003, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    config = preset(args.preset)
+    extractor = ExposureExtractor(config.extractor_width, config.extractor_blocks)
+    extractor.to(args.device).to(memory_format=torch.channels_last).train()
+    prototypes = torch.nn.Parameter(torch.randn(LEVELS, extractor.embed_width, device=args.device))
+    optimizer = torch.optim.Adam([*extractor.parameters(), prototypes], args.learning_rate)
+
+    pool = Pool(args.pool)
+    moving = [(position, int(t)) for position in range(len(pool)) for t in visible_motion(pool, position)]
+    training = [item for item in moving if item[0] % HELD_OUT]
+    held_out = [item for item in moving if not item[0] % HELD_OUT]
+    print(f"{len(training)} frames to train on, {len(held_out)} held out")
+    label = torch.arange(LEVELS, device=args.device).repeat(args.crops)
+
+    def batch(step: int) -> Tensor:
+        return draw(pool, training, np.random.default_rng((args.seed, step)), args.crops, args.crop)
+
+    progress = Progress(args.steps, 0, 25)
+    for step, crops in ahead(batch, 0, args.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * learning_rate_factor(step, steps=args.steps, warmup=100, decay=0.7)
+        with torch.autocast(args.device.split(":")[0], torch.bfloat16):
+            embed = extractor(crops.flatten(0, 1).to(args.device).contiguous(memory_format=torch.channels_last))
+        contrast = supervised_contrastive(embed, label)
+        classes = F.cross_entropy(embed @ F.normalize(prototypes, dim=1).T / CLASS_TEMPERATURE, label)
+        (contrast + classes).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress.update(step, {"contrast": contrast.detach(), "classes": classes.detach()})
+
+    extractor.eval()
+    generator = np.random.default_rng((args.seed, 1, 0))
+    crops = draw(pool, held_out, generator, 100, args.crop).to(args.device)
+    with torch.no_grad():
+        embed = extractor(crops.flatten(0, 1)).cpu()
+    confusion = nearest_neighbour_confusion(embed, torch.arange(LEVELS).repeat(len(crops)))
+    print("k-NN accuracy on sequences never trained on, rows 5:1 ... 5:5, percent")
+    print("\n".join("  ".join(f"{value:5.1f}" for value in row) for row in confusion.tolist()))
+    print(f"mean {confusion.diagonal().mean():.1f} %")
+    mean = anchors(extractor, draw(pool, training, generator, 200, args.crop).to(args.device))
+    save_checkpoint(
+        args.out, {"preset": args.preset, "extractor": extractor.state_dict(), "anchors": mean, "confusion": confusion}
+    )
+
+
+if __name__ == "__main__":
+    main()
