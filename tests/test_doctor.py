@@ -1,0 +1,114 @@
+"""The doctor: each thing found or not, and what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import vapoursynth as vs
+
+from vsfmanet import doctor, weights
+from vsfmanet.cli import main
+from vsfmanet.errors import WeightsError
+
+
+@pytest.fixture
+def install_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], Path]:
+    """Make a model the only one in the manifest, with a checksum of the bytes b"weights"."""
+
+    def install(content: bytes) -> Path:
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(content)
+        entry = weights.ModelEntry(
+            name="fmanetpp_x4_fast",
+            scale=4,
+            preset="fast",
+            path=path,
+            size=7,
+            sha256=hashlib.sha256(b"weights").hexdigest(),
+            licence="MIT",
+            description="For tests.",
+            scores={},
+        )
+        monkeypatch.setattr(weights, "list_models", lambda: [entry])
+        return path
+
+    return install
+
+
+def by_name(name: str) -> doctor.Check:
+    [check] = [check for check in doctor.examine() if check.name == name]
+    return check
+
+
+def test_a_good_installation_has_all_essentials(
+    install_model: Callable[[bytes], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_model(b"weights")
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    for name in (
+        "Python",
+        "PyTorch",
+        "CPU",
+        "VapourSynth",
+        "BestSource",
+        "L-SMASH Works",
+        "vspipe",
+        "FFmpeg",
+        "encoders",
+    ):
+        assert f" {name} " in said
+    assert torch.__version__ in said
+    assert "libx264 libx265" in said
+    assert "fmanetpp_x4_fast, checksum as in the manifest" in said
+    assert "all essentials are there" in said
+
+
+def test_a_damaged_model_is_found(install_model: Callable[[bytes], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = install_model(b"wights")
+    assert main(["doctor"]) == 8
+    assert "damaged; reinstall" in capsys.readouterr().out
+    path.unlink()
+    assert by_name("model").detail.endswith("no file")
+
+
+def test_a_missing_manifest_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> list[weights.ModelEntry]:
+        raise WeightsError("no manifest")
+
+    monkeypatch.setattr(weights, "list_models", refuse)
+    assert not by_name("models").found
+
+
+def test_a_missing_source_filter_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = SimpleNamespace(core_version=SimpleNamespace(release_major=70), plugins=list)
+    monkeypatch.setattr(vs, "core", core)
+    assert "vapoursynth-bestsource" in str(by_name("BestSource"))
+    assert str(by_name("VapourSynth")).startswith("MISSING")
+    assert str(by_name("L-SMASH Works")).startswith("optional")
+
+
+def test_a_missing_ffmpeg_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nothing"))
+    check = by_name("FFmpeg")
+    assert (check.found, check.exit_code) == (False, 5)
+
+
+@pytest.mark.parametrize(("code", "found"), [(0, True), (1, False)])
+def test_vspipe_is_told_to_be_configured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, found: bool
+) -> None:
+    program = tmp_path / "vspipe"
+    program.write_text(f"#!/bin/sh\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    check = by_name("vspipe")
+    assert (check.found, check.exit_code) == (found, 0)
+    assert found or "vapoursynth config" in str(check)

@@ -1,0 +1,267 @@
+"""The parts of a job, each on its own: what verification finds, what is cleared away, what the encoder is told."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import imageio_ffmpeg
+import pytest
+import vapoursynth as vs
+
+from vsfmanet.errors import ConfigError, FormatError, IncompleteError, OutputError
+from vsfmanet.jobs import clip, encode, scratch, source
+from vsfmanet.jobs.progress import clock
+from vsfmanet.jobs.runner import RestoreJob
+from vsfmanet.jobs.scratch import Scratch
+from vsfmanet.jobs.verify import verify
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """25 frames at 25 per second, with sound."""
+    path = tmp_path_factory.mktemp("made") / "made.mkv"
+    subprocess.run(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=1",
+            "-f", "lavfi", "-i", "sine=d=1", "-c:v", "libx264", "-preset", "ultrafast", "-c:a", "aac", path,
+        ],
+        check=True,
+    )  # fmt: skip
+    return path
+
+
+TIMES = [Fraction(n, 25) for n in range(25)]
+
+
+def check(
+    made: Path,
+    *,
+    times: list[Fraction] = TIMES,
+    size: tuple[int, int] = (64, 48),
+    streams: list[source.Stream] | None = None,
+) -> None:
+    copied = source.inspect(made).of_kind("audio") if streams is None else streams
+    verify(made, size=size, times=times, copied=copied, whole=True, advance=lambda: None)
+
+
+# Verification
+
+
+def test_verification_passes_a_whole_file_also_when_all_of_it_is_shifted(made: Path) -> None:
+    check(made)
+    [sound] = source.inspect(made).of_kind("audio")
+    shift = Fraction(7, 2)
+    assert sound.first is not None
+    assert sound.end is not None
+    moved = moved_stream(sound, first=sound.first + shift, end=sound.end + shift)
+    check(made, times=[time + shift for time in TIMES], streams=[moved])
+
+
+def moved_stream(stream: source.Stream, *, first: Fraction, end: Fraction) -> source.Stream:
+    return source.Stream(
+        index=stream.index,
+        kind=stream.kind,
+        codec=stream.codec,
+        tags=stream.tags,
+        packets=stream.packets,
+        cut=stream.cut,
+        first=first,
+        end=end,
+    )
+
+
+def test_verification_finds_missing_and_surplus_frames(made: Path) -> None:
+    with pytest.raises(IncompleteError, match="26 frames are needed, got 25"):
+        check(made, times=[*TIMES, Fraction(1)])
+    with pytest.raises(IncompleteError, match="24 frames are needed, got 25"):
+        check(made, times=TIMES[:-1])
+
+
+def test_verification_finds_one_frame_that_is_late(made: Path) -> None:
+    late = [*TIMES[:12], TIMES[12] + Fraction(3, 1000), *TIMES[13:]]
+    with pytest.raises(IncompleteError, match=r"frame 12 is needed at 0\.483 s from the first, got 0\.480 s"):
+        check(made, times=late)
+
+
+def test_verification_finds_a_wrong_size(made: Path) -> None:
+    with pytest.raises(IncompleteError, match="frames of 128x96 are needed, got 64x48"):
+        check(made, size=(128, 96))
+
+
+def test_verification_finds_a_missing_stream(made: Path) -> None:
+    [sound] = source.inspect(made).of_kind("audio")
+    with pytest.raises(IncompleteError, match="2 audio, 0 subtitle, 0 attachment are needed"):
+        check(made, streams=[sound, sound])
+
+
+def test_verification_finds_sound_that_has_moved_or_is_cut(made: Path) -> None:
+    [sound] = source.inspect(made).of_kind("audio")
+    assert sound.first is not None
+    assert sound.end is not None
+    with pytest.raises(IncompleteError, match=r"the start of audio stream 1 \(aac\) must keep its place"):
+        check(made, streams=[moved_stream(sound, first=sound.first + Fraction(1, 4), end=sound.end)])
+    with pytest.raises(IncompleteError, match=r"the end of audio stream 1 \(aac\) must keep its place"):
+        check(made, streams=[moved_stream(sound, first=sound.first, end=sound.end + Fraction(1, 4))])
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
+def test_verification_finds_a_file_that_is_cut(made: Path, tmp_path: Path, keep: float) -> None:
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(made.read_bytes()[: int(keep * made.stat().st_size)])
+    with pytest.raises(IncompleteError):
+        check(cut, streams=source.inspect(made).of_kind("audio"))
+
+
+# Damage
+
+
+@pytest.mark.parametrize(
+    ("shown", "gaps"),
+    [
+        ([40 * n for n in range(100)], 0),
+        ([40 * n for n in range(100) if not 50 <= n < 60], 1),
+        ([40 * n for n in range(100) if n != 50], 0),  # one frame that an encoder dropped
+        ([*range(0, 2000, 40), *range(2000, 6000, 80)], 0),  # two rates
+        ([0, 40, 2000], 0),  # too few to have a rate
+        ([0], 0),
+        ([], 0),
+    ],
+)
+def test_a_gap_counts_as_damage_only_in_a_constant_rate(shown: list[int], gaps: int) -> None:
+    assert len(source._gaps(shown, Fraction(1, 1000))) == gaps
+
+
+# What must not outlive a job
+
+
+def test_discard_kills_and_deletes_whatever_a_job_has_made(tmp_path: Path) -> None:
+    work = Scratch()
+    part, folder = work.make_part(tmp_path / "made.mkv"), work.make_folder()
+    (folder / "something").touch()
+    process = work.launch([sys.executable, "-c", "input()"])
+    threading.Thread(target=work.discard).start()
+    assert process.wait(timeout=10) != 0
+    work.discard()
+    assert not part.exists()
+    assert not folder.exists()
+    with pytest.raises(IncompleteError, match="stopped"):
+        work.launch([sys.executable, "-c", "pass"])
+    with pytest.raises(IncompleteError, match="stopped"):
+        work.make_part(tmp_path / "made.mkv")
+
+
+def test_a_part_file_is_hidden_beside_its_target_with_its_suffix(tmp_path: Path) -> None:
+    for stem in ("film", "x" * 251, "ü" * 125):
+        part = Scratch().make_part(tmp_path / f"{stem}.mkv")
+        assert part.parent == tmp_path
+        assert part.name.startswith(f".{stem[:100]}")
+        assert part.name.endswith(".part.mkv")
+        assert len(os.fsencode(part.name)) <= 255
+
+
+def test_a_target_is_claimed_before_it_is_replaced_where_files_have_one_name_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refuse)
+    part, target = tmp_path / "part", tmp_path / "target"
+    part.write_text("made")
+    scratch._move(part, target)
+    assert target.read_text() == "made"
+    assert not part.exists()
+    part.write_text("again")
+    with pytest.raises(FileExistsError):
+        scratch._move(part, target)
+    assert target.read_text() == "made"
+
+
+@pytest.mark.parametrize("target", ["made.avi", "made.webm", "made", "made.txt"])
+def test_containers_without_exact_timestamps_are_refused(target: str) -> None:
+    with pytest.raises(ConfigError, match=r"\.mkv"):
+        RestoreJob(source=Path("in.mkv"), target=Path(target))
+
+
+# What the encoder is told
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "container", "expected"),
+    [
+        ("yuv420p", ".mkv", "-c:v libx264 -preset medium -crf 16 -pix_fmt yuv420p"),
+        ("yuv411p", ".mkv", "-c:v libx264 -preset medium -crf 16 -pix_fmt yuv444p"),
+        ("gbrp", ".mkv", "-c:v libx264rgb -preset medium -crf 16 -pix_fmt rgb24"),
+        ("gray16le", ".mkv", "-c:v libx265 -preset medium -crf 16 -pix_fmt gray12le"),
+        ("yuv422p10le", ".mp4", "-c:v libx265 -preset medium -crf 16 -pix_fmt yuv422p10le -tag:v hvc1"),
+    ],
+)
+def test_default_encoder(pixel_format: str, container: str, expected: str) -> None:
+    assert " ".join(encode.choose_encoder("", pixel_format, container)) == expected
+
+
+def test_encoder_arguments_extend_the_default_or_replace_it() -> None:
+    assert encode.choose_encoder("-crf 20", "yuv420p", ".mkv")[-2:] == ("-crf", "20")
+    assert encode.choose_encoder("-c:v ffv1 -x 'a b'", "yuv420p", ".mkv") == ("-c:v", "ffv1", "-x", "a b")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
+@pytest.mark.parametrize(("version", "taken"), [("4.4.2-0ubuntu", False), ("5.1.9", True), ("N-12345-gabcdef", True)])
+def test_an_ffmpeg_that_is_too_old_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, taken: bool
+) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\necho 'ffmpeg version {version} Copyright'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert (encode.find_ffmpeg().path == program) == taken
+
+
+def test_an_ffmpeg_that_does_not_start_is_an_output_error() -> None:
+    with pytest.raises(OutputError, match="must start"):
+        Scratch().launch(["/nonexistent/ffmpeg"])
+
+
+@pytest.mark.parametrize("name", ["YUV420P8", "YUV444P16", "YUV422P10", "RGB24", "RGB48", "GRAY8", "GRAY16"])
+def test_frames_travel_with_samples_and_timestamps_unchanged(name: str) -> None:
+    node = vs.core.std.BlankClip(format=getattr(vs, name), width=50, height=34, length=3, keep=True)
+    values = [(n + 1) * 20 for n in range(node.format.num_planes)]
+    frame = node.std.BlankClip(color=values).get_frame(0)
+    samples = clip.frame_bytes(frame)
+    stamps = [0, 33, 1000]
+    data = nut_of(samples, stamps, clip.pixel_format(node.format), (50, 34))
+    with av.open(io.BytesIO(data), "r") as container:
+        decoded = list(container.decode(video=0))
+    assert [round(shown.time * 1000) for shown in decoded] == stamps
+    first_of_planes = [
+        int.from_bytes(bytes(plane)[: 1 + (node.format.bits_per_sample > 8)], "little") for plane in decoded[0].planes
+    ]
+    assert first_of_planes == ([values[1], values[2], values[0]] if name.startswith("RGB") else values)  # G, B, R
+
+
+def nut_of(samples: bytes, stamps: list[int], pixel_format: str, size: tuple[int, int]) -> bytes:
+    """Frames as the encoder gets them."""
+    stream = encode._NutStream(
+        size=size, pixel_format=pixel_format, rate=Fraction(30000, 1001), time_base=Fraction(1, 1000)
+    )
+    return b"".join([*(stream.frame(samples, stamp) for stamp in stamps), stream.end()])
+
+
+@pytest.mark.parametrize("name", ["GrayS", "RGBS", "YUV444PH"])
+def test_formats_that_no_encoder_takes_are_refused(name: str) -> None:
+    with pytest.raises(FormatError, match=name):
+        clip.pixel_format(vs.core.get_video_format(getattr(vs, name.upper())))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3725, "1:02:05"), (360000, "100:00:00")]
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text

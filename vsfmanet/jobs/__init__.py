@@ -1,0 +1,1 @@
+"""One file restored without loss: inspect it, feed the restored frames to an encoder, verify the result, publish it."""

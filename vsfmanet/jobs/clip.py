@@ -1,0 +1,340 @@
+"""Everything of a job that touches VapourSynth: the source clip, the restored clip, and its frames as bytes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import av
+import numpy as np
+import vapoursynth as vs
+
+from vsfmanet import errors
+from vsfmanet.errors import ConfigError, FormatError, IncompleteError, SourceError, VsfmanetError
+from vsfmanet.jobs.source import Source
+
+AHEAD = 8
+"""Frames asked for ahead of the encoder, and finished frames that may wait for it: a 4K frame is 12 to 48 MiB."""
+
+HIDDEN_FRAMES = {"mpeg4", "msmpeg4v2", "msmpeg4v3", "vp8"}
+"""Codecs with packets that show no picture, or two: packets need not equal frames."""
+
+NO_TIMESTAMP = -(1 << 63)
+"""What BestSource gives for a frame without one."""
+
+UNSPECIFIED = 2
+"""Of matrix, transfer and primaries alike."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestoreSettings:
+    """The arguments of `restore`."""
+
+    model: str = "fmanetpp_x4_fast"
+    """Name of a model, or path of its weights."""
+    exposure: float | str = "auto"
+    """Open-shutter time over frame interval in (0, 1], or "auto"."""
+    device: str = "auto"
+    """One of "auto", "cpu", "cuda"."""
+    device_index: int = 0
+    """Which of several devices."""
+    precision: str = "auto"
+    """One of "auto", "fp32", "bf16", "fp16"."""
+    segment: int | None = None
+    """Frames that one run of the network returns; None for the filter's choice."""
+    sc_threshold: float | None = None
+    """Where scenes start; None trusts the clip's properties and detects where it has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceClip:
+    """The frames of a source and when each is shown."""
+
+    node: vs.VideoNode
+    """Upright (a rotation tag has been applied), of constant format and size, progressive."""
+    timestamps: tuple[int, ...]
+    """Of every frame, strictly ascending, in units of `time_base`."""
+    time_base: Fraction
+    """Seconds."""
+    aspect: Fraction
+    """Width over height of a sample (SAR)."""
+    faults: tuple[str, ...]
+    """Signs of damage, each with its place."""
+    notices: tuple[str, ...]
+    """What the user should know."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Colour:
+    """How samples are to be read, as numbers of ITU-T H.273 and FFmpeg; None where the clip does not say."""
+
+    range: int | None
+    """1 limited, 2 full."""
+    primaries: int | None
+    transfer: int | None
+    matrix: int | None
+    chroma_location: int | None
+    """1 left, 2 centre, 3 top left ..."""
+
+
+@contextmanager
+def messages_to(warn: Callable[[str], None]) -> Iterator[None]:
+    """Hand the warnings of VapourSynth and its filters, which it gives to `logging`, to `warn`, once each."""
+    told: set[str] = set()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            # The second condition is a slip of BestSource 22, whose `exporttimestamps` works but is not declared.
+            if text not in told and "no return value(s) named" not in text:
+                told.add(text)
+                warn(text)
+
+    logger, handler = logging.getLogger("vapoursynth"), Handler(logging.WARNING)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+
+
+def open_clip(source: Source, *, threads: int) -> SourceClip:
+    """Index a source with BestSource, which decodes it once, and check what it gives.
+
+    No index is kept: it would be trusted next time, also for another file of the same name, and to make it costs
+    little beside the network.
+
+    Args:
+        source: What `inspect` found.
+        threads: Decoder threads; 0 for one per core. Damaged files decode reproducibly only with 1.
+
+    Raises:
+        SourceError: The video cannot be decoded.
+        FormatError: Its size or format changes, it is interlaced, or of a format that cannot be fed to an encoder.
+    """
+    if not hasattr(vs.core, "bs"):
+        raise ConfigError("restore: the plug-in BestSource is needed, got none; pip install vapoursynth-bestsource")
+    try:
+        opened = vs.core.bs.VideoSource(
+            os.fsencode(source.path), track=source.video.index, cachemode=0, threads=threads, exporttimestamps=True
+        )
+        node = opened["clip"]
+        _check_format(source, node)
+        frames = [node.get_frame(n) for n in sorted({k * (node.num_frames - 1) // 4 for k in range(5)})]
+    except vs.Error as error:
+        raise SourceError(
+            f"restore: {source.path}: the video track must decode, got {_last_line(error)!r}; copy or repair "
+            "the file; --on-damage salvage decodes in one thread, which gets further"
+        ) from error
+    _check_progressive(source, frames)
+    timestamps, time_base, notices = _timestamps(source, opened)
+    props = frames[0].props
+    if "_Alpha" in props:
+        notices += ("the transparency channel is not carried over",)
+    if any(name.startswith(("MasteringDisplay", "ContentLightLevel")) for name in props):
+        notices += ("the HDR10 metadata is not carried over; set it with --encoder-args",)
+    faults, late_start = _missing_frames(source, node.num_frames, timestamps, time_base)
+    return SourceClip(
+        node=node,
+        timestamps=timestamps,
+        time_base=time_base,
+        aspect=_aspect(props, source.rotation),
+        faults=faults,
+        notices=notices + late_start,
+    )
+
+
+def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
+    """Put the filter on a clip. The one seam between a job and the networks; tests put something light here.
+
+    Raises:
+        VsfmanetError: Settings, clip, device or weights cannot be used.
+    """
+    from vsfmanet import restore  # with torch: late, so that a bad source is refused at once
+
+    try:
+        return restore(
+            node,
+            model=settings.model,
+            exposure=settings.exposure,
+            device=settings.device,
+            device_index=settings.device_index,
+            precision=settings.precision,
+            segment=settings.segment,
+            sc_threshold=settings.sc_threshold,
+        )
+    except vs.Error as error:
+        if isinstance(error.__cause__, VsfmanetError):
+            raise error.__cause__ from error
+        raise
+
+
+def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode) -> None:
+    """A restored clip has all frames, and its size is a whole multiple.
+
+    Raises:
+        IncompleteError: Otherwise.
+    """
+    scale = restored.width // node.width
+    if restored.num_frames != node.num_frames or (restored.width, restored.height) != (
+        scale * node.width,
+        scale * node.height,
+    ):
+        raise IncompleteError(
+            f"restore: {source.path}: {node.num_frames} frames of a multiple of {node.width}x{node.height} are needed, "
+            f"but the filter offers {restored.num_frames} of {restored.width}x{restored.height}; report this as a bug"
+        )
+
+
+def read_frames(source: Source, restored: vs.VideoNode) -> Iterator[vs.VideoFrame]:
+    """Frames in order, computed a few ahead.
+
+    Raises:
+        IncompleteError: The filter fails at a frame.
+        VsfmanetError: It fails for a reason of ours, such as a lost device.
+    """
+    number = 0
+    try:
+        for frame in restored.frames(prefetch=AHEAD, backlog=AHEAD, close=True):
+            yield frame
+            number += 1
+    except vs.Error as error:
+        place = f"frame {number} of {restored.num_frames}"
+        own = re.findall(r"^vsfmanet\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
+        if own:
+            kind, text = own[-1]
+            raise getattr(errors, kind, IncompleteError)(f"{text} ({source.path}, {place})") from error
+        raise IncompleteError(
+            f"restore: {source.path}: all frames are needed, but the filter failed at {place}: {_last_line(error)}; "
+            "nothing was written. Try again, and report it if it comes back"
+        ) from error
+
+
+def frame_bytes(frame: vs.VideoFrame) -> bytes:
+    """The samples of a frame as FFmpeg wants them: plane after plane, rows without padding, RGB as G, B, R."""
+    order = (1, 2, 0) if frame.format.color_family == vs.RGB else range(frame.format.num_planes)
+    return b"".join(np.asarray(frame[plane]).tobytes() for plane in order)
+
+
+def pixel_format(video_format: vs.VideoFormat) -> str:
+    """FFmpeg's name of a format.
+
+    Raises:
+        FormatError: FFmpeg has none.
+    """
+    depth = "" if video_format.bits_per_sample == 8 else f"{video_format.bits_per_sample}le"
+    if video_format.color_family == vs.YUV:
+        ratios = {(0, 0): "444", (1, 0): "422", (1, 1): "420", (0, 1): "440", (2, 0): "411", (2, 2): "410"}
+        ratio = ratios.get((video_format.subsampling_w, video_format.subsampling_h), "?")
+        name = f"yuv{ratio}p{depth}"
+    else:
+        name = f"{'gbrp' if video_format.color_family == vs.RGB else 'gray'}{depth}"
+    try:
+        av.VideoFormat(name)
+    except ValueError:
+        name = ""
+    if not name or video_format.sample_type == vs.FLOAT:
+        raise FormatError(
+            f"restore: 8 to 16 bit YUV, RGB or Gray is needed, got {video_format.name}; convert the source first"
+        )
+    return name
+
+
+def colour(frame: vs.VideoFrame) -> Colour:
+    """What the properties of a frame say about its colour."""
+    props = frame.props
+
+    def tag(name: str, unknown: int | None = UNSPECIFIED) -> int | None:
+        value = props.get(name)
+        return int(value) if isinstance(value, int) and value != unknown else None
+
+    scale, location = tag("_Range", None), tag("_ChromaLocation", None)
+    subsampled = frame.format.subsampling_w > 0 or frame.format.subsampling_h > 0
+    return Colour(
+        range=None if scale is None else scale + 1,
+        primaries=tag("_Primaries"),
+        transfer=tag("_Transfer"),
+        matrix=tag("_Matrix"),
+        chroma_location=location + 1 if subsampled and location is not None else None,
+    )
+
+
+def _check_format(source: Source, node: vs.VideoNode) -> None:
+    """Refuse what a fixed raw stream cannot carry."""
+    if not node.width or not node.height or not node.format.id:
+        raise FormatError(
+            f"restore: {source.path}: one size and format is needed, but they change within the track; cut the file "
+            "where they change and restore the parts"
+        )
+    size = source.size if source.rotation % 180 == 0 else source.size[::-1]
+    if (node.width, node.height) != size:
+        raise FormatError(
+            f"restore: {source.path}: all of the picture is needed, but of {size[0]}x{size[1]} the source filter gives "
+            f"{node.width}x{node.height}: odd sizes cannot be subsampled; convert the file to 4:4:4 first"
+        )
+    pixel_format(node.format)
+
+
+def _check_progressive(source: Source, frames: list[vs.VideoFrame]) -> None:
+    """Refuse fields woven into frames, by a look at a few frames; the filter looks at every one."""
+    if any(frame.props.get("_FieldBased", 0) for frame in frames):
+        raise FormatError(
+            f"restore: {source.path}: progressive video is needed, got interlaced; deinterlace it first, for example "
+            "with bwdif (ffmpeg -vf bwdif) or QTGMC (VapourSynth)"
+        )
+
+
+def _timestamps(source: Source, opened: Mapping[str, Any]) -> tuple[tuple[int, ...], Fraction, tuple[str, ...]]:
+    """Timestamps, their unit, and a notice where the source has none that can be used."""
+    node, given = opened["clip"], opened["timestamps"]
+    stored = tuple(given) if isinstance(given, list) else (given,)  # one frame: VapourSynth gives a bare number
+    ascending = all(earlier < later for earlier, later in pairwise(stored))
+    if ascending and stored[0] != NO_TIMESTAMP and len(stored) == node.num_frames:
+        return stored, Fraction(opened["timebasenum"], opened["timebaseden"]), ()
+    if not node.fps:
+        raise SourceError(
+            f"restore: {source.path}: timestamps or a frame rate are needed, got neither; remux the file to Matroska"
+        )
+    notice = f"the source has no usable timestamps: its frames are taken as {float(node.fps):.6g} per second"
+    return tuple(range(node.num_frames)), 1 / node.fps, (notice,)
+
+
+def _missing_frames(
+    source: Source, num_frames: int, timestamps: tuple[int, ...], time_base: Fraction
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Faults and notices about packets that gave no frame."""
+    if source.video.codec in HIDDEN_FRAMES:
+        return (), ()
+    if time_base != source.time_base or len(source.packet_times) < source.video.packets:
+        lost = source.video.packets - num_frames
+        fault = f"{lost} of {source.video.packets} frames cannot be decoded"
+        return ((fault,) if lost > 0 else ()), ()
+    begun = [time for time in source.packet_times if time >= timestamps[0]]
+    late = len(source.packet_times) - len(begun)
+    notice = f"the recording starts inside a group of pictures: its first {late} frames cannot be decoded"
+    absent = sorted(set(begun).difference(timestamps))
+    fault = f"{len(absent)} of {len(begun)} frames cannot be decoded, the first at "
+    faults = (f"{fault}{float(absent[0] * time_base):.2f} s",) if len(begun) > num_frames and absent else ()
+    return faults, ((notice,) if late else ())
+
+
+def _aspect(props: vs.FrameProps, rotation: int) -> Fraction:
+    """Sample aspect ratio of the upright picture. BestSource turns the picture but not its ratio."""
+    width, height = props.get("_SARNum", 1), props.get("_SARDen", 1)
+    if not isinstance(width, int) or not isinstance(height, int) or width <= 0 or height <= 0:
+        return Fraction(1)
+    return Fraction(width, height) if rotation % 180 == 0 else Fraction(height, width)
+
+
+def _last_line(error: vs.Error) -> str:
+    """What went wrong, without the traceback that VapourSynth puts before it."""
+    return str(error).strip().rpartition("\n")[2].strip()

@@ -1,0 +1,393 @@
+"""Restored frames to an encoder: FFmpeg fed from Python, with every timestamp, and killed unless all frames came.
+
+The frames travel as raw video in NUT, which carries a timestamp for each. FFmpeg reads the source file beside it and
+copies sound, subtitles and the rest. `-copyts` keeps the clocks of both inputs as they are: without it each FFmpeg
+release shifts each input by its own idea of where it starts, and sound drifts against the picture.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import av
+import imageio_ffmpeg
+
+from vsfmanet.errors import ConfigError, OutputError
+from vsfmanet.jobs.clip import Colour
+from vsfmanet.jobs.scratch import kill
+from vsfmanet.jobs.source import Source, Stream, open_container
+
+CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov"}
+"""Output containers by suffix, with FFmpeg's name: those that keep a timestamp for each frame and take any encoder."""
+
+OLDEST_FFMPEG = (5, 1)
+"""Release 4.2 shifts the first frames against the others when sound starts before the picture; 5.1 has `-fps_mode`."""
+
+LOG_BYTES = 65536
+"""Kept of what an encoder says: however much it is, it can fill neither pipe nor memory."""
+
+STALE_TAGS = (
+    "bps",
+    "creation_time",
+    "duration",
+    "encoder",
+    "handler_name",
+    "number_of",
+    "rotate",
+    "vendor_id",
+    "_stat",
+)
+"""Beginnings of tags that describe the source's own coding, not the video."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ffmpeg:
+    """An FFmpeg that runs."""
+
+    path: Path
+    """Program."""
+    release: tuple[int, int]
+    """Major and minor number; builds from the development branch count as the newest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodePlan:
+    """All that one run of FFmpeg depends on."""
+
+    ffmpeg: Ffmpeg
+    """Program."""
+    source: Source
+    """Where the other streams come from."""
+    size: tuple[int, int]
+    """Width and height of the restored frames."""
+    pixel_format: str
+    """Of the frames, FFmpeg's name."""
+    colour: Colour
+    """How the samples are to be read."""
+    aspect: Fraction
+    """Sample aspect ratio."""
+    rate: Fraction
+    """Nominal frames per second, a hint for encoder and player; the timestamps decide."""
+    timestamps: tuple[int, ...]
+    """Of the frames to come, on the source's clock, in units of `time_base`."""
+    time_base: Fraction
+    """Seconds."""
+    start: Fraction | None
+    """Time on the source's clock that becomes 0, seconds; nothing before it is copied. None to copy all as it is."""
+    duration: Fraction | None
+    """Length of what is copied, seconds; None for all."""
+    copied: tuple[Stream, ...]
+    """Streams of the source that go along: sound, subtitles, attachments, covers."""
+    encoder_args: tuple[str, ...]
+    """FFmpeg's output options for the video."""
+    output: Path
+    """File to write."""
+
+
+def find_ffmpeg() -> Ffmpeg:
+    """The user's FFmpeg if there is a recent one on the path, else the one that came with imageio-ffmpeg.
+
+    Raises:
+        OutputError: None of them is there, runs and is recent.
+    """
+    for path in filter(None, (shutil.which("ffmpeg"), _bundled_ffmpeg())):
+        try:
+            run = subprocess.run([path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        named = re.search(r"version n?(\d+)\.(\d+)", run.stdout.decode(errors="replace"))
+        release = (int(named[1]), int(named[2])) if named else (1000, 0)
+        if release >= OLDEST_FFMPEG:
+            return Ffmpeg(path=Path(path), release=release)
+    oldest = ".".join(map(str, OLDEST_FFMPEG))
+    raise OutputError(f"restore: FFmpeg {oldest} or newer is needed, on the path or from imageio-ffmpeg; install it")
+
+
+def _bundled_ffmpeg() -> str | None:
+    """The program of imageio-ffmpeg, if its wheel brought one."""
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:
+        return None
+
+
+def choose_encoder(user_args: str, pixel_format: str, container: str) -> tuple[str, ...]:
+    """FFmpeg's output options for the video: ours followed by the user's, or only the user's if they name an encoder.
+
+    Args:
+        user_args: Options as in a shell.
+        pixel_format: Of the frames: 8 bits become H.264, more become H.265, with the same chroma.
+        container: Suffix of the output file.
+
+    Raises:
+        ConfigError: The quotes do not match.
+    """
+    try:
+        own = tuple(shlex.split(user_args))
+    except ValueError as error:
+        raise ConfigError(
+            f"restore: --encoder-args must be options as in a shell, got {user_args!r} ({error}); close the quotes"
+        ) from error
+    if any(argument in ("-c:v", "-codec:v", "-vcodec") for argument in own):
+        return own
+    depth = av.VideoFormat(pixel_format).components[0].bits
+    family = re.sub(r"\d+le$", "", pixel_format)
+    if family not in ("gray", "gbrp", "yuv420p", "yuv422p", "yuv444p"):
+        family = "yuv444p"  # neither encoder knows 4:4:0, 4:1:1 or 4:1:0, and no chroma may be lost
+    if depth > 8:
+        codec, target = "libx265", f"{family}{10 if depth <= 10 else 12}le"
+    else:
+        codec, target = ("libx264rgb", "rgb24") if family == "gbrp" else ("libx264", family)
+    tag = ("-tag:v", "hvc1") if codec == "libx265" and container != ".mkv" else ()  # what Apple's players look for
+    return ("-c:v", codec, "-preset", "medium", "-crf", "16", "-pix_fmt", target, *tag, *own)
+
+
+def refused_streams(source: Source, streams: Sequence[Stream], suffix: str) -> list[Stream]:
+    """Streams of a source that a container cannot hold, by trying to write its header with each of them."""
+    refused = []
+    with open_container(source.path) as container:
+        for stream in streams:
+            try:
+                with av.open(io.BytesIO(), "w", format=CONTAINERS[suffix]) as trial:
+                    trial.add_stream_from_template(container.streams[stream.index])
+                    trial.start_encoding()
+            except (ValueError, av.FFmpegError):
+                refused.append(stream)
+    return refused
+
+
+def command(plan: EncodePlan, *, covers: Path) -> list[str]:
+    """FFmpeg's command line.
+
+    Args:
+        plan: What is to be made.
+        covers: Folder with the cover pictures as `cover_file` names them.
+    """
+    colour = _colour_args(plan.colour)
+    line = [str(plan.ffmpeg.path), "-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning", "-y", "-copyts"]
+    line += [*colour, "-itsoffset", _seconds(plan.timestamps[0] * plan.time_base), "-f", "nut", "-i", "pipe:0"]
+    line += ["-protocol_whitelist", "file", "-i", f"file:{plan.source.path}", "-map", "0:v:0"]
+    line += ["-map_metadata", "1", "-map_chapters", "1"]
+    for key, value in plan.source.video.tags.items():
+        if not key.lower().startswith(STALE_TAGS):
+            line += ["-metadata:s:v:0", f"{key}={value}"]
+    if plan.source.disposition:
+        line += ["-disposition:v:0", "+".join(plan.source.disposition)]
+    line += [
+        "-fps_mode:v:0",
+        "passthrough",
+        "-enc_time_base:v:0",
+        f"{plan.time_base.numerator}:{plan.time_base.denominator}",
+    ]
+    line += [*colour, *_video_args(plan), *_copy_args(plan, covers)]
+    line += ["-max_muxing_queue_size", "9999"]  # sound waits for the first frame, which may be minutes away
+    if plan.start is not None:
+        line += ["-ss", _seconds(plan.start)]
+    if plan.duration is not None:
+        line += ["-t", _seconds(plan.duration)]
+    return [*line, f"file:{plan.output}"]
+
+
+def cover_file(cover: Stream) -> str:
+    """Name of the file that holds a cover picture while a job runs."""
+    return f"cover{cover.index}.{'jpg' if cover.codec == 'mjpeg' else cover.codec}"
+
+
+def _video_args(plan: EncodePlan) -> list[str]:
+    """The encoder's options, with the sample aspect ratio set before filters of the user's."""
+    ratio = f"{plan.aspect.numerator}/{plan.aspect.denominator}"
+    filters = [] if plan.aspect == 1 else [f"setsar=sar={ratio}:max={max(plan.aspect.as_integer_ratio())}"]
+    arguments = []
+    given = iter(plan.encoder_args)
+    for argument in given:
+        if argument in ("-vf", "-filter:v"):
+            filters.append(next(given, ""))
+        else:
+            arguments.append(argument)
+    return [*(["-filter:v:0", ",".join(filters)] if filters else []), *arguments]
+
+
+def _copy_args(plan: EncodePlan, covers: Path) -> list[str]:
+    """Options that copy streams. Covers become attachments in Matroska, which FFmpeg makes of files only."""
+    attached = [stream for stream in plan.copied if stream.kind == "cover" and plan.output.suffix.lower() == ".mkv"]
+    mapped = [stream for stream in plan.copied if stream not in attached]
+    line = ["-c:a", "copy", "-c:s", "copy", "-c:t", "copy"]
+    for stream in mapped:
+        line += ["-map", f"1:{stream.index}"]
+    for number, _ in enumerate((stream for stream in mapped if stream.kind == "cover"), start=1):
+        line += [f"-c:v:{number}", "copy"]
+    for number, cover in enumerate(attached, start=sum(stream.kind == "attachment" for stream in mapped)):
+        name = cover_file(cover)
+        kind = "jpeg" if name.endswith(".jpg") else cover.codec
+        line += ["-attach", f"file:{covers / name}", f"-metadata:s:t:{number}", f"mimetype=image/{kind}"]
+        line += [f"-metadata:s:t:{number}", f"filename={cover.tags.get('filename', name)}"]
+    return line
+
+
+def _colour_args(colour: Colour) -> list[str]:
+    """Options that tag a stream, alike for input and output: with both, FFmpeg never converts."""
+    options = {
+        "-color_range": colour.range,
+        "-color_primaries": colour.primaries,
+        "-color_trc": colour.transfer,
+        "-colorspace": colour.matrix,
+        "-chroma_sample_location": colour.chroma_location,
+    }
+    return [text for name, value in options.items() if value is not None for text in (name, str(value))]
+
+
+def _seconds(time: Fraction) -> str:
+    """A time as FFmpeg reads it, rounded down to a microsecond: nothing at that time may be cut away."""
+    return f"{math.floor(time * 1_000_000) / 1_000_000:.6f}"
+
+
+class Encoder:
+    """A running FFmpeg. Leave the context without `finish` and it is killed, so that it never ends as if all were well.
+
+    Args:
+        plan: What is to be made.
+        covers: Folder with the cover pictures.
+        launch: Starts a command line, with pipes for stdin and stderr.
+    """
+
+    def __init__(
+        self, plan: EncodePlan, *, covers: Path, launch: Callable[[list[str]], subprocess.Popen[bytes]]
+    ) -> None:
+        self._plan = plan
+        self._written = 0
+        self._log = b""
+        self._process = launch(command(plan, covers=covers))
+        self._reader = threading.Thread(target=self._drain, daemon=True)
+        self._reader.start()
+        self._nut = _NutStream(size=plan.size, pixel_format=plan.pixel_format, rate=plan.rate, time_base=plan.time_base)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        kill(self._process)
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stderr):
+            with suppress(OSError):  # closing flushes what nobody reads any more
+                _opened(pipe).close()
+
+    def write(self, samples: bytes) -> None:
+        """Send the next frame.
+
+        Args:
+            samples: As `frame_bytes` gives them.
+
+        Raises:
+            OutputError: FFmpeg has stopped reading.
+        """
+        self._send(self._nut.frame(samples, self._plan.timestamps[self._written] - self._plan.timestamps[0]))
+        self._written += 1
+
+    def finish(self) -> None:
+        """Tell FFmpeg that all frames have come, and wait until it has completed the file.
+
+        Raises:
+            OutputError: It failed.
+        """
+        self._send(self._nut.end())
+        with suppress(OSError):
+            _opened(self._process.stdin).close()
+        if self._process.wait() != 0:
+            raise self._failure()
+
+    def _send(self, data: bytes) -> None:
+        try:
+            pipe = _opened(self._process.stdin)
+            pipe.write(data)
+            pipe.flush()
+        except OSError as error:
+            raise self._failure() from error
+
+    def _drain(self) -> None:
+        """Read what FFmpeg says, and keep the end of it."""
+        pipe = _opened(self._process.stderr)
+        while chunk := pipe.read(1024):
+            self._log = (self._log + chunk)[-LOG_BYTES:]
+
+    def _failure(self) -> OutputError:
+        """Why FFmpeg stopped, in its own words."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)  # it has closed its end, and is about to go
+        code = kill(self._process)
+        self._reader.join()
+        said = self._log.decode(errors="replace").splitlines()[-20:] or ["nothing"]
+        return OutputError(
+            f"restore: {self._plan.source.path}: the encoder must take all frames, but it ended after {self._written} "
+            f"of {len(self._plan.timestamps)} with exit code {code}; check --encoder-args and the disk. FFmpeg said:\n"
+            + "\n".join(f"  {line}" for line in said)
+        )
+
+
+class _NutStream:
+    """Frames as a NUT stream, piece by piece."""
+
+    def __init__(self, *, size: tuple[int, int], pixel_format: str, rate: Fraction, time_base: Fraction) -> None:
+        self._sink = _Sink()
+        self._time_base = time_base
+        self._container = av.open(self._sink, "w", format="nut")
+        self._stream = self._container.add_stream(
+            "rawvideo",
+            rate=rate.limit_denominator(100_000),
+            width=size[0],
+            height=size[1],
+            pix_fmt=pixel_format,
+            time_base=time_base,
+        )
+
+    def frame(self, samples: bytes, timestamp: int) -> bytes:
+        """The next piece of the stream: one frame, and the header before the first."""
+        packet = av.Packet(samples)
+        packet.stream = self._stream
+        packet.time_base = self._time_base
+        packet.pts = packet.dts = timestamp
+        packet.is_keyframe = True
+        self._container.mux(packet)
+        return self._sink.take()
+
+    def end(self) -> bytes:
+        """The last piece of the stream."""
+        self._container.close()
+        return self._sink.take()
+
+
+class _Sink:
+    """Where PyAV writes to. The pieces go to FFmpeg from plain Python, where errors can be raised."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        """Keep a piece; PyAV reuses the memory that it hands over."""
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        """All pieces since the last call."""
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)
+
+
+def _opened(pipe: IO[bytes] | None) -> IO[bytes]:
+    """A pipe that `launch` has opened."""
+    assert pipe is not None
+    return pipe

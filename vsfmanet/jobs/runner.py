@@ -1,0 +1,281 @@
+"""One file restored: inspect, plan, try the encoder, process, verify, publish. A final name is a proof that all held.
+
+Until then the result is a part file beside the target, and whatever goes wrong, nothing of it stays behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import vapoursynth as vs
+
+from vsfmanet.errors import ConfigError, OutputError, SourceError
+from vsfmanet.jobs import clip as clips
+from vsfmanet.jobs.clip import RestoreSettings, SourceClip
+from vsfmanet.jobs.encode import (
+    CONTAINERS,
+    EncodePlan,
+    Encoder,
+    Ffmpeg,
+    choose_encoder,
+    cover_file,
+    find_ffmpeg,
+    refused_streams,
+)
+from vsfmanet.jobs.progress import Report, clock
+from vsfmanet.jobs.scratch import MAX_NAME, Scratch
+from vsfmanet.jobs.source import Source, Stream, inspect, is_unchanged, save_packets
+from vsfmanet.jobs.verify import verify
+
+KEPT = {"audio": "audio", "subtitle": "subtitles", "attachment": "attachments", "cover": "attachments"}
+"""Kinds of streams that are copied, and the field of `RestoreJob` that says whether."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestoreJob:
+    """What `vsfmanet restore` is asked to do with one file."""
+
+    source: Path
+    """File to restore; it is only read."""
+    target: Path
+    """File to make."""
+    settings: RestoreSettings = field(default_factory=RestoreSettings)
+    """For the filter."""
+    start: int = 0
+    """First frame to restore."""
+    end: int | None = None
+    """Frame to stop before; None for the end of the source."""
+    encoder_args: str = ""
+    """FFmpeg's options for the video, as in a shell; they extend or replace the defaults."""
+    audio: bool = True
+    """Whether sound is copied."""
+    subtitles: bool = True
+    """Whether subtitles are copied."""
+    attachments: bool = True
+    """Whether attachments (fonts) and cover pictures are copied."""
+    salvage: bool = False
+    """Whether a damaged source is restored as far as it decodes, rather than refused."""
+    overwrite: bool = False
+    """Whether an existing target is replaced once the new one is verified."""
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or (self.end is not None and self.end <= self.start):
+            raise ConfigError(
+                f"restore: 0 <= start < end is needed, got {self.start} to {self.end}; mend --start and --end"
+            )
+        if self.target.suffix.lower() not in CONTAINERS:
+            raise ConfigError(
+                f"restore: {self.target}: the output must end in one of {', '.join(CONTAINERS)}, got "
+                f"{self.target.suffix or 'no suffix'}; name another, .mkv holds everything"
+            )
+
+
+def run(job: RestoreJob, report: Report, scratch: Scratch) -> None:
+    """Restore one file.
+
+    Args:
+        job: What is asked.
+        report: Where progress goes.
+        scratch: Empty; holds what must go away if the job does not end well.
+
+    Raises:
+        VsfmanetError: Why there is no result. The target is then as it was before.
+    """
+    try:
+        with clips.messages_to(report.warn):
+            _run(job, report, scratch)
+    except OSError as error:
+        raise OutputError(
+            f"restore: {job.target}: files of the job must be written, but {error}; make room or check the disk"
+        ) from error
+    finally:
+        scratch.discard()
+
+
+def _run(job: RestoreJob, report: Report, scratch: Scratch) -> None:
+    """`run`, leaving the clearing up to it."""
+    _check_target(job)
+    ffmpeg = find_ffmpeg()
+    report.note(f"restoring {job.source} with FFmpeg {ffmpeg.release[0]}.{ffmpeg.release[1]} ({ffmpeg.path})")
+    source = inspect(job.source)
+    _check_whole(job, source.faults, report)
+    clip = clips.open_clip(source, threads=1 if job.salvage else 0)
+    _check_whole(job, clip.faults, report)
+    for notice in clip.notices:
+        report.warn(notice)
+    frames = _range(job, clip)
+    copied = _copied(job, source, report)
+    _check_container(source, copied, job.target.suffix.lower())
+    restored = clips.restore_clip(clip.node, job.settings)
+    clips.check_restored(source, clip.node, restored)
+
+    folder = scratch.make_folder()
+    part = scratch.make_part(job.target)
+    save_packets(source, {cover.index: folder / cover_file(cover) for cover in copied if cover.kind == "cover"})
+    plan = _plan(job, source, clip, restored, frames, copied, ffmpeg, part)
+    _try_encoder(plan, restored, folder, scratch)
+    _encode(plan, restored[frames.start : frames.stop], folder, scratch, report)
+    with report.begin("verifying", len(frames)) as progress:
+        verify(
+            part,
+            size=plan.size,
+            times=[timestamp * plan.time_base for timestamp in plan.timestamps],
+            copied=copied,
+            whole=len(frames) == clip.node.num_frames and not job.salvage,
+            advance=progress.advance,
+        )
+    if not is_unchanged(source):
+        raise SourceError(f"restore: {source.path}: the source changed during the job; run it again when it is at rest")
+    scratch.publish(part, job.target, overwrite=job.overwrite)
+    length = float((plan.timestamps[-1] - plan.timestamps[0]) * plan.time_base)
+    report.note(f"made {job.target}: {len(frames)} frames of {plan.size[0]}x{plan.size[1]}, {clock(length)}")
+
+
+def _check_target(job: RestoreJob) -> None:
+    """Refuse a target that is the source, is there already, or cannot be named.
+
+    Raises:
+        ConfigError: It is one of these.
+    """
+    target = job.target
+    if len(os.fsencode(target.name)) > MAX_NAME:
+        raise ConfigError(f"restore: {target}: a file name of at most {MAX_NAME} bytes is needed; choose a shorter one")
+    if not os.path.lexists(target):
+        return
+    if job.source.exists() and target.exists() and target.samefile(job.source):
+        raise ConfigError(
+            f"restore: {target}: the output must not be the source, which is never replaced; name another"
+        )
+    if not job.overwrite:
+        raise ConfigError(f"restore: {target}: the output exists already; name another, or pass --overwrite")
+    if not target.is_file():
+        raise ConfigError(f"restore: {target}: only a regular file can be overwritten; name another output")
+
+
+def _check_whole(job: RestoreJob, faults: Sequence[str], report: Report) -> None:
+    """Stop at damage, or tell it where the user wants the rest.
+
+    Raises:
+        SourceError: The source is damaged, and `salvage` is not asked for.
+    """
+    if not faults:
+        return
+    text = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+    if not job.salvage:
+        raise SourceError(
+            f"restore: {job.source}: the file is damaged: {text}. Copy it again or repair it; --on-damage salvage "
+            "restores the frames that are there, at their own times"
+        )
+    report.warn(f"the source is damaged: {text}; the frames that decode are restored")
+
+
+def _range(job: RestoreJob, clip: SourceClip) -> range:
+    """The frames to restore.
+
+    Raises:
+        ConfigError: The source does not have them.
+    """
+    count = clip.node.num_frames
+    frames = range(job.start, count if job.end is None else job.end)
+    if not frames or frames.stop > count:
+        raise ConfigError(
+            f"restore: {job.source}: --start and --end must lie within its {count} frames, got {frames.start} to "
+            f"{frames.stop}; leave --end out for the last frame"
+        )
+    return frames
+
+
+def _copied(job: RestoreJob, source: Source, report: Report) -> list[Stream]:
+    """The streams that go along; what cannot is named."""
+    copied = []
+    for stream in source.others:
+        if stream.kind not in KEPT or (stream.codec == "unknown" and stream.kind != "attachment"):
+            report.warn(f"{stream} is not carried over")
+        elif getattr(job, KEPT[stream.kind]):
+            copied.append(stream)
+    return copied
+
+
+def _check_container(source: Source, copied: Sequence[Stream], suffix: str) -> None:
+    """Refuse a container that cannot hold what is to be copied.
+
+    Raises:
+        ConfigError: It cannot; the message names the streams, and the containers that can.
+    """
+    refused = refused_streams(source, copied, suffix)
+    if not refused:
+        return
+    others = [other for other in CONTAINERS if not refused_streams(source, copied, other)]
+    instead = f"write to {' or '.join(others)}, or " if others else ""
+    raise ConfigError(
+        f"restore: {source.path}: {suffix} must hold what is copied, but cannot hold {', '.join(map(str, refused))}; "
+        f"{instead}leave out what it cannot hold with --no-audio, --no-subtitles or --no-attachments"
+    )
+
+
+def _plan(
+    job: RestoreJob,
+    source: Source,
+    clip: SourceClip,
+    restored: vs.VideoNode,
+    frames: range,
+    copied: Sequence[Stream],
+    ffmpeg: Ffmpeg,
+    part: Path,
+) -> EncodePlan:
+    """What the encoder is to make. The clock of the output starts with the first thing in it."""
+    begin = clip.timestamps[frames.start] * clip.time_base
+    if len(frames) == clip.node.num_frames:
+        begin = max(Fraction(0), min(source.start, begin))
+    last = frames.stop == clip.node.num_frames
+    pixel_format = clips.pixel_format(restored.format)
+    return EncodePlan(
+        ffmpeg=ffmpeg,
+        source=source,
+        size=(restored.width, restored.height),
+        pixel_format=pixel_format,
+        colour=clips.colour(clip.node.get_frame(0)),
+        aspect=clip.aspect,
+        rate=source.rate,
+        timestamps=clip.timestamps[frames.start : frames.stop],
+        time_base=clip.time_base,
+        start=begin if begin > 0 or any(stream.cut for stream in copied) else None,
+        duration=None if last else clip.timestamps[frames.stop] * clip.time_base - begin,
+        copied=tuple(copied),
+        encoder_args=choose_encoder(job.encoder_args, pixel_format, job.target.suffix.lower()),
+        output=part,
+    )
+
+
+def _try_encoder(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scratch) -> None:
+    """Encode one blank frame, so that a wrong option or a missing encoder shows now and not after hours.
+
+    Raises:
+        OutputError: The encoder cannot work.
+    """
+    blank = clips.frame_bytes(vs.core.std.BlankClip(restored, length=1, keep=True).get_frame(0))
+    trial = replace(plan, output=folder / f"trial{plan.output.suffix}", timestamps=plan.timestamps[:1], copied=())
+    with Encoder(trial, covers=folder, launch=scratch.launch) as encoder:
+        encoder.write(blank)
+        encoder.finish()
+
+
+def _encode(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scratch, report: Report) -> None:
+    """Feed all restored frames to the encoder.
+
+    Raises:
+        VsfmanetError: A frame could not be restored, or not be encoded; the encoder has been killed.
+    """
+    frames = clips.read_frames(plan.source, restored)
+    with report.begin("restoring", len(plan.timestamps)) as progress:
+        first = next(frames)  # its tags say how the filter wants the samples to be read
+        with Encoder(replace(plan, colour=clips.colour(first)), covers=folder, launch=scratch.launch) as encoder:
+            for frame in chain([first], frames):
+                encoder.write(clips.frame_bytes(frame))
+                progress.advance()
+            encoder.finish()

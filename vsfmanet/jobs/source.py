@@ -1,0 +1,280 @@
+"""What a source file holds and whether it is whole, as its demuxer sees it. The file is only ever read."""
+
+from __future__ import annotations
+
+import stat
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from vsfmanet.errors import SourceError
+
+PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "tty", "vapoursynth", "webm_dash_manifest"}
+"""Demuxers that open other files, run code, or make pictures of text: never for a source."""
+
+DECLARING = {"asf", "avi", "flv", "matroska", "mov", "nut"}
+"""Demuxers whose duration stands in the file; elsewhere it is reckoned from the packets, and proves nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stream:
+    """One stream of a file."""
+
+    index: int
+    """Number in the file."""
+    kind: str
+    """One of "video", "cover", "audio", "subtitle", "attachment", "data"."""
+    codec: str
+    """Decoder's name; "unknown" where there is none."""
+    tags: Mapping[str, str]
+    """Language, title, file name and the like."""
+    packets: int
+    """Packets that hold something and are shown or heard."""
+    cut: int
+    """Packets that an edit list cuts away; copied to Matroska, they would be heard."""
+    first: Fraction | None
+    """Earliest timestamp, seconds."""
+    end: Fraction | None
+    """Where the last packet ends, seconds."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} stream {self.index} ({self.codec})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A source file, read once from end to end without decoding."""
+
+    path: Path
+    """Absolute."""
+    fingerprint: tuple[int, int]
+    """Size in bytes and time of change in ns: tells whether the file changed during the job."""
+    video: Stream
+    """The track to restore."""
+    others: tuple[Stream, ...]
+    """Every other stream, in order."""
+    size: tuple[int, int]
+    """Width and height as stored, before the rotation."""
+    time_base: Fraction
+    """Unit of the video's timestamps, seconds."""
+    rate: Fraction
+    """Frames per second, as far as it has one; the timestamps decide."""
+    packet_times: tuple[int, ...]
+    """Timestamps of the packets that show a picture, ascending; empty where the container stores none."""
+    rotation: int
+    """Degrees in the display matrix; the source filter turns the picture."""
+    disposition: tuple[str, ...]
+    """Flags of the video track, such as "default"."""
+    faults: tuple[str, ...]
+    """Signs of damage, each with its place; empty for a whole file."""
+
+    @property
+    def start(self) -> Fraction:
+        """Earliest timestamp of picture and sound, seconds, not below 0."""
+        starts = [stream.first for stream in (self.video, *self.of_kind("audio")) if stream.first is not None]
+        return max(Fraction(0), min(starts, default=Fraction(0)))
+
+    def of_kind(self, *kinds: str) -> list[Stream]:
+        """The other streams of these kinds, in order."""
+        return [stream for stream in self.others if stream.kind in kinds]
+
+
+def is_unchanged(source: Source) -> bool:
+    """Whether a source file is still the one that was inspected."""
+    try:
+        return _fingerprint(source.path) == source.fingerprint
+    except OSError:
+        return False
+
+
+def inspect(path: Path) -> Source:
+    """Read a source file from end to end, without decoding.
+
+    Args:
+        path: A regular file. Playlists, folders, pipes, devices and URLs are refused.
+
+    Raises:
+        SourceError: Not a regular file, empty, unreadable, or without a video track.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SourceError(f"restore: {path}: the source cannot be found ({error.strerror}); check the path") from error
+    if not stat.S_ISREG(status.st_mode):  # before opening: a pipe would hang
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise SourceError(f"restore: {path}: the source must be a regular file, got {kind}; name a video file")
+    if status.st_size == 0:
+        raise SourceError(f"restore: {path}: the file is empty (0 bytes); copy it again from where it came from")
+    try:
+        return _read(path.absolute())
+    except (av.FFmpegError, OSError) as error:
+        raise SourceError(
+            f"restore: {path}: a video file is needed, but this one cannot be opened ({error.strerror}); if it is a "
+            "video, it was cut short before its index was written, or may not be read: copy or repair it"
+        ) from error
+
+
+def _fingerprint(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in ns."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def open_container(path: Path) -> InputContainer:
+    """Open a file, and nothing but that file, for reading."""
+    allowed = ",".join(sorted(av.formats_available - PLAYLISTS))
+    return av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": allowed})
+
+
+def main_track(container: InputContainer) -> VideoStream | None:
+    """The video track that players show: not a cover picture."""
+    track = container.streams.best("video")
+    if not isinstance(track, VideoStream) or Disposition.attached_pic in track.disposition:
+        return None
+    return track
+
+
+@dataclass(kw_only=True, slots=True)
+class _Tally:
+    """What one pass over a stream's packets found; times in units of the stream's time base."""
+
+    packets: int = 0
+    cut: int = 0
+    first: int | None = None
+    end: int | None = None
+    shown: list[int] = field(default_factory=list)
+
+
+def _read(path: Path) -> Source:
+    """`inspect`, after the checks that need no opening."""
+    identity = _fingerprint(path)
+    with open_container(path) as container:
+        track = main_track(container)
+        if track is None:
+            raise SourceError(f"restore: {path}: the file has no video track; name a video file")
+        guess = track.guessed_rate or track.average_rate
+        rate = Fraction(guess.numerator, guess.denominator) if guess else Fraction(25)
+        tallies, faults = _tally(container)
+        streams = _streams(container, tallies)
+        shown = tuple(sorted(tallies[track.index].shown))
+        time_base = Fraction(track.time_base.numerator, track.time_base.denominator)
+        faults += _missing_end(container, track, streams, rate) + _gaps(shown, time_base)
+        return Source(
+            path=path,
+            fingerprint=identity,
+            video=streams[track.index],
+            others=tuple(stream for stream in streams if stream.index != track.index),
+            size=(track.codec_context.width, track.codec_context.height),
+            time_base=time_base,
+            rate=rate,
+            packet_times=shown,
+            rotation=_rotation(path),
+            disposition=tuple(flag.name for flag in Disposition if flag in track.disposition and flag.name),
+            faults=tuple(faults),
+        )
+
+
+def _tally(container: InputContainer) -> tuple[list[_Tally], list[str]]:
+    """Read every packet once: a tally for each stream, and where the reading failed, if it did."""
+    tallies = [_Tally() for _ in container.streams]
+    try:
+        for packet in container.demux():
+            if not packet.size or packet.stream_index >= len(tallies):  # the end, or a stream that begins midway
+                continue
+            tally = tallies[packet.stream_index]
+            time = packet.pts if packet.pts is not None else packet.dts
+            if packet.is_discard:  # cut away by an edit list
+                tally.cut += 1
+                continue
+            tally.packets += 1
+            if packet.pts is not None:
+                tally.shown.append(packet.pts)
+            if time is not None:
+                tally.first = time if tally.first is None else min(tally.first, time)
+                tally.end = max(tally.end or 0, time + (packet.duration or 0))
+    except av.FFmpegError as error:
+        return tallies, [f"reading fails after {sum(tally.packets for tally in tallies)} packets ({error.strerror})"]
+    return tallies, []
+
+
+def _streams(container: InputContainer, tallies: Sequence[_Tally]) -> list[Stream]:
+    """Describe the streams of a container."""
+    streams = []
+    for stream, tally in zip(container.streams, tallies, strict=False):
+        base = Fraction(stream.time_base.numerator, stream.time_base.denominator) if stream.time_base else Fraction(0)
+        streams.append(
+            Stream(
+                index=stream.index,
+                kind="cover" if Disposition.attached_pic in stream.disposition else stream.type,
+                codec=stream.codec_context.name if stream.codec_context else "unknown",
+                tags=dict(stream.metadata),
+                packets=tally.packets,
+                cut=tally.cut,
+                first=None if tally.first is None else tally.first * base,
+                end=None if tally.end is None else tally.end * base,
+            )
+        )
+    return streams
+
+
+def _missing_end(container: InputContainer, track: VideoStream, streams: Sequence[Stream], rate: Fraction) -> list[str]:
+    """Whether the file ends before the duration or the frame count that it declares."""
+    found = max((stream.end for stream in streams if stream.end is not None), default=Fraction(0))
+    tolerance = max(0.5, 2 / float(rate))  # seconds; headers round, and streams differ in length
+    if container.duration is not None and container.format.name.split(",")[0] in DECLARING:
+        declared = container.duration / 1_000_000
+        if found < declared - tolerance:
+            return [f"declared {declared:.1f} s, found {float(found):.1f} s; the end is missing"]
+    packets = streams[track.index].packets + streams[track.index].cut
+    if track.frames > packets:
+        return [f"declared {track.frames} frames, found {packets}; the end is missing"]
+    return []
+
+
+def _gaps(shown: Sequence[int], time_base: Fraction) -> list[str]:
+    """Holes in a file of constant rate. A file of variable rate may pause as long as it likes."""
+    steps = [later - earlier for earlier, later in pairwise(shown)]
+    if not steps:
+        return []
+    usual = statistics.median(steps)
+    if sum(step > 1.5 * usual for step in steps) > len(steps) / 50:
+        return []
+    return [
+        f"no frames between {float(time * time_base):.2f} s and {float((time + step) * time_base):.2f} s"
+        for time, step in zip(shown, steps, strict=False)
+        if step > 3 * usual
+    ]
+
+
+def _rotation(path: Path) -> int:
+    """Degrees in the display matrix of the first frame; 0 where none can be decoded."""
+    with open_container(path) as container:
+        track = main_track(container)
+        try:
+            return next((int(frame.rotation) for frame in container.decode(track)), 0) if track else 0
+        except av.FFmpegError:
+            return 0
+
+
+def save_packets(source: Source, files: Mapping[int, Path]) -> None:
+    """Write the first packet of some streams to files: for a cover picture, that is the picture.
+
+    Args:
+        source: What `inspect` found.
+        files: Where each stream's packet goes, by the stream's number.
+    """
+    wanted = dict(files)
+    with open_container(source.path) as container:
+        for packet in container.demux(tuple(container.streams[index] for index in files)) if files else ():
+            if packet.size and packet.stream_index in wanted:
+                wanted.pop(packet.stream_index).write_bytes(bytes(packet))
+            if not wanted:
+                return

@@ -1,0 +1,108 @@
+"""A finished file against its source: every frame, every timestamp, every stream. Exit codes and logs prove nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from vsfmanet.errors import IncompleteError, SourceError
+from vsfmanet.jobs.source import Source, Stream, inspect, main_track, open_container
+
+TIME_TOLERANCE = Fraction(1, 1000)
+"""Seconds that a timestamp may be off, beside the rounding of the container's own unit."""
+
+SOUND_TOLERANCE = Fraction(1, 10)
+"""Seconds that the ends of a sound track may move against the picture: releases count a codec's priming differently."""
+
+
+def verify(
+    part: Path,
+    *,
+    size: tuple[int, int],
+    times: Sequence[Fraction],
+    copied: Sequence[Stream],
+    whole: bool,
+    advance: Callable[[], None],
+) -> None:
+    """Decode a file and compare it with what it must hold.
+
+    Args:
+        part: The file.
+        size: Width and height of the frames.
+        times: When each frame is shown, seconds on the source's clock.
+        copied: Streams of the source that must be there too.
+        whole: Whether the sound was copied whole, so that both of its ends must be where they were.
+        advance: Called after each frame.
+
+    Raises:
+        IncompleteError: Something is missing, misplaced or of the wrong size.
+    """
+    try:
+        _check_frames(part, size, times, advance)
+        made = inspect(part)
+    except (av.FFmpegError, SourceError) as error:
+        raise _failed(part, f"a file that decodes to its end is needed, got {error}") from error
+    needed, present = _kinds(copied), _kinds(made.others)
+    if needed != present:
+        raise _failed(part, f"the streams {needed} are needed beside the video, got {present}")
+    if whole:
+        _check_sound(part, times[0], made, [stream for stream in copied if stream.kind == "audio"])
+
+
+def _check_frames(part: Path, size: tuple[int, int], times: Sequence[Fraction], advance: Callable[[], None]) -> None:
+    """Count the frames, and compare size and timestamp of each, apart from a shift common to all."""
+    count = 0
+    with open_container(part) as container:
+        track = main_track(container)
+        if track is None:
+            raise _failed(part, "a video track is needed, got none")
+        track.thread_type = "AUTO"
+        tick = Fraction(track.time_base.numerator, track.time_base.denominator)
+        first = Fraction(0)
+        for count, frame in enumerate(container.decode(track), start=1):
+            if (frame.width, frame.height) != size:
+                raise _failed(part, f"frames of {size[0]}x{size[1]} are needed, got {frame.width}x{frame.height}")
+            if count > len(times) or frame.pts is None:
+                continue  # too many frames, or a container without timestamps: both are told below
+            shown = frame.pts * tick
+            if count == 1:
+                first = shown
+            if abs((shown - first) - (times[count - 1] - times[0])) > TIME_TOLERANCE + tick:
+                raise _failed(
+                    part,
+                    f"frame {count - 1} is needed at {float(times[count - 1] - times[0]):.3f} s from the first, "
+                    f"got {float(shown - first):.3f} s",
+                )
+            advance()
+    if count != len(times):
+        raise _failed(part, f"{len(times)} frames are needed, got {count}")
+
+
+def _check_sound(part: Path, first: Fraction, made: Source, tracks: Sequence[Stream]) -> None:
+    """Compare where each sound track starts and ends against the first frame."""
+    if made.video.first is None:
+        return
+    for before, after in zip(tracks, made.of_kind("audio"), strict=True):
+        for place, old, new in (("start", before.first, after.first), ("end", before.end, after.end)):
+            if old is None or new is None:
+                continue
+            moved = (new - made.video.first) - (old - first)
+            if abs(moved) > SOUND_TOLERANCE:
+                raise _failed(part, f"the {place} of {before} must keep its place, but moved by {float(moved):+.3f} s")
+
+
+def _kinds(streams: Sequence[Stream]) -> str:
+    """What there is to hear, read and keep, in words that can be compared. Matroska keeps covers as attachments."""
+    kinds = ["attachment" if stream.kind == "cover" else stream.kind for stream in streams]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("audio", "subtitle", "attachment"))
+
+
+def _failed(part: Path, why: str) -> IncompleteError:
+    """The error for a file that is not what it must be."""
+    return IncompleteError(
+        f"restore: {part.name} failed its verification: {why}; it has been deleted. Leave those of --encoder-args out "
+        "that change timing, size or streams (-r, -s, -map, -t), and report it if it comes back"
+    )
