@@ -1,0 +1,23 @@
+"""What all tests of the filter share."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import vapoursynth as vs
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_garbage_collection() -> None:
+    """Keep what is imported out of the collections that `clip.frames` ends with; they outlast the reading."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _core_as_found() -> Iterator[None]:
+    """Give the next test the number of threads and the cache size that this one found."""
+    threads, cache = vs.core.num_threads, vs.core.max_cache_size
+    yield
+    vs.core.num_threads, vs.core.max_cache_size = threads, cache

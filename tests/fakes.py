@@ -1,0 +1,185 @@
+"""Stand-ins for the network, and clips whose every frame is different."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import vapoursynth as vs
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vsfmanet.filter import RestoreSettings, _restore_with
+from vsfmanet.frames import check_clip
+from vsfmanet.restorer import FrameRestorer, FrameSource, Restored
+
+
+@dataclass(kw_only=True)
+class MixingRestorer:
+    """Mixes each frame with its context and their exposures, all with different weights, so that any mistake shows.
+
+    At cuts and at the ends of the clip the nearest frame of the scene stands in. Like the real restorer it streams:
+    when a call goes on where the last one stopped, it does not ask again for frames that it has.
+    """
+
+    scale: int = 4
+    context: int = 2
+    calls: list[tuple[int, int]] = field(default_factory=list)
+    """The (first, stop) of every call."""
+    closed: bool = False
+    _kept: dict[int, tuple[Tensor, float, bool]] = field(default_factory=dict)
+    _next: int | None = None
+
+    def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+        """Restore frames `first` ... `stop - 1`."""
+        assert not self.closed
+        window = range(max(0, first - self.context), min(source.num_frames, stop + self.context))
+        kept = self._kept if first == self._next else {}
+        self._kept = {n: kept[n] if n in kept else self._read(source, n) for n in window}
+        self._next = stop
+        self.calls.append((first, stop))
+        return [self._restored(n, window) for n in range(first, stop)]
+
+    def close(self) -> None:
+        """Note that the filter let go."""
+        self.closed = True
+
+    def _read(self, source: FrameSource, n: int) -> tuple[Tensor, float, bool]:
+        exposure = source.exposure(n)
+        return source.frame(n), 0.7 if exposure is None else exposure, n > 0 and source.starts_scene(n)
+
+    def _restored(self, n: int, window: range) -> Restored:
+        first = last = n
+        while first > max(window.start, n - self.context) and not self._kept[first][2]:
+            first -= 1
+        while last < min(window.stop - 1, n + self.context) and not self._kept[last + 1][2]:
+            last += 1
+        weights = range(1, 2 * self.context + 2)
+        mixed = torch.zeros_like(self._kept[n][0])
+        for offset, weight in zip(range(-self.context, self.context + 1), weights, strict=True):
+            frame, exposure, _ = self._kept[min(max(n + offset, first), last)]
+            mixed += weight * (0.9 * frame + 0.1 * exposure)
+        return Restored(
+            index=n, frame=enlarged(mixed / sum(weights), self.scale), exposure=self._kept[n][1], confidence=0.5
+        )
+
+
+@dataclass(kw_only=True)
+class EnlargingRestorer:
+    """Repeats pixels and does nothing else."""
+
+    scale: int = 4
+    context: int = 1
+
+    def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+        """Enlarge frames `first` ... `stop - 1`."""
+        return [
+            Restored(index=n, frame=enlarged(source.frame(n), self.scale), exposure=0.5, confidence=1.0)
+            for n in range(first, stop)
+        ]
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+@dataclass(kw_only=True)
+class ListSource:
+    """A whole clip in memory, as a restorer reads it."""
+
+    frames: Sequence[Tensor]
+    cuts: Collection[int] = ()
+    exposures: Sequence[float | None] | None = None
+
+    def __post_init__(self) -> None:
+        self.num_frames = len(self.frames)
+
+    def frame(self, n: int) -> Tensor:
+        """Frame `n`."""
+        return self.frames[n]
+
+    def exposure(self, n: int) -> float | None:
+        """Exposure of frame `n`."""
+        return None if self.exposures is None else self.exposures[n]
+
+    def starts_scene(self, n: int) -> bool:
+        """Whether `n` is a cut."""
+        return n in self.cuts
+
+
+def enlarged(frame: Tensor, scale: int) -> Tensor:
+    """(3, H, W) with every pixel repeated: (3, scale*H, scale*W)."""
+    return frame.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+
+
+def restore_with(
+    clip: vs.VideoNode,
+    restorer: FrameRestorer,
+    *,
+    exposure: float | str = "auto",
+    segment: int | None = None,
+    sc_threshold: float | None = None,
+    output_format: int | vs.VideoFormat | None = None,
+) -> vs.VideoNode:
+    """`vsfmanet.restore` with a stand-in for the network."""
+    settings = RestoreSettings(
+        model="fake", exposure=exposure, segment=segment, sc_threshold=sc_threshold, output_format=output_format
+    )
+    return _restore_with(check_clip(clip), restorer, settings)
+
+
+def drawn_clip(
+    draw: Callable[[int, int], NDArray[np.float64]],
+    length: int,
+    *,
+    width: int = 16,
+    height: int = 12,
+    format: int = vs.RGBS,
+    props: Callable[[int], dict[str, object]] | None = None,
+) -> vs.VideoNode:
+    """A clip whose plane p of frame n is `draw(n, p)`, broadcast to the plane's size, in the format's code values."""
+
+    def drawn(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
+        frame = f.copy()
+        for plane in range(frame.format.num_planes):
+            np.copyto(np.asarray(frame[plane]), draw(n, plane), casting="unsafe")
+        if props is not None:
+            frame.props.update(props(n))
+        return frame
+
+    blank = vs.core.std.BlankClip(width=width, height=height, format=format, length=length, keep=True)
+    return blank.std.ModifyFrame(blank, drawn)
+
+
+def noise_clip(
+    length: int,
+    *,
+    width: int = 16,
+    height: int = 12,
+    format: int = vs.RGBS,
+    cuts: Collection[int] = (),
+    exposures: Sequence[float] | None = None,
+) -> vs.VideoNode:
+    """A clip of noise that says where its cuts are, and its exposures if there are any."""
+    depth = vs.core.get_video_format(format).bits_per_sample
+
+    def draw(n: int, plane: int) -> NDArray[np.float64]:
+        noise = np.random.default_rng((n, plane)).random((height, width))
+        return noise if depth == 32 else np.round(noise * (2**depth - 1))
+
+    def props(n: int) -> dict[str, object]:
+        scene: dict[str, object] = {"_SceneChangePrev": int(n in cuts), "_SceneChangeNext": int(n + 1 in cuts)}
+        return scene if exposures is None else {**scene, "FMANetExposure": exposures[n]}
+
+    return drawn_clip(draw, length, width=width, height=height, format=format, props=props)
+
+
+def planes(frame: vs.VideoFrame) -> list[NDArray[np.float64]]:
+    """The planes of a frame as arrays of their own."""
+    return [np.array(frame[plane], dtype=np.float64) for plane in range(frame.format.num_planes)]
+
+
+def same_pixels(a: vs.VideoFrame, b: vs.VideoFrame) -> bool:
+    """Whether two frames are equal to the last bit."""
+    return all(np.array_equal(x, y) for x, y in zip(planes(a), planes(b), strict=True))

@@ -1,0 +1,93 @@
+"""Make a shipped model of a checkpoint: fp16 safetensors in deployed form, and its entry in the manifest.
+
+    python -m training.export runs/fast/latest.pt --name fmanetpp_x4_fast --scores runs/fast/scores.json \
+        --description "..." --data "..." --command "..."
+
+`--scores` is what `training.evaluate --json` wrote for this checkpoint; its means go into the manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tomllib
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from training.loop import load_checkpoint
+from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset
+from vsfmanet.weights import file_sha256, save_model
+
+
+def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over scenes of what `training.evaluate` wrote, for its networks and for bicubic: `psnr_5_1` and so on."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        if row["method"] == "lanczos":
+            continue
+        prefix = "bicubic_" if row["method"] == "bicubic" else ""
+        for metric in ("psnr", "ssim", "tof"):
+            groups.setdefault(f"{prefix}{metric}_{row['condition']}", []).append(row[metric])
+    return {name: round(mean(values), 4) for name, values in sorted(groups.items())}
+
+
+def write_manifest(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Write the manifest: one table per model, scores last."""
+    lines = ["# Models that ship with vsfmanet. Written by training.export; read by vsfmanet.weights."]
+    for entry in entries:
+        lines += ["", "[[model]]"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in entry.items() if key != "scores"]
+        lines += ["[model.scores]", *(f"{key} = {json.dumps(value)}" for key, value in entry["scores"].items())]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="latest.pt of training.train_restoration")
+    parser.add_argument("--name", required=True, help="<network>_x<scale>[_<preset>]")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder to write to (default: %(default)s)")
+    parser.add_argument("--scores", type=Path, help="JSON that training.evaluate wrote; without it the entry has none")
+    parser.add_argument("--licence", default="MIT", help="of the weights (default: %(default)s)")
+    for field in ("description", "data", "command"):
+        parser.add_argument(f"--{field}", required=True, help=f"{field}, for the manifest")
+    args = parser.parse_args()
+
+    state = load_checkpoint(args.checkpoint)
+    network = FMANetPP(preset(state["preset"], state["scale"]))
+    network.load_state_dict(state["averaged"])
+    path = args.models / f"{args.name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        save_model(deploy(network), path, about={"data": args.data, "command": args.command, "steps": state["step"]})
+
+    manifest = args.models / "manifest.toml"
+    entries = tomllib.loads(manifest.read_text(encoding="utf-8"))["model"] if manifest.exists() else []
+    entry = {
+        "name": args.name,
+        "file": path.name,
+        "preset": state["preset"],
+        "scale": state["scale"],
+        "size": path.stat().st_size,
+        "sha256": file_sha256(path),
+        "licence": args.licence,
+        "description": args.description,
+        "data": args.data,
+        "command": args.command,
+        "steps": state["step"],
+        "scores": mean_scores(json.loads(args.scores.read_text(encoding="utf-8"))) if args.scores else {},
+    }
+    names = [old["name"] for old in entries]
+    if args.name in names:
+        entries[names.index(args.name)] = entry
+    else:
+        entries.append(entry)
+    write_manifest(manifest, entries)
+    print(f"{path}: {entry['size']} bytes, sha256 {entry['sha256']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,363 @@
+"""The VapourSynth filter, in packed segments: a frame's pixels depend on the clip, the arguments and its number alone.
+
+Frame k of one node, the host, is segment k. VapourSynth gathers the segment's window through strided clips, one for
+each place in the window, and the restored frames travel as properties of the host's frame. No callback asks for a
+frame. Building the filter asks for none either: mpv and FFmpeg have none to give while a script is being loaded.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from numbers import Real
+from typing import TYPE_CHECKING
+
+import numpy as np
+import vapoursynth as vs
+from torch import Tensor
+
+from vsfmanet import exposure as exposures
+from vsfmanet import frames, scene
+from vsfmanet.errors import ConfigError, FormatError, IncompleteError, VsfmanetError
+from vsfmanet.segments import MAX_LENGTH, SegmentGrid, default_length
+
+if TYPE_CHECKING:
+    from vsfmanet.restorer import FrameRestorer, Restored
+
+_SCENE_START = "FMANetSceneStart"
+_RESTORED = "FMANetRestored"
+_READ_AHEAD = 16
+"""Source frames kept beyond a window, so that none is decoded twice while later windows are being read."""
+_OWN_PROPS = (
+    "FMANetExposure",
+    "FMANetExposureSource",
+    "FMANetExposureConfidence",
+    "FMANetModel",
+    "FMANetWindowStart",
+    "FMANetWindowEnd",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestoreSettings:
+    """The arguments of `restore` that the filter itself uses, checked."""
+
+    model: str = "fmanetpp_x4_fast"
+    """Name that goes into the property `FMANetModel`."""
+    exposure: float | str = "auto"
+    """Exposure of all frames in (0, 1], or "auto"."""
+    segment: int | None = None
+    """Frames that one run of the network returns, 1 ... 64; None for `default_length`."""
+    sc_threshold: float | None = None
+    """None for the standard properties, and the detector where a frame has none; 0 for no cuts; else the detector's."""
+    output_format: int | vs.VideoFormat | None = None
+    """Format of the result; None for the clip's own."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str):
+            raise ConfigError(f"restore: model must be a name, got {self.model!r}; leave it out for the default")
+        exposures.check_argument(self.exposure)
+        if self.segment is not None and not (_is_int(self.segment) and 1 <= self.segment <= MAX_LENGTH):
+            raise ConfigError(
+                f"restore: segment must be a whole number of frames from 1 to {MAX_LENGTH}, got {self.segment!r}; "
+                "leave it out, it has no effect on pixels"
+            )
+        if self.sc_threshold is not None and not (_is_real(self.sc_threshold) and 0 <= self.sc_threshold <= 1):
+            raise ConfigError(
+                f"restore: sc_threshold must be a number from 0 to 1, got {self.sc_threshold!r}; "
+                "leave it out to trust the clip's scene properties, or pass 0 for no cuts"
+            )
+        if self.output_format is not None:
+            frames.named_format(self.output_format)
+
+
+def restore(
+    clip: vs.VideoNode,
+    *,
+    model: str = "fmanetpp_x4_fast",
+    exposure: float | str = "auto",
+    device: str = "auto",
+    device_index: int = 0,
+    precision: str = "auto",
+    segment: int | None = None,
+    sc_threshold: float | None = None,
+    output_format: int | vs.VideoFormat | None = None,
+) -> vs.VideoNode:
+    """Enlarge and deblur a clip with FMA-Net++.
+
+    Args:
+        clip: progressive YUV, RGB or Gray of constant format and size, 8 to 16 bit integer or half or single float, at
+            least 8x8 pixels. The result has its format, length and properties.
+        model: name of the network and its weights; the number after `x` is the scale.
+        exposure: open-shutter time over frame interval of all frames, in (0, 1]; 0.5 is a 180 degree shutter. "auto"
+            takes each frame's property `FMANetExposure`, else `ExposureTime` (in seconds) over its duration, else what
+            the network sees.
+        device: "auto", "cpu" or "cuda".
+        device_index: which of several devices.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        segment: frames that one run of the network returns, 1 to 64. No effect on pixels.
+        sc_threshold: where scenes start. None trusts `_SceneChangePrev` and `_SceneChangeNext`, and detects where
+            neither is set. A number in (0, 1] detects with this mean absolute difference of luma. 0 means nowhere.
+        output_format: format of the result, such as `vs.YUV420P10`.
+
+    Returns:
+        The restored clip. Beside their own properties its frames carry `FMANetModel`, `FMANetExposure`,
+        `FMANetExposureSource` ("argument", "prop" or "network"), `FMANetExposureConfidence` (0 to 1), and, as the first
+        and last frame that the pixels depend on, `FMANetWindowStart` and `FMANetWindowEnd`.
+
+    Raises:
+        vs.Error: an argument or the clip cannot be taken.
+    """
+    try:
+        if not isinstance(clip, vs.VideoNode):
+            raise FormatError(
+                f"restore: clip must be a video clip, got {type(clip).__name__}; pass what a source returns"
+            )
+        settings = RestoreSettings(
+            model=model, exposure=exposure, segment=segment, sc_threshold=sc_threshold, output_format=output_format
+        )
+        source = frames.check_clip(clip)
+
+        from vsfmanet.restorer import Restorer  # with the networks and their weights
+
+        restorer = Restorer(model, device=device, device_index=device_index, precision=precision)
+        try:
+            # Its name of the model, because the argument may be the path of a file.
+            return _restore_with(source, restorer, replace(settings, model=restorer.name))
+        except BaseException:
+            restorer.close()
+            raise
+    except VsfmanetError as error:
+        raise vs.Error(str(error)) from error
+
+
+def _restore_with(clip: vs.VideoNode, restorer: FrameRestorer, settings: RestoreSettings) -> vs.VideoNode:
+    """`restore` with any restorer; it is closed when the returned clip is released.
+
+    Args:
+        clip: a clip that `frames.check_clip` has passed.
+        restorer: what does the work.
+        settings: what the caller asked for.
+
+    Raises:
+        FormatError: the output format cannot be made.
+    """
+    width, height = clip.width * restorer.scale, clip.height * restorer.scale
+    target = clip.format if settings.output_format is None else frames.named_format(settings.output_format)
+    frames.check_subsampling(target, width, height)
+    grid = SegmentGrid(
+        num_frames=clip.num_frames,
+        length=settings.segment or default_length(width, height),
+        context=restorer.context,
+    )
+    tagged = frames.tag_colour(clip)
+    tagged.std.SetVideoCache(mode=1, fixedsize=1, maxsize=grid.slots + _READ_AHEAD)
+    source = _mark_scenes(frames.to_rgb(tagged), settings.sc_threshold)
+    run = _SegmentRun(restorer, grid, settings, nominal_interval=1 / clip.fps if clip.fps else None)
+    host = _host(source, grid, run)
+    rgb = _unpacked(host, grid, like=clip.std.BlankClip(format=vs.RGBS, width=width, height=height, keep=True))
+    return _with_props(frames.from_rgb(rgb, tagged, target), tagged)
+
+
+def _mark_scenes(rgb: vs.VideoNode, threshold: float | None) -> vs.VideoNode:
+    """An RGBS clip whose frames say in `FMANetSceneStart` whether they start a scene; unmarked for a threshold of 0.
+
+    Every frame is marked before windows are formed, because the detector looks further than a window may.
+    """
+    if threshold == 0:
+        return rgb
+    thumbnail = rgb.resize.Bilinear(scene.THUMBNAIL_WIDTH, scene.THUMBNAIL_HEIGHT, format=vs.GRAYS, matrix=1)
+    offsets = range(-scene.REACH_BACK, scene.REACH_AHEAD + 1)
+
+    def starts_scene(n: int, thumbnails: Sequence[vs.VideoFrame]) -> bool:
+        if n == 0:
+            return False
+        if threshold is None:
+            own, previous = thumbnails[offsets.index(0)], thumbnails[offsets.index(-1)]
+            tagged = scene.tagged_start(own.props, previous.props)
+            if tagged is not None:
+                return tagged
+        inside = [0 <= n + offset < rgb.num_frames for offset in offsets]
+        around = [np.asarray(frame[0]) if here else None for frame, here in zip(thumbnails, inside, strict=True)]
+        return scene.detected_start(around, scene.DEFAULT_THRESHOLD if threshold is None else threshold)
+
+    def mark(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
+        frame = f[0].copy()
+        frame.props[_SCENE_START] = int(starts_scene(n, f[1:]))
+        return frame
+
+    return rgb.std.ModifyFrame([rgb, *(_shifted(thumbnail, offset) for offset in offsets)], mark)
+
+
+def _shifted(clip: vs.VideoNode, offset: int) -> vs.VideoNode:
+    """A clip of the same length whose frame n is frame n + `offset`, or the nearest that exists."""
+    if offset == 0:
+        return clip
+    if offset < 0:
+        return clip.std.DuplicateFrames([0] * -offset)[: clip.num_frames]
+    return clip.std.DuplicateFrames([clip.num_frames - 1] * offset)[offset:]
+
+
+def _host(source: vs.VideoNode, grid: SegmentGrid, run: _SegmentRun) -> vs.VideoNode:
+    """The clip whose frame k holds the restored frames of segment k."""
+    before, after = grid.padding
+    edges = [0] * before + [grid.num_frames - 1] * after
+    padded = source.std.DuplicateFrames(edges) if edges else source
+
+    def slot(i: int) -> vs.VideoNode:
+        frames_from_i = padded[i:]
+        if grid.length > 1:  # not a slice: it would multiply the durations that exposure is set against
+            frames_from_i = frames_from_i.std.SelectEvery(grid.length, 0, modify_duration=False)
+        return frames_from_i[: grid.count]
+
+    blank = vs.core.std.BlankClip(width=1, height=1, format=vs.GRAY8, length=grid.count, keep=True)
+    host = blank.std.ModifyFrame([slot(i) for i in range(grid.slots)], run)
+    host.std.SetVideoCache(mode=1, fixedsize=1, maxsize=3)
+    return host
+
+
+def _unpacked(host: vs.VideoNode, grid: SegmentGrid, like: vs.VideoNode) -> vs.VideoNode:
+    """The restored frames of all segments in a row, as a clip of the length, rate, format and size of `like`.
+
+    `PropToClip` would do the same, but asks for a frame, and so for a whole window, while the script is being loaded.
+    """
+
+    def unpack(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
+        return f.props[f"{_RESTORED}{n % grid.length}"]
+
+    spread = vs.core.std.Interleave([host] * grid.length, modify_duration=False)[: grid.num_frames]
+    restored = like.std.ModifyFrame(spread, unpack)
+    restored.std.SetVideoCache(mode=0)  # the host's cache holds the same frames
+    return restored
+
+
+def _with_props(restored: vs.VideoNode, source: vs.VideoNode) -> vs.VideoNode:
+    """`restored` with the properties of `source`, except for our own and the colour that it was converted to."""
+
+    def dress(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
+        frame, props = f[0].copy(), f[1].props
+        written = [name for name in (*frames.COLOUR_PROPS, *_OWN_PROPS) if name in frame.props]
+        # Until R77 the core writes _ColorRange wherever _Range is written, and warns who reads it.
+        frame.props.update({name: props[name] for name in props if name not in (*written, "_ColorRange")})
+        return frame
+
+    return restored.std.ModifyFrame([restored, source], dress)
+
+
+class _Window:
+    """The frames of one window, as a restorer reads them (a `FrameSource`)."""
+
+    def __init__(self, run: _SegmentRun, segment: int, slots: Sequence[vs.VideoFrame]) -> None:
+        self.num_frames = run.grid.num_frames
+        self._run = run
+        self._segment = segment
+        self._slots = slots
+
+    def frame(self, n: int) -> Tensor:
+        """Frame `n`: (3, H, W) RGB, fp32, nominal range [0, 1]."""
+        rgb = frames.read_frame(self._slot(n))
+        if not frames.is_finite(rgb):
+            raise FormatError(
+                f"restore: finite samples are needed, got NaN or infinity in frame {n} of the clip; mend the source"
+            )
+        return rgb
+
+    def exposure(self, n: int) -> float | None:
+        """Exposure of frame `n` in (0, 1]; None if unknown."""
+        known = self.known_exposure(n)
+        return None if known is None else known.value
+
+    def known_exposure(self, n: int) -> exposures.KnownExposure | None:
+        """Exposure of frame `n`, and who gave it; None if unknown."""
+        run = self._run
+        return exposures.resolve(run.exposure, self._slot(n).props, frame=n, nominal_interval=run.nominal_interval)
+
+    def starts_scene(self, n: int) -> bool:
+        """Whether a cut lies between frames n-1 and n."""
+        return bool(self._slot(n).props.get(_SCENE_START, 0))
+
+    def reach(self, n: int) -> tuple[int, int]:
+        """First and last frame that the pixels of frame `n` depend on: its context, within its scene."""
+        context = self._run.grid.context
+        first = last = n
+        while first > max(0, n - context) and not self.starts_scene(first):
+            first -= 1
+        while last < min(self.num_frames - 1, n + context) and not self.starts_scene(last + 1):
+            last += 1
+        return first, last
+
+    def _slot(self, n: int) -> vs.VideoFrame:
+        return self._slots[self._run.grid.slot(self._segment, n)]
+
+
+class _SegmentRun:
+    """Callback of the host: frame k of it is segment k, a small frame with the restored frames as properties."""
+
+    _MEMO = 2
+    """Host frames kept beside VapourSynth's cache, which lets go of frames when memory is short."""
+
+    def __init__(
+        self,
+        restorer: FrameRestorer,
+        grid: SegmentGrid,
+        settings: RestoreSettings,
+        nominal_interval: Fraction | None,
+    ) -> None:
+        self.grid = grid
+        self.exposure = exposures.check_argument(settings.exposure)
+        self.nominal_interval = nominal_interval
+        self._model = settings.model
+        self._restorer = restorer
+        self._memo: dict[int, vs.VideoFrame] = {}
+        self._lock = threading.Lock()
+        weakref.finalize(self, restorer.close)
+
+    def __call__(self, n: int, f: vs.VideoFrame | list[vs.VideoFrame]) -> vs.VideoFrame:
+        """Segment `n`, whose window is `f`."""
+        with self._lock:
+            if n not in self._memo:
+                packed = self._packed(n, f if isinstance(f, list) else [f])
+                if len(self._memo) == self._MEMO:
+                    del self._memo[next(iter(self._memo))]  # the oldest
+                self._memo[n] = packed
+            return self._memo[n]
+
+    def _packed(self, segment: int, slots: list[vs.VideoFrame]) -> vs.VideoFrame:
+        window = _Window(self, segment, slots)
+        first, stop = self.grid.bounds(segment)
+        restored = self._restorer.restore(window, first, stop)
+        assert [result.index for result in restored] == list(range(first, stop))
+        packed = vs.core.create_video_frame(vs.core.get_video_format(vs.GRAY8), 1, 1)
+        for result in restored:
+            packed.props[f"{_RESTORED}{result.index - first}"] = self._frame(window, result)
+        return packed
+
+    def _frame(self, window: _Window, restored: Restored) -> vs.VideoFrame:
+        n = restored.index
+        if not frames.is_finite(restored.frame):
+            raise IncompleteError(
+                f'restore: finite results are needed, got NaN or infinity in frame {n}; try precision="fp32"'
+            )
+        known = window.known_exposure(n)
+        start, end = window.reach(n)
+        frame = frames.write_frame(restored.frame)
+        frame.props.update(
+            FMANetExposure=float(restored.exposure),
+            FMANetExposureSource="network" if known is None else known.source,
+            FMANetExposureConfidence=float(restored.confidence),
+            FMANetModel=self._model,
+            FMANetWindowStart=start,
+            FMANetWindowEnd=end,
+        )
+        return frame
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,0 +1,79 @@
+"""Which frames one run reads and which it returns; pure arithmetic.
+
+A clip is cut into segments on a fixed grid: segment k is frames kL ... (k+1)L - 1, whatever frame was asked for first.
+Previews, ranges, chunks and resumed jobs therefore run the same windows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_LENGTH = 64
+"""Longest segment; every frame of a segment is an input of one VapourSynth node, and all are held at once."""
+
+MAX_FRAMES = 2**31 - 2**12
+"""Longest clip. VapourSynth counts frames in 31 bits, and the padding of the last window must fit as well."""
+
+_USUAL_LENGTH = 8
+_SEGMENT_BYTES = 384 * 2**20  # of restored fp32 RGB; up to three segments are held at once
+
+
+def default_length(width: int, height: int) -> int:
+    """Segment length for restored frames of `width` x `height` pixels: 8, or as many as fit 384 MiB.
+
+    The length has no effect on pixels. A longer one spares context when frames are asked for out of order.
+    """
+    frame_bytes = width * height * 3 * 4
+    return max(1, min(_USUAL_LENGTH, _SEGMENT_BYTES // frame_bytes))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentGrid:
+    """The segments of a clip, and how VapourSynth lays out their windows.
+
+    The clip is padded with repeats of its first and last frame until every window has the same shape. Slot i is then
+    the clip of the i-th frames of all windows: it starts at frame i of the padded clip and takes every `length`-th.
+    """
+
+    num_frames: int
+    """Frames of the clip, 1 ... MAX_FRAMES."""
+    length: int
+    """Frames that a segment returns, 1 ... MAX_LENGTH; the last one may return fewer."""
+    context: int
+    """Frames that a window has before and after its segment."""
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.num_frames <= MAX_FRAMES
+        assert 1 <= self.length <= MAX_LENGTH
+        assert self.context >= 0
+        assert self.slots < 2**12
+
+    @property
+    def count(self) -> int:
+        """Segments of the clip."""
+        return -(-self.num_frames // self.length)
+
+    @property
+    def slots(self) -> int:
+        """Frames of a window, with those outside the clip."""
+        return self.length + 2 * self.context
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Repeats of the clip's first frame and of its last one."""
+        return self.context, self.count * self.length - self.num_frames + self.context
+
+    def bounds(self, segment: int) -> tuple[int, int]:
+        """First frame of `segment`, and the frame after its last."""
+        first = segment * self.length
+        return first, min(first + self.length, self.num_frames)
+
+    def window(self, segment: int) -> range:
+        """Frames of the clip that the window of `segment` holds."""
+        first = segment * self.length
+        return range(max(0, first - self.context), min(self.num_frames, first + self.length + self.context))
+
+    def slot(self, segment: int, frame: int) -> int:
+        """Slot that carries `frame` in the window of `segment`."""
+        assert frame in self.window(segment)
+        return frame - (segment * self.length - self.context)
