@@ -1,6 +1,6 @@
 """Make the clips in scripts/examples from one photograph and one real clip.
 
-    uv run --group training python scripts/make_examples.py --photo dragonfly.webp --real walk.mp4
+    uv run python scripts/make_examples.py --photo dragonfly.webp --real walk.mp4
 
 - `dragonfly.mkv`: 192x108, blurred by a moving camera, its exposure changing along Algorithm S1 of FMA-Net++; rendered
   at 768x432 from the photograph, integrated in linear light, reduced by 4.

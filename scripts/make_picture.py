@@ -1,6 +1,6 @@
 """Make the picture in the README: input, bicubic, ours and the original side by side, cropped.
 
-    uv run --group training python scripts/make_picture.py --frame 8 --crop 560 40 208 156 --out scripts/examples/comparison.png
+uv run python scripts/make_picture.py --crop 560 40 208 156 --out scripts/examples/comparison.png
 """
 
 from __future__ import annotations

@@ -133,6 +133,7 @@ CHANGES: dict[str, object] = {
     "modulation_width": 4,
     "kernel_head_size": 3,
     "upsampler": "two_stage",
+    "initial_flow": "matching",
     "exposure_aware": False,
     "guidance": "sft",
 }

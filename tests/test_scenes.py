@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from training.build_benchmark import load_benchmark
 from training.render_pool import PoolSettings, render_one, write_settings
-from training.scenes.exposure import LEVELS, exposure_walk, random_exposure
+from training.scenes.exposure import exposure_walk, random_exposure
 from training.scenes.motion import Path, random_path
 from training.scenes.photos import downscale, list_photos, to_code
 from training.scenes.pool import (
@@ -31,6 +31,7 @@ from training.scenes.pool import (
 from training.scenes.render import Sequence, render_flow, render_sequence, to_bytes
 from training.scenes.scene import Layer, Scene, mirrored, random_blob, random_scene
 from vsfmanet.errors import ConfigError, SourceError
+from vsfmanet.networks.exposure_extractor import LEVELS
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 4
 

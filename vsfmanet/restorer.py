@@ -79,8 +79,8 @@ class _Record:
     confidence: float
     feat: Tensor
     """(1, C, H, W), channels-last: what the next level reads."""
-    flow: Tensor
-    """(1, 6n, H, W), fp32."""
+    flow: Tensor | None = None
+    """(1, 6n, H, W), fp32; None before the first level."""
     guides: tuple[Tensor, ...] = ()
     """Of each restoration block, (1, C, H, W)."""
 
@@ -212,9 +212,9 @@ class Restorer:
             exposure, confidence = given or 0.0, float(given is not None)
             if given is None and embed is not None:
                 exposure, confidence = (float(value) for value in read_exposure(self._network.anchors, embed))
-            feat, flow = self._network.begin(self._typed(lr))
+            feat = self._network.degradation.stem(self._typed(lr))
             embed = None if embed is None else embed.to(self.dtype)
-            yield _Record(index=n, lr=lr, embed=embed, exposure=exposure, confidence=confidence, feat=feat, flow=flow)
+            yield _Record(index=n, lr=lr, embed=embed, exposure=exposure, confidence=confidence, feat=feat)
             n += 1
 
     def _level(self, level: int, records: _Stream, *, whole: bool) -> _Stream:
@@ -222,15 +222,17 @@ class Restorer:
         assert self._network is not None
         blocks = self._network.config.num_blocks
         block = self._network.blocks[level]
+        initial_flow = self._network.degradation.initial_flow
         before: _Record | None = None
         own: _Record | None = None
 
         def run(before: _Record | None, own: _Record, after: _Record) -> _Record:
             self.level_evaluations += 1
+            before = before or own
             feat, flow = block(
                 own.feat,
-                (after.feat, (before or own).feat),
-                own.flow,
+                (after.feat, before.feat),
+                initial_flow(own.lr, (after.lr, before.lr)) if own.flow is None else own.flow,
                 own.embed,
                 own.guides[level - blocks] if level >= blocks else None,
                 update_flow=level < 2 * blocks - 1,

@@ -5,7 +5,7 @@ docstring of the module concerned says what was chosen.
 
 Every level of the network (M blocks of NetD, then M of NetR) reads the level below of a frame and of its two
 neighbours, and nothing else. So a frame depends on 2M frames to each side, and a whole sequence (`forward`) and a
-stream of single frames (`begin`, `blocks`, `bridge`, `finish`) give the same result.
+stream of single frames (stem, `blocks`, `bridge`, `finish`) give the same result.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from vsfmanet.networks.blocks import (
     zero_init,
 )
 from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor, anchor_embedding
+from vsfmanet.ops.matching import match_frames
 from vsfmanet.ops.warp import multi_flow_warp
 
 MIN_SIDE = 8
@@ -73,6 +74,8 @@ class FMANetPPConfig:
     """`two_stage`: two pixel shuffles and convolutions at output size (scale 4); `lr`: all work at input size."""
     last_flow_update: bool = True
     """Build the flow update of the last restoration block, which nothing reads (only to match published counts)."""
+    initial_flow: Literal["zero", "matching"] = "zero"
+    """Flow that the first level warps by: none, as in the paper, or an estimate without parameters."""
     exposure_aware: bool = True
     """Build the extractor and the modulations; without them the network is the paper's ablation "without ETE"."""
     guidance: Literal["attention", "sft"] = "attention"
@@ -117,12 +120,13 @@ def preset(name: str, scale: int = 4) -> FMANetPPConfig:
         return FMANetPPConfig(
             scale=scale, width=64, num_flows=8, heads=4, feed_forward_width=128, fuse_convs=1, dense_growth=32,
             extractor_width=16, modulation_width=32, kernel_head_size=1, upsampler="lr", last_flow_update=False,
+            initial_flow="matching",
         )  # fmt: skip
     if name == "fast":
         return FMANetPPConfig(
             scale=scale, width=64, num_blocks=2, num_flows=4, heads=4, feed_forward_width=96, fuse_convs=1,
             dense_growth=32, dense_layers=2, extractor_width=8, modulation_width=32, kernel_head_size=1,
-            upsampler="lr", last_flow_update=False,
+            upsampler="lr", last_flow_update=False, initial_flow="matching",
         )  # fmt: skip
     raise ConfigError(f"preset: name must be paper, base or fast, got {name!r}")
 
@@ -248,6 +252,7 @@ class DegradationNetwork(nn.Module):
         super().__init__()
         width, flow_width = config.width, 6 * config.num_flows
         self.num_flows = config.num_flows
+        self.flow_is_matched = config.initial_flow == "matching"
         self.stem = nn.Sequential(
             conv3x3(3, width), nn.LeakyReLU(0.1), ResidualDenseBlock(width, config.dense_growth, config.dense_layers)
         )
@@ -278,11 +283,26 @@ class DegradationNetwork(nn.Module):
             assert self.to_kernels.bias is not None
             self.to_kernels.bias.copy_(torch.stack([own - 2, own, own - 2]).flatten())
 
-    def initial_flow(self, lr: Tensor) -> Tensor:
-        """Flow of the first level: no motion, masks open; (N, 6n, H, W), fp32, for frames `lr` (N, 3, H, W)."""
-        pair = torch.tensor([0.0, 0.0, _OPEN_MASK], device=lr.device).repeat(2 * self.num_flows)
+    def initial_flow(self, lr: Tensor, neighbours: tuple[Tensor, Tensor]) -> Tensor:
+        """Flow of the first level, the same for all pairs; masks open.
+
+        Departure from the paper for `base` and `fast`, which starts at zero: a matched start needs no parameters, and
+        a network that is to find the motion by itself needs training for longer than a short budget allows.
+
+        Args:
+            lr: (N, 3, H, W) in [0, 1].
+            neighbours: Next and previous frame, each (N, 3, H, W); where one is missing, `lr`.
+
+        Returns:
+            (N, 6n, H, W), fp32.
+        """
         n, _, h, w = lr.shape
-        return pair.view(1, -1, 1, 1).expand(n, -1, h, w)
+        mask = torch.full((n, 1, h, w), _OPEN_MASK, device=lr.device)
+        flows = []
+        for other in neighbours:
+            flow = match_frames(lr, other) if self.flow_is_matched else torch.zeros(n, 2, h, w, device=lr.device)
+            flows += [flow, mask] * self.num_flows
+        return torch.cat(flows, dim=1)
 
     def sharp_flow(self, flow: Tensor) -> Tensor:
         """Flow-mask pair between sharp frames, (N, 6, H, W), fp32, from `flow` (N, 6n, H, W). Training form only."""
@@ -403,10 +423,6 @@ class FMANetPP(nn.Module):
             return given
         return torch.where(known[:, None], given, self.extractor(lr))
 
-    def begin(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, C, H, W) and flow (N, 6n, H, W) of the first level, for frames `lr` (N, 3, H, W)."""
-        return self.degradation.stem(lr), self.degradation.initial_flow(lr)
-
     def bridge(self, lr: Tensor, feat: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """From NetD to NetR.
 
@@ -480,7 +496,8 @@ class FMANetPP(nn.Module):
         guidance = embed.flatten(0, 1) if embed is not None else self.embed(flat, known)
         dtype = next(self.degradation.parameters()).dtype
         x = flat.to(dtype).contiguous(memory_format=torch.channels_last)
-        feat, flow = self.begin(x)
+        feat = self.degradation.stem(x)
+        flow = self.degradation.initial_flow(flat, (flat[next_frame], flat[previous_frame]))
         for block in self.degradation.blocks:
             feat, flow = block(feat, (feat[next_frame], feat[previous_frame]), flow, guidance)
         image_flow = None if self.deployed else self.degradation.sharp_flow(flow)
