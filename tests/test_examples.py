@@ -1,0 +1,88 @@
+"""The examples as a user runs them, with the shipped weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vsfmanet.jobs.encode import find_ffmpeg
+
+EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
+PROGRAMS = Path(sys.executable).parent
+CLIP = EXAMPLES / "dragonfly.mkv"
+
+
+def decoded(path: Path) -> NDArray[np.uint8]:
+    """All frames of a file as (T, H*3/2, W): planes of 4:2:0."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)])
+
+
+def restore_range(out: Path, start: int, end: int) -> None:
+    """Restore frames `start` ... `end - 1` of the example clip without loss by the command line."""
+    arguments = [str(CLIP), str(out), f"--start={start}", f"--end={end}", "--encoder-args=-c:v ffv1"]
+    subprocess.run([sys.executable, "-m", "vsfmanet", "restore", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which `vapoursynth config` has been run."""
+    folder = str(tmp_path_factory.mktemp("home"))
+    environment = {**os.environ, "HOME": folder, "XDG_CONFIG_HOME": folder}
+    subprocess.run([PROGRAMS / "vapoursynth", "config"], env=environment, check=True, capture_output=True)
+    return environment
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere VSScript cannot be set up for one test")
+def test_vspipe_into_ffmpeg_gives_the_pixels_of_the_command_line(tmp_path: Path, home: dict[str, str]) -> None:
+    by_command, by_pipe = tmp_path / "command.mkv", tmp_path / "pipe.mkv"
+    restore_range(by_command, 10, 14)
+
+    script = str(EXAMPLES / "restore.vpy")
+    reading = [str(PROGRAMS / "vspipe"), "-c", "y4m", "-s", "10", "-e", "13", script, "-"]
+    with subprocess.Popen(reading, env=home, stdout=subprocess.PIPE) as vspipe:
+        writing = [str(find_ffmpeg().path), "-v", "error", "-i", "-", "-c:v", "ffv1", str(by_pipe)]
+        subprocess.run(writing, stdin=vspipe.stdout, check=True)
+    assert vspipe.returncode == 0
+
+    frames = decoded(by_command)
+    assert frames.shape == (4, 432 * 3 // 2, 768)
+    assert np.array_equal(frames, decoded(by_pipe))
+
+
+def test_the_shipped_weights_sharpen_the_example_clip(tmp_path: Path) -> None:
+    """The clip's original is known: the restored frames must be nearer to it than bicubic ones."""
+    restored, enlarged = tmp_path / "restored.mkv", tmp_path / "bicubic.mkv"
+    restore_range(restored, 6, 10)
+    scaling = ["-v", "error", "-i", str(CLIP), "-vf", "scale=768:432:flags=bicubic", "-c:v", "ffv1", str(enlarged)]
+    subprocess.run([str(find_ffmpeg().path), *scaling], check=True)
+
+    luma = (slice(None), slice(8, 432 - 8), slice(8, -8))
+    sharp = decoded(EXAMPLES / "dragonfly_sharp.mkv")[6:10][luma].astype(np.float64)
+    ours, bicubic = (
+        10 * np.log10(255**2 / np.square(image[luma] - sharp).mean())
+        for image in (decoded(restored), decoded(enlarged)[6:10])
+    )
+    assert ours > bicubic + 0.5
+
+
+def test_every_example_frame_has_an_exposure() -> None:
+    exposures = [float(line) for line in (EXAMPLES / "dragonfly_exposure.txt").read_text().split()]
+    with av.open(str(CLIP)) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == Fraction(24)
+        assert len(list(container.decode(stream))) == len(exposures)
+    assert set(exposures) <= {0.2, 0.4, 0.6, 0.8, 1.0}
+    assert len(set(exposures)) > 1
+
+
+def test_the_examples_stay_small() -> None:
+    assert sum(path.stat().st_size for path in EXAMPLES.iterdir()) < 4 * 2**20
