@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import vapoursynth as vs
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsfmanet.exposures import ExposureArgument
 from vsfmanet.filter import RestoreSettings, _restore_with
 from vsfmanet.frames import check_clip
 from vsfmanet.restorer import FrameRestorer, FrameSource, Restored
@@ -117,14 +119,20 @@ def restore_with(
     clip: vs.VideoNode,
     restorer: FrameRestorer,
     *,
-    exposure: float | str = "auto",
+    exposure: ExposureArgument = "auto",
+    source_path: Path | None = None,
     segment: int | None = None,
     sc_threshold: float | None = None,
     output_format: int | vs.VideoFormat | None = None,
 ) -> vs.VideoNode:
     """`vsfmanet.restore` with a stand-in for the network."""
     settings = RestoreSettings(
-        model="fake", exposure=exposure, segment=segment, sc_threshold=sc_threshold, output_format=output_format
+        model="fake",
+        exposure=exposure,
+        source_path=source_path,
+        segment=segment,
+        sc_threshold=sc_threshold,
+        output_format=output_format,
     )
     return _restore_with(check_clip(clip), restorer, settings)
 

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
+import vapoursynth as vs
 
+import vsfmanet
+from tests.fakes import MixingRestorer, noise_clip, restore_with
+from tests.gopro import FRAMES, evenly, write_gopro
 from vsfmanet.errors import ExposureError
-from vsfmanet.exposure import KnownExposure, check_argument, resolve
-from vsfmanet.exposure.props import frame_interval
+from vsfmanet.exposures import ExposureArgument, Exposures, KnownExposure, check_argument, gather
+from vsfmanet.exposures.props import frame_interval
+from vsfmanet.exposures.sidecar import sidecar_text
 
 FILM = Fraction(1, 24)
 
 
+def known_to(argument: ExposureArgument = "auto", *, num_frames: int = 9, source_path: Path | None = None) -> Exposures:
+    return gather(argument, num_frames=num_frames, nominal_interval=FILM, source_path=source_path)
+
+
+def answer(exposures: Exposures, n: int, props: Mapping[str, object]) -> tuple[object, ...] | None:
+    known = exposures.resolve(n, props)
+    return None if known is None else (known.value, known.source)
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+# The argument
+
+
 @pytest.mark.parametrize("value", [0.5, 1, 1.0, 1e-3, Fraction(1, 5), np.float32(0.25)])
-def test_a_number_up_to_one_is_an_exposure(value: float) -> None:
-    assert check_argument(value) == float(value)
+def test_a_number_up_to_one_is_the_exposure_of_all_frames(value: float) -> None:
+    assert known_to(value).resolve(3, {}) == KnownExposure(value=float(value), source="argument")
 
 
 def test_auto_leaves_the_exposure_to_other_sources() -> None:
-    assert check_argument("auto") is None
+    assert known_to("auto").resolve(3, {}) is None
 
 
-@pytest.mark.parametrize("value", [0, -0.5, 1.01, math.nan, math.inf, True, None, "0.5", "network", [0.5]])
+@pytest.mark.parametrize("value", [0, -0.5, 1.01, math.nan, math.inf, True, None, "0.5", "network", "", [0.5]])
 def test_any_other_argument_is_refused(value: object) -> None:
     with pytest.raises(ExposureError, match=r'restore: exposure must be "auto" or a number in \(0, 1\], got'):
         check_argument(value)
@@ -32,25 +58,131 @@ def test_any_other_argument_is_refused(value: object) -> None:
 
 def test_the_argument_comes_before_the_properties() -> None:
     props = {"FMANetExposure": 0.2, "ExposureTime": 0.01}
-    known = resolve(0.5, props, frame=3, nominal_interval=FILM)
-    assert known == KnownExposure(value=0.5, source="argument")
+    assert known_to(0.5).resolve(3, props) == KnownExposure(value=0.5, source="argument")
+
+
+def test_a_function_is_asked_with_number_and_properties_and_may_not_know() -> None:
+    def ask(frame: int, props: Mapping[str, object]) -> float | None:
+        return 0.1 * frame if props.get("Night") else None
+
+    exposures = known_to(ask)
+    assert answer(exposures, 3, {"Night": 1, "FMANetExposure": 0.2}) == (pytest.approx(0.3), "argument")
+    assert answer(exposures, 3, {"FMANetExposure": 0.2}) == (0.2, "prop")
+    assert answer(exposures, 3, {}) is None
+
+
+@pytest.mark.parametrize("answer", ["0.5", math.nan, 0, -1, 1.5, True, [0.5]])
+def test_a_function_that_returns_nonsense_is_named_with_the_frame(answer: object) -> None:
+    with pytest.raises(ExposureError, match=r"exposure function must return a number .* got .* at frame 7; return"):
+        known_to(lambda n, props: answer).resolve(7, {})  # type: ignore[arg-type, return-value]
+
+
+# Sidecar files
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("all.csv", "frame,exposure\n0,0.5\n1,\n2,1\n"),
+        ("all.CSV", "\ufeffexposure, frame, note\n1, 2, last\n0.5, 0, first\n\n, 1, between\n"),
+        ("all.json", '{"exposure": [0.5, null, 1], "camera": "?"}'),
+    ],
+)
+def test_a_sidecar_gives_each_frame_its_exposure_or_leaves_it_open(tmp_path: Path, name: str, text: str) -> None:
+    exposures = known_to(written(tmp_path, name, text), num_frames=3)
+    assert exposures.resolve(0, {"FMANetExposure": 0.2}) == KnownExposure(value=0.5, source="argument")
+    assert exposures.resolve(1, {"FMANetExposure": 0.2}) == KnownExposure(value=0.2, source="prop")
+    assert exposures.resolve(1, {}) is None
+    assert exposures.resolve(2, {}) == KnownExposure(value=1.0, source="argument")
+
+
+def test_the_path_of_a_sidecar_may_be_text(tmp_path: Path) -> None:
+    path = written(tmp_path, "all.csv", "frame,exposure\n0,0.5\n")
+    assert known_to(str(path), num_frames=1).resolve(0, {}) == KnownExposure(value=0.5, source="argument")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_a_sidecar_that_was_written_reads_the_same(tmp_path: Path, suffix: str) -> None:
+    text = sidecar_text(suffix, exposures=[1 / 3, None], sources=["telemetry", None], times=[0.0, 1 / 24])
+    exposures = known_to(written(tmp_path, f"all{suffix}", text), num_frames=2)
+    assert exposures.argument == (1 / 3, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("frame,exposure\n0,0.5\n1,fast\n2,0.5\n", r"row 3 \(frame 1\): the exposure must be .* got 'fast'"),
+        ("frame,exposure\n0,0.5\n1,nan\n2,0.5\n", r"row 3 \(frame 1\): the exposure must be .* got nan"),
+        ("frame,exposure\n0,0\n1,0.5\n2,0.5\n", r"row 2 \(frame 0\): the exposure must be .* got 0.0"),
+        ("frame,exposure\n0,-0.5\n1,0.5\n2,0.5\n", r"row 2 \(frame 0\): the exposure must be .* got -0.5"),
+        ("frame,exposure\n0,0.5\n1,0.5\n2,1.5\n", r"row 4 \(frame 2\): the exposure must be .* got 1.5"),
+        ("frame,exposure\n0,0.5\n1,0.5\n1,0.5\n2,0.5\n", "row 4: each of the frames 0 to 2 .* frame 1 a second time"),
+        ("frame,exposure\n0,0.5\n1,0.5\n2,0.5\n3,0.5\n", "row 5: each of the frames 0 to 2 .* got frame 3;"),
+        ("frame,exposure\n-1,0.5\n", "row 2: each of the frames 0 to 2 .* got frame -1;"),
+        ("frame,exposure\n0,0.5\n2,0.5\n", "3 frames are needed, got 2, without frame 1"),
+        ("frame,exposure\n", "3 frames are needed, got 0, without frame 0"),
+        ("frame,exposure\nx,0.5\n", "row 2: the frame must be a whole number, got 'x'"),
+        ("frame,exposure\n0\n", "row 2: 2 cells are needed"),
+        ("frame,exposure\n0,0,5\n", "row 2: 2 cells are needed"),
+        ("frame;exposure\n0;0.5\n", "the first line must name the columns .* got frame;exposure"),
+        ("", "the first line must name the columns .* got nothing"),
+        ("0,0.5\n1,0.5\n", "the first line must name the columns"),
+        (f"frame,exposure\n0,{'5' * 200_000}\n", "must be readable CSV or JSON text"),
+    ],
+)
+def test_a_csv_that_is_wrong_says_where(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, "all.csv", text)
+    with pytest.raises(ExposureError, match=f"restore: .*all.csv.*{message}"):
+        known_to(path, num_frames=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"exposure": [0.5, "0.5", 0.5]}', "frame 1: the exposure must be .* got '0.5'"),
+        ('{"exposure": [0.5, NaN, 0.5]}', "frame 1: the exposure must be .* got nan"),
+        ('{"exposure": [true, 0.5, 0.5]}', "frame 0: the exposure must be .* got True"),
+        ('{"exposure": [0.5, 0.5, 1.5]}', "frame 2: the exposure must be .* got 1.5"),
+        ('{"exposure": [0.5, [0.5], 0.5]}', r"frame 1: the exposure must be .* got \[0.5\]"),
+        ('{"exposure": [0.5, 0.5]}', "3 frames are needed, got 2, without frame 2"),
+        ('{"exposure": [0.5, 0.5, 0.5, 0.5]}', "frame 3: each of the frames 0 to 2 .* got frame 3;"),
+        ('{"exposure": 0.5}', 'an object with a list "exposure" is needed'),
+        ("[0.5, 0.5, 0.5]", 'an object with a list "exposure" is needed'),
+        ('{"exposure": [0.5', "must be readable CSV or JSON text, got"),
+        ("[" * 100_000, "must be readable CSV or JSON text, got"),
+    ],
+)
+def test_a_json_that_is_wrong_says_where(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, "all.json", text)
+    with pytest.raises(ExposureError, match=f"restore: .*all.json.*{message}"):
+        known_to(path, num_frames=3)
+
+
+def test_a_sidecar_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExposureError, match=r"restore: the exposure file .*gone.csv must be readable .* No such file"):
+        known_to(tmp_path / "gone.csv")
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ExposureError, match=r"restore: the exposure file .*bytes.csv must be readable .* decode"):
+        known_to(tmp_path / "bytes.csv")
+
+
+# Properties
 
 
 def test_our_property_comes_before_the_exposure_time() -> None:
     props = {"FMANetExposure": 0.2, "ExposureTime": 0.01}
-    known = resolve(None, props, frame=3, nominal_interval=FILM)
-    assert known == KnownExposure(value=0.2, source="prop")
+    assert known_to().resolve(3, props) == KnownExposure(value=0.2, source="prop")
 
 
 def test_the_exposure_time_is_set_against_the_frame_interval() -> None:
-    known = resolve(None, {"ExposureTime": 1 / 48}, frame=3, nominal_interval=FILM)
+    known = known_to().resolve(3, {"ExposureTime": 1 / 48})
     assert known is not None
     assert known.value == pytest.approx(0.5)
     assert known.source == "prop"
 
 
 def test_without_any_the_network_is_left_to_see() -> None:
-    assert resolve(None, {"_DurationNum": 1, "_DurationDen": 24}, frame=3, nominal_interval=FILM) is None
+    assert known_to().resolve(3, {"_DurationNum": 1, "_DurationDen": 24}) is None
 
 
 @pytest.mark.parametrize(("num", "den"), [(33, 1000), (34, 1000), (1, 30)])
@@ -76,7 +208,7 @@ def test_a_frame_without_a_duration_has_the_nominal_one(props: dict[str, object]
 
 
 def test_a_shutter_time_rounded_above_the_interval_is_a_full_exposure() -> None:
-    known = resolve(None, {"ExposureTime": 0.0417}, frame=0, nominal_interval=FILM)
+    known = known_to().resolve(0, {"ExposureTime": 0.0417})
     assert known is not None
     assert known.value == 1.0
 
@@ -101,11 +233,102 @@ def test_a_shutter_time_rounded_above_the_interval_is_a_full_exposure() -> None:
 )
 def test_a_property_that_cannot_be_an_exposure_is_named(props: dict[str, object], message: str) -> None:
     with pytest.raises(ExposureError, match=f"restore: {message}"):
-        resolve(None, props, frame=7, nominal_interval=FILM)
+        known_to().resolve(7, props)
 
 
 def test_an_exposure_time_without_any_duration_is_refused() -> None:
+    exposures = gather("auto", num_frames=9, nominal_interval=None)
     with pytest.raises(
         ExposureError, match="ExposureTime needs a frame duration to be set against, got none at frame 7"
     ):
-        resolve(None, {"ExposureTime": 0.01}, frame=7, nominal_interval=None)
+        exposures.resolve(7, {"ExposureTime": 0.01})
+
+
+# Telemetry
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """A file whose camera recorded an exposure of 0.3."""
+    return write_gopro(tmp_path / "clip.mp4", evenly([0.01] * FRAMES))
+
+
+def test_telemetry_comes_after_the_properties(recording: Path) -> None:
+    exposures = known_to(num_frames=FRAMES, source_path=recording)
+    assert answer(exposures, 59, {}) == (pytest.approx(0.3, rel=1e-3), "telemetry")
+    assert answer(exposures, 59, {"FMANetExposure": 0.2}) == (0.2, "prop")
+
+
+def test_telemetry_answers_where_a_function_does_not_know(recording: Path) -> None:
+    exposures = known_to(lambda n, props: 0.5 if n == 1 else None, num_frames=FRAMES, source_path=recording)
+    assert answer(exposures, 1, {}) == (0.5, "argument")
+    assert answer(exposures, 2, {}) == (pytest.approx(0.3, rel=1e-3), "telemetry")
+
+
+def test_a_number_for_all_frames_needs_no_telemetry(tmp_path: Path) -> None:
+    assert known_to(0.5, source_path=tmp_path / "gone.mp4").telemetry == ()
+
+
+# The filter's functions
+
+
+def told(frame: vs.VideoFrame) -> tuple[object, ...]:
+    names = ("FMANetExposure", "FMANetExposureSource", "FMANetExposureConfidence")
+    return tuple(frame.props.get(name) for name in names)
+
+
+def test_exposure_writes_what_is_known_and_leaves_the_other_frames_alone() -> None:
+    clip = vsfmanet.exposure(noise_clip(3), exposure=lambda n, props: 0.25 if n == 1 else None)
+    assert [told(frame) for frame in clip.frames()] == [(None,) * 3, (0.25, "argument", 1.0), (None,) * 3]
+
+
+def test_what_exposure_wrote_stays_with_the_frames_of_a_clip_that_is_cut(recording: Path) -> None:
+    tagged = vsfmanet.exposure(noise_clip(FRAMES), source_path=recording)
+    assert told(tagged.get_frame(0)) == (pytest.approx(0.3, rel=1e-3), "telemetry", 1.0)
+    restored = restore_with(tagged[20:23], MixingRestorer())
+    assert told(restored.get_frame(1))[:2] == (pytest.approx(0.3, rel=1e-3), "prop")
+
+
+def test_restore_takes_telemetry_and_says_so(recording: Path) -> None:
+    restored = restore_with(noise_clip(FRAMES), MixingRestorer(), source_path=recording)
+    assert told(restored.get_frame(30))[:2] == (pytest.approx(0.3, rel=1e-3), "telemetry")
+
+
+def test_telemetry_that_does_not_fit_the_clip_is_left_out_with_a_warning(
+    recording: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    restored = restore_with(noise_clip(FRAMES)[10:15], MixingRestorer(), source_path=recording)
+    assert told(restored.get_frame(0))[1] == "network"
+    assert "is for 60 frames, but the clip has 5" in caplog.text
+
+
+def test_restore_takes_a_sidecar_and_counts_its_frames(tmp_path: Path) -> None:
+    path = written(tmp_path, "all.json", json.dumps({"exposure": [0.1, 0.2, 0.3]}))
+    restored = restore_with(noise_clip(3), MixingRestorer(), exposure=path, segment=2)
+    assert [told(restored.get_frame(n))[:2] for n in (2, 0, 1)] == [
+        (0.3, "argument"), (0.1, "argument"), (0.2, "argument"),
+    ]  # fmt: skip
+    with pytest.raises(ExposureError, match=r"all.json: 4 frames are needed, got 3, without frame 3"):
+        restore_with(noise_clip(4), MixingRestorer(), exposure=path)
+
+
+def test_a_function_is_asked_for_the_frames_of_the_clip_whatever_the_segment() -> None:
+    def ask(n: int, props: Mapping[str, object]) -> float:
+        return (n + 1) / 10
+
+    clips = [restore_with(noise_clip(9), MixingRestorer(), exposure=ask, segment=length) for length in (1, 4, 64)]
+    assert [[told(clip.get_frame(n))[0] for n in (8, 0, 4)] for clip in clips] == [[0.9, 0.1, 0.5]] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"clip": "clip.mkv"}, "exposure: clip must be a video clip, got str"),
+        ({"exposure": 2}, 'exposure: exposure must be "auto" or a number'),
+        ({"exposure": "gone.json"}, "exposure: the exposure file gone.json must be readable"),
+        ({"source_path": "gone.mp4"}, "exposure: source_path must be the file that the clip comes from"),
+    ],
+)
+def test_exposure_names_itself_where_it_refuses(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(vs.Error, match=f"^{message}"):
+        vsfmanet.exposure(**{"clip": noise_clip(1), **arguments})

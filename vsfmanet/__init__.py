@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vsfmanet.filter import restore
+    from vsfmanet.filter import exposure, restore
 
-__all__ = ["__version__", "restore"]
+__all__ = ["__version__", "exposure", "restore"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Load the filter when it is first asked for: the networks and the training need neither it nor VapourSynth."""
-    if name == "restore":
-        from vsfmanet.filter import restore
+    """Load the filter when one of its functions is first asked for: networks and training need no VapourSynth."""
+    if name in ("exposure", "restore"):
+        from vsfmanet import filter
 
-        return restore
+        return getattr(filter, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

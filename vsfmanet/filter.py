@@ -7,11 +7,11 @@ frame. Building the filter asks for none either: mpv and FFmpeg have none to giv
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from numbers import Real
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,9 @@ import numpy as np
 import vapoursynth as vs
 from torch import Tensor
 
-from vsfmanet import exposure as exposures
-from vsfmanet import frames, scene
+from vsfmanet import exposures, frames, scene
 from vsfmanet.errors import ConfigError, FormatError, IncompleteError, VsfmanetError
+from vsfmanet.exposures import ExposureArgument, Exposures, KnownExposure
 from vsfmanet.segments import MAX_LENGTH, SegmentGrid, default_length
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ class RestoreSettings:
 
     model: str = "fmanetpp_x4_fast"
     """Name that goes into the property `FMANetModel`."""
-    exposure: float | str = "auto"
-    """Exposure of all frames in (0, 1], or "auto"."""
+    exposure: ExposureArgument = "auto"
+    """Exposure of all frames in (0, 1], "auto", the path of a sidecar file, or a function."""
+    source_path: str | os.PathLike[str] | None = None
+    """File that the clip comes from, for its camera telemetry."""
     segment: int | None = None
     """Frames that one run of the network returns, 1 ... 64; None for `default_length`."""
     sc_threshold: float | None = None
@@ -78,7 +80,8 @@ def restore(
     clip: vs.VideoNode,
     *,
     model: str = "fmanetpp_x4_fast",
-    exposure: float | str = "auto",
+    exposure: ExposureArgument = "auto",
+    source_path: str | os.PathLike[str] | None = None,
     device: str = "auto",
     device_index: int = 0,
     precision: str = "auto",
@@ -92,9 +95,14 @@ def restore(
         clip: progressive YUV, RGB or Gray of constant format and size, 8 to 16 bit integer or half or single float, at
             least 8x8 pixels. The result has its format, length and properties.
         model: name of the network and its weights; the number after `x` is the scale.
-        exposure: open-shutter time over frame interval of all frames, in (0, 1]; 0.5 is a 180 degree shutter. "auto"
-            takes each frame's property `FMANetExposure`, else `ExposureTime` (in seconds) over its duration, else what
-            the network sees.
+        exposure: open-shutter time over frame interval, in (0, 1]; 0.5 is a 180 degree shutter. A number is that of
+            all frames. A path ending in .csv or .json is a sidecar file: a table with the columns `frame` and
+            `exposure`, or an object `{"exposure": [0.5, 0.48, null]}`, with every frame of the clip. A function takes a
+            frame's number and properties, on which alone its answer must depend. "auto", and frames for which file or
+            function say nothing (an empty cell, null, None), take the frame's property `FMANetExposure`, else
+            `ExposureTime` (in seconds) over its duration, else the camera's telemetry, else what the network sees.
+        source_path: file that the clip shows, all of it and in order: its telemetry is used if it is an MP4 from a
+            GoPro. Where frames are to be cut away, use `exposure` before the cut.
         device: "auto", "cpu" or "cuda".
         device_index: which of several devices.
         precision: "auto", "fp32", "bf16" or "fp16".
@@ -105,8 +113,8 @@ def restore(
 
     Returns:
         The restored clip. Beside their own properties its frames carry `FMANetModel`, `FMANetExposure`,
-        `FMANetExposureSource` ("argument", "prop" or "network"), `FMANetExposureConfidence` (0 to 1), and, as the first
-        and last frame that the pixels depend on, `FMANetWindowStart` and `FMANetWindowEnd`.
+        `FMANetExposureSource` ("argument", "prop", "telemetry" or "network"), `FMANetExposureConfidence` (0 to 1), and,
+        as the first and last frame that the pixels depend on, `FMANetWindowStart` and `FMANetWindowEnd`.
 
     Raises:
         vs.Error: an argument or the clip cannot be taken.
@@ -117,7 +125,12 @@ def restore(
                 f"restore: clip must be a video clip, got {type(clip).__name__}; pass what a source returns"
             )
         settings = RestoreSettings(
-            model=model, exposure=exposure, segment=segment, sc_threshold=sc_threshold, output_format=output_format
+            model=model,
+            exposure=exposure,
+            source_path=source_path,
+            segment=segment,
+            sc_threshold=sc_threshold,
+            output_format=output_format,
         )
         source = frames.check_clip(clip)
 
@@ -134,6 +147,73 @@ def restore(
         raise vs.Error(str(error)) from error
 
 
+def exposure(
+    clip: vs.VideoNode,
+    *,
+    exposure: ExposureArgument = "auto",
+    source_path: str | os.PathLike[str] | None = None,
+) -> vs.VideoNode:
+    """Write each frame's exposure into its properties, as far as anything but the network knows it.
+
+    The properties stay with their frames where a clip is cut, spliced or put into another order, and `restore` reads
+    them. So this is for the clip as its source returns it, before any of that.
+
+    Args:
+        clip: any clip.
+        exposure: as for `restore`.
+        source_path: as for `restore`.
+
+    Returns:
+        The clip. Frames whose exposure is known carry `FMANetExposure` in (0, 1], `FMANetExposureSource` ("argument",
+        "prop" or "telemetry") and `FMANetExposureConfidence`, 1; the others are as they were.
+
+    Raises:
+        vs.Error: an argument cannot be taken.
+    """
+    try:
+        if not isinstance(clip, vs.VideoNode):
+            raise FormatError(f"clip must be a video clip, got {type(clip).__name__}; pass what a source returns")
+        known_exposures = _exposures(clip, exposure, source_path)
+    except VsfmanetError as error:
+        raise vs.Error(f"exposure: {str(error).removeprefix('restore: ')}") from error
+
+    def tag(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
+        known = known_exposures.resolve(n, f.props)
+        if known is None:
+            return f
+        frame = f.copy()
+        frame.props.update(_exposure_props(known.value, known.source, confidence=1.0))
+        return frame
+
+    return clip.std.ModifyFrame(clip, tag)
+
+
+def _exposures(clip: vs.VideoNode, argument: ExposureArgument, source_path: str | os.PathLike[str] | None) -> Exposures:
+    """What can know the exposures of a clip; telemetry that is left out is told.
+
+    Raises:
+        ExposureError: the argument, its file or the path cannot be used.
+    """
+    gathered = exposures.gather(
+        argument,
+        num_frames=clip.num_frames,
+        nominal_interval=1 / clip.fps if clip.fps else None,
+        source_path=source_path,
+    )
+    if gathered.notice is not None:
+        vs.core.log_message(vs.MESSAGE_TYPE_WARNING, gathered.notice)
+    return gathered
+
+
+def _exposure_props(value: float, source: str, *, confidence: float) -> dict[str, str | float]:
+    """The properties that tell a frame's exposure in (0, 1], who gave it, and the confidence in it, in [0, 1]."""
+    return {
+        "FMANetExposure": float(value),
+        "FMANetExposureSource": source,
+        "FMANetExposureConfidence": float(confidence),
+    }
+
+
 def _restore_with(clip: vs.VideoNode, restorer: FrameRestorer, settings: RestoreSettings) -> vs.VideoNode:
     """`restore` with any restorer; it is closed when the returned clip is released.
 
@@ -144,6 +224,7 @@ def _restore_with(clip: vs.VideoNode, restorer: FrameRestorer, settings: Restore
 
     Raises:
         FormatError: the output format cannot be made.
+        ExposureError: the file of exposures or the source cannot be used.
     """
     width, height = clip.width * restorer.scale, clip.height * restorer.scale
     target = clip.format if settings.output_format is None else frames.named_format(settings.output_format)
@@ -156,7 +237,7 @@ def _restore_with(clip: vs.VideoNode, restorer: FrameRestorer, settings: Restore
     tagged = frames.tag_colour(clip)
     tagged.std.SetVideoCache(mode=1, fixedsize=1, maxsize=grid.slots + _READ_AHEAD)
     source = _mark_scenes(frames.to_rgb(tagged), settings.sc_threshold)
-    run = _SegmentRun(restorer, grid, settings, nominal_interval=1 / clip.fps if clip.fps else None)
+    run = _SegmentRun(restorer, grid, settings.model, _exposures(clip, settings.exposure, settings.source_path))
     host = _host(source, grid, run)
     rgb = _unpacked(host, grid, like=clip.std.BlankClip(format=vs.RGBS, width=width, height=height, keep=True))
     return _with_props(frames.from_rgb(rgb, tagged, target), tagged)
@@ -270,10 +351,9 @@ class _Window:
         known = self.known_exposure(n)
         return None if known is None else known.value
 
-    def known_exposure(self, n: int) -> exposures.KnownExposure | None:
+    def known_exposure(self, n: int) -> KnownExposure | None:
         """Exposure of frame `n`, and who gave it; None if unknown."""
-        run = self._run
-        return exposures.resolve(run.exposure, self._slot(n).props, frame=n, nominal_interval=run.nominal_interval)
+        return self._run.exposures.resolve(n, self._slot(n).props)
 
     def starts_scene(self, n: int) -> bool:
         """Whether a cut lies between frames n-1 and n."""
@@ -299,17 +379,10 @@ class _SegmentRun:
     _MEMO = 2
     """Host frames kept beside VapourSynth's cache, which lets go of frames when memory is short."""
 
-    def __init__(
-        self,
-        restorer: FrameRestorer,
-        grid: SegmentGrid,
-        settings: RestoreSettings,
-        nominal_interval: Fraction | None,
-    ) -> None:
+    def __init__(self, restorer: FrameRestorer, grid: SegmentGrid, model: str, exposures: Exposures) -> None:
         self.grid = grid
-        self.exposure = exposures.check_argument(settings.exposure)
-        self.nominal_interval = nominal_interval
-        self._model = settings.model
+        self.exposures = exposures
+        self._model = model
         self._restorer = restorer
         self._memo: dict[int, vs.VideoFrame] = {}
         self._lock = threading.Lock()
@@ -344,14 +417,9 @@ class _SegmentRun:
         known = window.known_exposure(n)
         start, end = window.reach(n)
         frame = frames.write_frame(restored.frame)
-        frame.props.update(
-            FMANetExposure=float(restored.exposure),
-            FMANetExposureSource="network" if known is None else known.source,
-            FMANetExposureConfidence=float(restored.confidence),
-            FMANetModel=self._model,
-            FMANetWindowStart=start,
-            FMANetWindowEnd=end,
-        )
+        source = "network" if known is None else known.source
+        frame.props.update(_exposure_props(restored.exposure, source, confidence=restored.confidence))
+        frame.props.update(FMANetModel=self._model, FMANetWindowStart=start, FMANetWindowEnd=end)
         return frame
 
 

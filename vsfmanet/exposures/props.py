@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from vsfmanet.errors import ExposureError
 
-_ROUNDING = 0.02
+ROUNDING = 0.02
 """How far a shutter time may exceed the interval: cameras round to 1/24 s, containers to milliseconds."""
 
 _MILLISECOND = Fraction(1, 1000)
@@ -45,7 +45,7 @@ def exposure_from_props(props: Mapping[str, object], *, frame: int, nominal_inte
             "set _DurationNum and _DurationDen, or pass exposure as a number"
         )
     exposure = seconds / float(interval)
-    if not 0 < exposure <= 1 + _ROUNDING:
+    if not 0 < exposure <= 1 + ROUNDING:
         raise ExposureError(
             f"restore: ExposureTime must be above 0 and at most the frame interval of {float(interval):g} s, "
             f"got {seconds} at frame {frame}; it is in seconds: mend or remove it, or pass exposure as a number"

@@ -1,0 +1,148 @@
+"""How long the shutter was open: open-shutter time over frame interval, in (0, 1]; 0.5 is a 180 degree shutter.
+
+`gather` collects what can know the exposures of a clip; `Exposures.resolve` is the one place that decides for a frame.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Real
+from pathlib import Path
+from typing import Literal
+
+from vsfmanet.errors import ExposureError
+from vsfmanet.exposures.props import exposure_from_props
+from vsfmanet.exposures.sidecar import SUFFIXES, read_sidecar
+
+__all__ = ["ExposureArgument", "ExposureFunction", "Exposures", "KnownExposure", "check_argument", "gather"]
+
+type ExposureFunction = Callable[[int, Mapping[str, object]], float | None]
+"""From a frame's number and properties to its exposure in (0, 1], or None to leave it to the next source.
+
+It is asked in any order and more than once, so its answer must depend on these two alone.
+"""
+
+type ExposureArgument = float | str | os.PathLike[str] | ExposureFunction
+"""What `restore` takes as `exposure`: a number, "auto", the path of a sidecar file, or a function."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownExposure:
+    """An exposure that was given, and by whom."""
+
+    value: float
+    """Open-shutter time over the frame interval, in (0, 1]."""
+    source: Literal["argument", "prop", "telemetry"]
+    """What goes into the property `FMANetExposureSource`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exposures:
+    """All that can know the exposures of one clip."""
+
+    argument: float | Sequence[float | None] | ExposureFunction | None
+    """One for all frames, those of a sidecar, a function, or None for "auto"."""
+    telemetry: Sequence[float | None]
+    """What the camera recorded for each frame; empty without telemetry."""
+    nominal_interval: Fraction | None
+    """Seconds per frame of a clip with a constant rate; None without one."""
+    notice: str | None
+    """Why telemetry that is there is not used, or not for all frames."""
+
+    def resolve(self, frame: int, props: Mapping[str, object]) -> KnownExposure | None:
+        """Exposure of a frame from the first that knows it: the argument, the frame's properties, the telemetry.
+
+        Args:
+            frame: number of the frame.
+            props: properties of the frame.
+
+        Returns:
+            The exposure, or None: the network estimates it.
+
+        Raises:
+            ExposureError: the argument's function or a property gives what cannot be an exposure.
+        """
+        given = self._given(frame, props)
+        if given is not None:
+            return KnownExposure(value=given, source="argument")
+        carried = exposure_from_props(props, frame=frame, nominal_interval=self.nominal_interval)
+        if carried is not None:
+            return KnownExposure(value=carried, source="prop")
+        recorded = self.telemetry[frame] if self.telemetry else None
+        return None if recorded is None else KnownExposure(value=recorded, source="telemetry")
+
+    def _given(self, frame: int, props: Mapping[str, object]) -> float | None:
+        """What the argument says of a frame."""
+        if self.argument is None or isinstance(self.argument, float):
+            return self.argument
+        if isinstance(self.argument, Sequence):
+            return self.argument[frame]
+        answer = self.argument(frame, props)
+        if answer is not None and not _is_exposure(answer):
+            raise ExposureError(
+                f"restore: the exposure function must return a number in (0, 1] or None, got {answer!r} at frame "
+                f"{frame}; return None where it does not know"
+            )
+        return None if answer is None else float(answer)
+
+
+def check_argument(exposure: object) -> None:
+    """Refuse what cannot be the argument `exposure`. A sidecar file is not opened yet.
+
+    Raises:
+        ExposureError: it is neither "auto", a number in (0, 1], the path of a sidecar file, nor a function.
+    """
+    is_path = isinstance(exposure, str | os.PathLike) and Path(exposure).suffix.lower() in SUFFIXES
+    if exposure != "auto" and not (is_path or callable(exposure) or _is_exposure(exposure)):
+        raise ExposureError(
+            f'restore: exposure must be "auto" or a number in (0, 1], got {exposure!r}; it is the open-shutter time '
+            "over the frame interval, for example 0.5 for a 180 degree shutter. A .csv or .json file, or a function "
+            "of frame number and properties, can give one for each frame"
+        )
+
+
+def gather(
+    argument: ExposureArgument,
+    *,
+    num_frames: int,
+    nominal_interval: Fraction | None,
+    source_path: str | os.PathLike[str] | None = None,
+) -> Exposures:
+    """Read what can know the exposures of a clip.
+
+    Args:
+        argument: the argument `exposure`.
+        num_frames: of the clip.
+        nominal_interval: seconds per frame of a clip with a constant rate; None without one.
+        source_path: file whose frames the clip has, all and in order: its camera telemetry is used.
+
+    Raises:
+        ExposureError: the argument, the sidecar or the path cannot be used.
+    """
+    check_argument(argument)
+    given: float | Sequence[float | None] | ExposureFunction | None
+    if isinstance(argument, str) and argument == "auto":
+        given = None
+    elif isinstance(argument, str | os.PathLike):
+        given = read_sidecar(Path(argument), num_frames=num_frames)
+    else:
+        given = argument if callable(argument) else float(argument)
+    if source_path is None or isinstance(given, float):
+        return Exposures(argument=given, telemetry=(), nominal_interval=nominal_interval, notice=None)
+
+    from vsfmanet.exposures.telemetry import read_telemetry  # with FFmpeg's demuxers, which most scripts can do without
+
+    recorded = read_telemetry(source_path, num_frames=num_frames)
+    return Exposures(
+        argument=given,
+        telemetry=recorded.exposures,
+        nominal_interval=nominal_interval,
+        notice=recorded.notice,
+    )
+
+
+def _is_exposure(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= 1
