@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks.blocks import ChannelAttention, ExposureModulation
-from vsfmanet.networks.exposure_extractor import anchor_embedding, read_exposure
+from vsfmanet.networks.exposure_extractor import anchor_embedding, fit_temperature, read_exposure
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, deploy, preset
 from vsfmanet.weights import parameter_count
 
@@ -219,10 +219,22 @@ def test_anchors_are_met_at_their_levels_and_mixed_between() -> None:
 
 def test_an_exposure_is_read_back_from_its_own_anchor() -> None:
     anchors = F.normalize(torch.randn(5, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    given = torch.tensor([0.2, 0.4, 0.5, 0.86, 1.0])
-    exposure, confidence = read_exposure(anchors, anchor_embedding(anchors, given))
-    torch.testing.assert_close(exposure, given, atol=0.011, rtol=0)
-    assert ((confidence > 0.4) & (confidence <= 1)).all()
+    given = torch.tensor([0.2, 0.4, 0.5, 0.8, 1.0])
+    exposure, confidence = read_exposure(anchors, anchor_embedding(anchors, given), torch.tensor(0.02))
+    torch.testing.assert_close(exposure, given, atol=0.02, rtol=0)
+    assert ((confidence > 0.3) & (confidence <= 1)).all()
+
+
+def test_an_extractor_that_sees_nothing_says_so() -> None:
+    generator = torch.Generator().manual_seed(0)
+    anchors = F.normalize(torch.randn(5, 16, generator=generator), dim=1)
+    embed = F.normalize(torch.randn(2000, 16, generator=generator), dim=1)
+    temperature = fit_temperature(anchors, embed, torch.arange(5).repeat(400))
+    exposure, confidence = read_exposure(anchors, embed, temperature)
+    assert confidence.mean() < 0.1
+    assert (exposure - 0.6).abs().mean() < 0.1
+    clear = fit_temperature(anchors, anchors.repeat(9, 1), torch.arange(5).repeat(9))
+    assert read_exposure(anchors, anchors, clear)[1].min() > 0.9
 
 
 def test_channel_attention_equals_its_definition() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from training.loop import Progress, ahead, learning_rate_factor, save_checkpoint
 from training.losses import supervised_contrastive
 from training.scenes.pool import Pool
-from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor
+from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor, fit_temperature
 from vsfmanet.networks.fmanetpp import preset
 
 MIN_MOTION = 2.0
@@ -140,8 +140,19 @@ def main() -> None:
     print("\n".join("  ".join(f"{value:5.1f}" for value in row) for row in confusion.tolist()))
     print(f"mean {confusion.diagonal().mean():.1f} %")
     mean = anchors(extractor, draw(pool, training, generator, 200, args.crop).to(args.device))
+    temperature = fit_temperature(mean.cpu(), embed, torch.arange(LEVELS).repeat(len(crops)))
+    probability = (embed @ mean.cpu().T / temperature).softmax(dim=1).view(-1, LEVELS, LEVELS)
+    accuracy = (probability.argmax(dim=2) == torch.arange(LEVELS)).float().mean()
+    print(f"nearest anchor right in {100 * accuracy:.1f} %, reading temperature {temperature:.3g}")
     save_checkpoint(
-        args.out, {"preset": args.preset, "extractor": extractor.state_dict(), "anchors": mean, "confusion": confusion}
+        args.out,
+        {
+            "preset": args.preset,
+            "extractor": extractor.state_dict(),
+            "anchors": mean,
+            "reading_temperature": temperature,
+            "confusion": confusion,
+        },
     )
 
 

@@ -81,6 +81,7 @@ def main() -> None:
     stage_1 = load_checkpoint(args.extractor, args.device)
     network.extractor.load_state_dict(stage_1["extractor"])
     network.anchors.copy_(stage_1["anchors"])
+    network.reading_temperature.copy_(stage_1["reading_temperature"])
     if args.compile:
         for block in network.blocks:
             block.compile(dynamic=False)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from vsfmanet.devices import pick_device, pick_precision
-from vsfmanet.networks.exposure_extractor import read_exposure
 from vsfmanet.networks.fmanetpp import FMANetPP
 from vsfmanet.weights import load_model
 
@@ -211,7 +210,7 @@ class Restorer:
             embed = self._network.embed(lr, known)
             exposure, confidence = given or 0.0, float(given is not None)
             if given is None and embed is not None:
-                exposure, confidence = (float(value) for value in read_exposure(self._network.anchors, embed))
+                exposure, confidence = (float(value) for value in self._network.read_exposure(embed))
             feat = self._network.degradation.stem(self._typed(lr))
             embed = None if embed is None else embed.to(self.dtype)
             yield _Record(index=n, lr=lr, embed=embed, exposure=exposure, confidence=confidence, feat=feat)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vsfmanet.kernels import depthwise_squares, gated_depthwise, pixel_norm
+
 
 def conv3x3(in_width: int, out_width: int) -> nn.Conv2d:
     """A 3x3 convolution of stride 1 that keeps the size."""
@@ -25,7 +27,7 @@ class PixelNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (N, C, H, W); same shape."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return pixel_norm(x, self.weight, self.bias, self.eps)
 
 
 class ResidualDenseBlock(nn.Module):
@@ -64,26 +66,39 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor, guide: Tensor | None = None) -> Tensor:
         """Mix the channels of `x` (N, C, H, W), guided by `guide` (N, C, H, W) if built so; same shape."""
-        height, width = x.shape[-2:]
-        parts = [self.to_rest(x)] if self.to_query is None else [self.to_query(guide), self.to_rest(x)]
-        parts = [part.permute(0, 2, 3, 1).flatten(1, 2) for part in parts]  # (N, HW, channels): a view, channels-last
-        channels = x.shape[1]
-        query, key, value = (
-            parts[0].split(channels, -1) if len(parts) == 1 else (parts[0], *parts[1].split(channels, -1))
-        )
+        channels, height, width = x.shape[1:]
+        if self.to_query is None:
+            projected = [_project(self.to_rest, x, 2 * channels)]
+        else:
+            assert guide is not None
+            projected = [_project(self.to_query, guide, channels), _project(self.to_rest, x, channels)]
+        pixels = [feat.permute(0, 2, 3, 1).flatten(1, 2) for feat, _ in projected]  # (N, HW, .): a view, channels-last
+        query, key, value = (part for feat in pixels for part in feat.split(channels, dim=-1))
 
-        gram = torch.bmm(query.transpose(1, 2), key).float()  # (N, C, C); CPUs and GPUs add up in fp32
+        gram = _product(query.transpose(1, 2), key).float()  # (N, C, C); CPUs and GPUs add up in fp32
         with torch.autocast(x.device.type, enabled=False):
-            query_norm = torch.linalg.vector_norm(query, dim=1, dtype=torch.float32).clamp_min(1e-12)
-            key_norm = torch.linalg.vector_norm(key, dim=1, dtype=torch.float32).clamp_min(1e-12)
+            # Clamped before the root, whose gradient at 0 is infinite.
+            norms = torch.cat([squares for _, squares in projected], dim=1).clamp_min(1e-24).sqrt()
+            query_norm, key_norm = norms.split(channels, dim=1)
             cosine = gram / (query_norm[:, :, None] * key_norm[:, None, :])
             cosine = rearrange(cosine, "n (g c) (h d) -> n g h c d", g=self.heads, h=self.heads)
             cosine = torch.diagonal(cosine, dim1=1, dim2=2)  # (N, C/heads, C/heads, heads): own head only
             attention = (cosine * self.temperature.float()).softmax(dim=2)
             out_weight = rearrange(self.to_out.weight.float(), "o (h c) 1 1 -> o h c", h=self.heads)
             mix = torch.einsum("ohc,ncdh->nhdo", out_weight, attention).flatten(1, 2)  # (N, C in, C out)
-        out = torch.bmm(value, mix.to(value.dtype))
+        out = _product(value, mix.to(value.dtype))
         return out.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Matrices `left` (N, I, K) times `right` (N, K, J); (N, I, J). For one frame `bmm` would copy slices first."""
+    return torch.mm(left[0], right[0])[None] if len(left) == 1 else torch.bmm(left, right)
+
+
+def _project(projection: nn.Sequential, x: Tensor, squared: int) -> tuple[Tensor, Tensor]:
+    """Run `projection` on `x` (N, C, H, W); also the sums of squares (N, squared), fp32, of its first channels."""
+    pointwise, depthwise = projection
+    return depthwise_squares(pointwise(x), next(depthwise.parameters()), squared)
 
 
 def _projection(in_width: int, out_width: int) -> nn.Sequential:
@@ -104,8 +119,8 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x` (N, C, H, W); same shape."""
-        gate, content = self.expand(x).chunk(2, dim=1)
-        return self.reduce(F.gelu(gate) * content)
+        pointwise, depthwise = self.expand
+        return self.reduce(gated_depthwise(pointwise(x), next(depthwise.parameters())))
 
 
 class FeatureModulation(nn.Module):

@@ -78,19 +78,37 @@ def anchor_embedding(anchors: Tensor, exposure: Tensor) -> Tensor:
     return F.normalize(torch.lerp(anchors[low], anchors[low + 1], part), dim=-1)
 
 
-def read_exposure(anchors: Tensor, embed: Tensor) -> tuple[Tensor, Tensor]:
+def read_exposure(anchors: Tensor, embed: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """Exposure that an embedding speaks of, and how clearly.
 
     Args:
         anchors: (5, U), unit mean embeddings of levels 5:1 ... 5:5.
         embed: (N, U), unit embeddings from the extractor.
+        temperature: Scalar, at which a softmax over cosine similarities gives the probability of each level; fitted
+            to pictures that the extractor was not trained on.
 
     Returns:
-        Exposure (N,) in [0.2, 1], the best match among interpolated anchors in steps of 0.02, and confidence (N,) in
-        [0, 1]: probability of the nearest level under a softmax over cosine similarities at temperature 0.1.
+        Exposure (N,) in [0.2, 1], the mean over the levels by their probability, and confidence (N,) in [0, 1]: how
+        far the most probable level stands above chance.
     """
-    grid = torch.linspace(1 / LEVELS, 1, 41, device=embed.device)
-    table = anchor_embedding(anchors, grid)
-    exposure = grid[(embed.float() @ table.T).argmax(dim=1)]
-    confidence = (embed.float() @ anchors.T / 0.1).softmax(dim=1).amax(dim=1)
-    return exposure, confidence
+    probability = (embed.float() @ anchors.float().T / temperature.float()).softmax(dim=1)
+    level = torch.arange(1, LEVELS + 1, device=embed.device)
+    confidence = (probability.amax(dim=1) * LEVELS - 1) / (LEVELS - 1)
+    return probability @ (level / LEVELS), confidence
+
+
+def fit_temperature(anchors: Tensor, embed: Tensor, label: Tensor) -> Tensor:
+    """Temperature for `read_exposure` that makes known levels most probable.
+
+    Args:
+        anchors: (5, U), unit mean embeddings.
+        embed: (N, U), unit embeddings of pictures never trained on.
+        label: (N,), their levels, 0 ... 4.
+
+    Returns:
+        Scalar, from 0.01 to 10.
+    """
+    cosine = embed.float() @ anchors.float().T
+    candidates = torch.logspace(-2, 1, 121, device=embed.device)
+    losses = torch.stack([F.cross_entropy(cosine / candidate, label) for candidate in candidates])
+    return candidates[losses.argmin()]

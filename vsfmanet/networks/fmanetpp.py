@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError, ShapeError
+from vsfmanet.kernels import warp_neighbours
 from vsfmanet.networks.blocks import (
     ChannelAttention,
     ExposureModulation,
@@ -30,9 +31,8 @@ from vsfmanet.networks.blocks import (
     conv3x3,
     zero_init,
 )
-from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor, anchor_embedding
+from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor, anchor_embedding, read_exposure
 from vsfmanet.ops.matching import match_frames
-from vsfmanet.ops.warp import multi_flow_warp
 
 MIN_SIDE = 8
 """Smallest height and width of an input frame, in pixels."""
@@ -217,9 +217,9 @@ class HRBABlock(nn.Module):
         Returns:
             Features (N, C, H, W) and flow (N, 6n, H, W) of the next level.
         """
-        pairs = rearrange(flow, "n (d g c) h w -> d n g c h w", d=2, g=self.num_flows)
-        warped = [multi_flow_warp(other, pair) for other, pair in zip(neighbours, pairs, strict=True)]
-        x = self.fuse(torch.cat([feat, *warped], dim=1))
+        # Beside features, flow must lie as they do, or each level would turn it around anew. Free but for the first.
+        flow = flow.contiguous(memory_format=torch.channels_last)
+        x = self.fuse(warp_neighbours(feat, neighbours, flow, self.num_flows))
         if update_flow and self.flow_update is not None:
             flow = self.flow_update(x, flow)
         x = x + self.attention(self.attention_norm(x))
@@ -377,6 +377,7 @@ class FMANetPP(nn.Module):
     """
 
     anchors: Tensor
+    reading_temperature: Tensor
 
     def __init__(self, config: FMANetPPConfig, *, deployed: bool = False) -> None:
         super().__init__()
@@ -390,6 +391,7 @@ class FMANetPP(nn.Module):
         self.restoration = RestorationNetwork(config, embed_width=embed_width, deployed=deployed)
         if self.extractor is not None:
             self.register_buffer("anchors", F.normalize(torch.ones(LEVELS, embed_width), dim=1))
+            self.register_buffer("reading_temperature", torch.tensor(0.1))
 
     def train(self, mode: bool = True) -> FMANetPP:
         """Switch modes; the extractor stays in eval, where its statistics do not mix the exposures of a batch."""
@@ -422,6 +424,10 @@ class FMANetPP(nn.Module):
         if known.all():
             return given
         return torch.where(known[:, None], given, self.extractor(lr))
+
+    def read_exposure(self, embed: Tensor) -> tuple[Tensor, Tensor]:
+        """Exposure and confidence, (N,) each, that embeddings (N, U) of the extractor speak of."""
+        return read_exposure(self.anchors, embed, self.reading_temperature)
 
     def bridge(self, lr: Tensor, feat: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """From NetD to NetR.

@@ -1,4 +1,4 @@
-"""Backward warping by optical flow, alone and by groups of channels."""
+"""Backward warping by optical flow: alone, by groups of channels, and of both neighbours of a frame."""
 
 from __future__ import annotations
 
@@ -79,3 +79,41 @@ def multi_flow_warp(x: Tensor, pairs: Tensor) -> Tensor:
         "(n g) c h w -> n (g c) h w",
         g=groups,
     )
+
+
+def warp_neighbours_reference(feat: Tensor, neighbours: tuple[Tensor, Tensor], flow: Tensor, num_flows: int) -> Tensor:
+    """Put frames and their two neighbours, warped and masked by `multi_flow_warp`, into one tensor.
+
+    Args:
+        feat: (N, C, H, W), features of the frames themselves.
+        neighbours: Next and previous frame's features, each (N, C, H, W).
+        flow: (N, 6n, H, W), fp32: [direction (next, previous), pair, (dx, dy, mask logit)] in pixels.
+        num_flows: n, groups of channels, each with a flow and a mask of its own.
+
+    Returns:
+        (N, 3C, H, W): own, next, previous; in the dtype of `feat`.
+
+    Raises:
+        ShapeError: A neighbour is not of the shape of `feat`, `flow` is not (N, 6n, H, W), or n > C.
+
+    Source: FMA-Net++ (arXiv 2512.04390), Eq. 4.
+    """
+    check_neighbours(feat, neighbours, flow, num_flows)
+    pairs = rearrange(flow, "n (d g c) h w -> d n g c h w", d=2, g=num_flows)
+    warped = [multi_flow_warp(other, pair) for other, pair in zip(neighbours, pairs, strict=True)]
+    return torch.cat([feat, *warped], dim=1)
+
+
+def check_neighbours(feat: Tensor, neighbours: tuple[Tensor, Tensor], flow: Tensor, num_flows: int) -> None:
+    """Raise ShapeError unless the arguments of `warp_neighbours` fit each other."""
+    n, channels, h, w = feat.shape
+    if any(other.shape != feat.shape for other in neighbours):
+        raise ShapeError(
+            f"warp_neighbours: neighbours must be {tuple(feat.shape)} each, "
+            f"got {' and '.join(str(tuple(other.shape)) for other in neighbours)}"
+        )
+    if flow.shape != (n, 6 * num_flows, h, w) or num_flows > channels:
+        raise ShapeError(
+            f"warp_neighbours: flow must be ({n}, 6n, {h}, {w}) with n = {num_flows} <= {channels}, "
+            f"got {tuple(flow.shape)}"
+        )
