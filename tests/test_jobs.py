@@ -16,7 +16,8 @@ import pytest
 import vapoursynth as vs
 
 from vsfmanet.errors import ConfigError, FormatError, IncompleteError, OutputError
-from vsfmanet.jobs import clip, encode, scratch, source
+from vsfmanet.jobs import clip, encode, source
+from vsfmanet.jobs.files import move_new
 from vsfmanet.jobs.progress import clock
 from vsfmanet.jobs.runner import RestoreJob
 from vsfmanet.jobs.scratch import Scratch
@@ -48,7 +49,7 @@ def check(
     streams: list[source.Stream] | None = None,
 ) -> None:
     copied = source.inspect(made).of_kind("audio") if streams is None else streams
-    verify(made, size=size, times=times, copied=copied, whole=True, advance=lambda: None)
+    verify(made, size=size, times=times, copied=copied, whole=True, advance=lambda: None, remedy="")
 
 
 # Verification
@@ -175,12 +176,12 @@ def test_a_target_is_claimed_before_it_is_replaced_where_files_have_one_name_onl
     monkeypatch.setattr(os, "link", refuse)
     part, target = tmp_path / "part", tmp_path / "target"
     part.write_text("made")
-    scratch._move(part, target)
+    move_new(part, target)
     assert target.read_text() == "made"
     assert not part.exists()
     part.write_text("again")
     with pytest.raises(FileExistsError):
-        scratch._move(part, target)
+        move_new(part, target)
     assert target.read_text() == "made"
 
 

@@ -1,4 +1,4 @@
-"""The command line: `vsfmanet restore`, `vsfmanet models`, `vsfmanet doctor`."""
+"""The command line: `vsfmanet restore`, `batch`, `verify`, `probe`, `models`, `doctor`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from vsfmanet.errors import VsfmanetError
+
+if TYPE_CHECKING:
+    from vsfmanet.jobs.runner import RestoreJob
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that stop a job; Windows has no SIGHUP."""
@@ -28,6 +32,10 @@ examples:
   vsfmanet restore film.mkv part.mkv --start 1000 --end 1250
   vsfmanet restore film.mkv archive.mkv --encoder-args="-c:v ffv1 -level 3"
   vsfmanet restore -- -odd-name.mkv out.mkv
+  vsfmanet probe film.mp4 --export film.csv
+  vsfmanet restore film.mp4 restored.mkv --exposure film.csv
+  vsfmanet batch archive restored --exclude "*sample*" --dry-run
+  vsfmanet verify restored/film.mkv
   vsfmanet models --json
   vsfmanet doctor
 """
@@ -35,13 +43,40 @@ examples:
 RESTORE_NOTES = """\
 Sound, subtitles, chapters, attachments, tags and timestamps are copied; colour tags and sample aspect ratio are kept.
 The result appears under its name once every frame of it has been decoded again and compared with the source: until
-then it is a hidden part file beside it. The source is only read.
+then it is a hidden part file beside it. The source is only read. A record (OUT.vsfmanet.json) says what the result was
+made of: run again on a job that is done, the command checks the record and makes nothing new.
 
 With --start and --end, what is copied is cut to the same time, at the limits of packets: sound begins within one packet
 (some 20 ms) after the first frame, at its right place; a subtitle that began before is left out.
 
 exit codes: 0 done and verified, 1 bug, 2 usage, 3 source, 4 device, 5 output or encoder, 6 result incomplete,
-7 output taken by another run, 8 weights, 128+n stopped by signal n
+7 busy: another run makes the same output, 8 weights, 128+n stopped by signal n
+"""
+
+
+BATCH_NOTES = """\
+The same command again goes on where the last one ended, however it ended: what is done stays done, everything else is
+done again. One bad file never stops the others; a full disk or a lost device stops the batch. A job with other options,
+another version or a changed source is another job: its result takes the name, and the old one is kept as OUT.old1.
+Names that cannot work, and files that are in the way, are all listed before anything starts (exit code 2).
+
+The journal and a report (vsfmanet-report.html) are in OUT_DIR.
+
+exit codes: the first that applies of 128+n stopped by signal n, 1 bug, 2 usage, 4 device, 5 output or disk, 8 weights,
+7 another batch is running, 6 a job failed, 3 sources refused or damaged, 0 all done and verified
+"""
+
+PROBE_NOTES = """\
+A file of exposures is a table with the columns frame (from 0) and exposure, separated by commas, or the same as JSON:
+
+  frame,exposure          {"exposure": [0.5, 0.48, null]}
+  0,0.5
+  1,0.48
+  2,
+
+Every frame of the video is there once; other columns and keys are ignored. An exposure is the time that the shutter was
+open over the time from frame to frame, in (0, 1]. Where it is left empty, restore takes the camera's telemetry, else
+what the network sees. --export fills in what is known; the rest is for you.
 """
 
 
@@ -63,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.command(options))
     except VsfmanetError as error:
         _tell(f"error: {error}")
+        if getattr(options, "json", False):
+            _print_json({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code})
         return error.exit_code
     except Exception:
         _tell(f"{traceback.format_exc()}error: this is a bug in vsfmanet; please report it with the lines above")
@@ -90,6 +127,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_restore_options(restore)
     restore.set_defaults(command=_restore)
+    batch = commands.add_parser(
+        "batch",
+        help="restore all video files of a folder",
+        description="Restore all video files of a folder and of the folders in it into another folder, one by one.",
+        epilog=BATCH_NOTES,
+        formatter_class=layout,
+    )
+    _add_batch_options(batch)
+    batch.set_defaults(command=_batch)
+    verify = commands.add_parser(
+        "verify",
+        help="check a finished file against its record or its source",
+        description="Check that a restored file is unchanged since it was verified, or verify it against its source.",
+        epilog="exit codes: 0 verified, 2 usage, 3 source, 6 not whole, changed, or without a record",
+    )
+    _add_verify_options(verify)
+    verify.set_defaults(command=_verify)
+    probe = commands.add_parser(
+        "probe",
+        help="say what a video file is, and what is known about its exposure",
+        description="Say what a video file is, whether it can be restored, and what is known about its exposure.",
+        epilog=PROBE_NOTES,
+        formatter_class=layout,
+    )
+    _add_probe_options(probe)
+    probe.set_defaults(command=_probe)
     models = commands.add_parser("models", help="list the models", description="List the models.")
     models.add_argument("--json", action="store_true", help="as JSON, for programs")
     models.set_defaults(command=_models)
@@ -102,12 +165,92 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_probe_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `vsfmanet probe`."""
+    parser.add_argument("source", metavar="IN", type=Path, help="video file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw exposure over time: .svg")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the exposure of each frame: .csv or .json")
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+
+
 def _add_restore_options(parser: argparse.ArgumentParser) -> None:
     """The options of `vsfmanet restore`."""
     parser.add_argument("source", metavar="IN", type=Path, help="video file")
     parser.add_argument("target", metavar="OUT", type=Path, help="file to make: .mkv, .mp4 or .mov")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT, once the new one is verified")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="take the place of OUT, once verified; the old one becomes OUT.old1"
+    )
+    parser.add_argument("--json", action="store_true", help="the record, or the error, as JSON on stdout")
+    parser.add_argument("--attempt", type=int, default=1, help=argparse.SUPPRESS)  # these two are for `batch`
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    frames = parser.add_argument_group("range of frames")
+    frames.add_argument("--start", default=0, type=int, metavar="N", help="first frame (default: %(default)s)")
+    frames.add_argument("--end", type=int, metavar="N", help="frame to stop before (default: the end)")
+    _add_job_options(parser)
 
+
+def _add_batch_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `vsfmanet batch`."""
+    parser.add_argument("source", metavar="IN_DIR", type=Path, help="folder of videos; it is only read")
+    parser.add_argument("target", metavar="OUT_DIR", type=Path, help="folder for the results, with the same folders")
+    parser.set_defaults(start=0, end=None, overwrite=False)
+
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--include",
+        action="append",
+        metavar="GLOB",
+        help="take files whose name or path in IN_DIR fits; may be repeated (default: all common video suffixes)",
+    )
+    files.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="leave out files and folders that fit"
+    )
+    files.add_argument(
+        "--order",
+        default="natural",
+        choices=("natural", "shortest"),
+        help="by name, or the smallest file first (default: %(default)s)",
+    )
+    files.add_argument(
+        "--container",
+        default="mkv",
+        choices=("mkv", "mp4", "mov"),
+        help="suffix of the results (default: %(default)s, which holds everything)",
+    )
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--dry-run", action="store_true", help="say what would be done, with frames and sizes")
+    run.add_argument("--resume", action="store_true", help="go on with a batch; refuse to begin one")
+    run.add_argument("--retry", action="store_true", help="try again what was refused, damaged or quarantined")
+    run.add_argument("--recheck", action="store_true", help="compare every byte of results that are done")
+    run.add_argument(
+        "--journal", type=Path, metavar="FILE", help="on a local disk (default: OUT_DIR/.vsfmanet/journal.sqlite3)"
+    )
+    run.add_argument(
+        "--stall-limit",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="stop a job without progress (default: %(default)g)",
+    )
+    run.add_argument(
+        "--reserve", type=float, default=2.0, metavar="GIB", help="disk that must stay free (default: %(default)g)"
+    )
+    _add_job_options(parser)
+
+
+def _add_verify_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `vsfmanet verify`."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="restored video")
+    parser.add_argument(
+        "--source", type=Path, metavar="SOURCE", help="decode FILE and compare it with this; default: with its record"
+    )
+    parser.add_argument("--json", action="store_true", help="the verdict as JSON on stdout")
+    _add_stream_options(parser)
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `vsfmanet restore` and `vsfmanet batch` that change a result."""
     network = parser.add_argument_group("network")
     network.add_argument(
         "--model",
@@ -119,8 +262,10 @@ def _add_restore_options(parser: argparse.ArgumentParser) -> None:
         "--exposure",
         default="auto",
         type=_exposure,
-        metavar="auto|X",
-        help="open-shutter time over frame interval, in (0, 1]; 0.5 is a 180 degree shutter (default: %(default)s)",
+        metavar="auto|X|FILE",
+        help="open-shutter time over frame interval: a number in (0, 1] (0.5 is a 180 degree shutter), or a .csv or "
+        ".json file with one for each frame, as `vsfmanet probe --export` writes it; auto takes the camera's "
+        "telemetry (GoPro), else what the network sees (default: %(default)s)",
     )
     network.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: %(default)s)"
@@ -147,10 +292,6 @@ def _add_restore_options(parser: argparse.ArgumentParser) -> None:
         help="a new scene starts where luma changes by this much, in (0, 1]; 0 for never (default: built in)",
     )
 
-    frames = parser.add_argument_group("range of frames")
-    frames.add_argument("--start", default=0, type=int, metavar="N", help="first frame (default: %(default)s)")
-    frames.add_argument("--end", type=int, metavar="N", help="frame to stop before (default: the end)")
-
     output = parser.add_argument_group("output")
     output.add_argument(
         "--encoder-args",
@@ -159,34 +300,43 @@ def _add_restore_options(parser: argparse.ArgumentParser) -> None:
         help="FFmpeg's options for the video, in one string, after an equals sign. Without -c:v they are added to "
         'the default: "-c:v libx264 -preset medium -crf 16" for 8 bits, libx265 alike for more, chroma as in IN',
     )
-    output.add_argument("--no-audio", dest="audio", action="store_false", help="do not copy sound")
-    output.add_argument("--no-subtitles", dest="subtitles", action="store_false", help="do not copy subtitles")
-    output.add_argument(
-        "--no-attachments", dest="attachments", action="store_false", help="do not copy fonts and cover pictures"
-    )
     output.add_argument(
         "--on-damage",
         default="stop",
         choices=("stop", "salvage"),
         help="what to do with a damaged source: refuse it, or restore the frames that decode (default: %(default)s)",
     )
+    _add_stream_options(output)
+
+
+def _add_stream_options(parser: argparse._ActionsContainer) -> None:
+    """Which streams go along."""
+    for name, what in (("audio", "sound"), ("subtitles", "subtitles"), ("attachments", "fonts and cover pictures")):
+        parser.add_argument(f"--no-{name}", dest=name, action="store_false", help=f"without {what}")
 
 
 def _exposure(text: str) -> float | str:
-    """Read `auto` or a number, whose range the filter checks."""
-    return text if text == "auto" else float(text)
+    """Read `auto`, the path of a sidecar file, or a number, whose range the filter checks."""
+    from vsfmanet.exposures.sidecar import SUFFIXES
+
+    if text == "auto" or Path(text).suffix.lower() in SUFFIXES:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"auto, a number or a {' or '.join(SUFFIXES)} file is needed, got {text!r}"
+        ) from None
 
 
-def _restore(options: argparse.Namespace) -> int:
-    """`vsfmanet restore`."""
+def _job(options: argparse.Namespace, source: Path, target: Path) -> RestoreJob:
+    """What the options of `restore` or `batch` ask for."""
     from vsfmanet.jobs.clip import RestoreSettings
-    from vsfmanet.jobs.progress import Report
-    from vsfmanet.jobs.runner import RestoreJob, run
-    from vsfmanet.jobs.scratch import Scratch
+    from vsfmanet.jobs.runner import RestoreJob
 
-    job = RestoreJob(
-        source=options.source,
-        target=options.target,
+    return RestoreJob(
+        source=source,
+        target=target,
         settings=RestoreSettings(
             model=options.model,
             exposure=options.exposure,
@@ -205,13 +355,101 @@ def _restore(options: argparse.Namespace) -> int:
         salvage=options.on_damage == "salvage",
         overwrite=options.overwrite,
     )
-    report, scratch = Report(), Scratch()
+
+
+def _restore(options: argparse.Namespace) -> int:
+    """`vsfmanet restore`."""
+    if options.parent is not None:
+        from vsfmanet.jobs.child import die_with
+
+        die_with(options.parent)
+    from vsfmanet.jobs.progress import Report
+    from vsfmanet.jobs.record import Record
+    from vsfmanet.jobs.runner import run
+    from vsfmanet.jobs.scratch import Scratch
+
+    job = _job(options, options.source, options.target)
+    report, scratch = Report(), Scratch(attempt=options.attempt)
+    records: list[Record] = []
 
     def clear_up() -> None:
         report.close()
         scratch.discard()
 
-    _run_until_stopped(lambda: run(job, report, scratch), clear_up)
+    _run_until_stopped(lambda: records.append(run(job, report, scratch)), clear_up)
+    if options.json:
+        _print_json(asdict(records[0]))
+    return 0
+
+
+def _batch(options: argparse.Namespace) -> int:
+    """`vsfmanet batch`."""
+    from vsfmanet.jobs.batch import Batch, BatchOptions, dry_run
+    from vsfmanet.jobs.paths import VIDEOS, Selection
+    from vsfmanet.jobs.progress import Report
+
+    suffix = f".{options.container}"
+    asked = BatchOptions(
+        in_folder=options.source,
+        out_folder=options.target,
+        template=_job(options, options.source, options.target / f"any{suffix}"),
+        selection=Selection(
+            include=options.include or VIDEOS, exclude=options.exclude, order=options.order, suffix=suffix
+        ),
+        journal=options.journal,
+        resume=options.resume,
+        retry=options.retry,
+        recheck=options.recheck,
+        stall_limit=options.stall_limit,
+        reserve=options.reserve,
+    )
+    if options.dry_run:
+        _run_until_stopped(lambda: dry_run(asked, Report()), lambda: None)
+        return 0
+    batch = Batch(asked, Report())
+    codes: list[int] = []
+    _run_until_stopped(lambda: codes.append(batch.run()), batch.stop)
+    return codes[0]
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """`vsfmanet verify`."""
+    from vsfmanet.jobs.record import check_against_record
+
+    frames: list[int] = []
+    if options.source is None:
+        _run_until_stopped(lambda: frames.append(check_against_record(options.file).frames), lambda: None)
+    else:
+        from vsfmanet.jobs.check import check_against_source
+        from vsfmanet.jobs.progress import Report
+        from vsfmanet.jobs.runner import KEPT
+
+        kinds = [kind for kind, option in KEPT.items() if getattr(options, option)]
+        _run_until_stopped(
+            lambda: frames.append(check_against_source(options.file, options.source, kinds=kinds, report=Report())),
+            lambda: None,
+        )
+    if options.json:
+        _print_json({"verdict": "verified", "file": str(options.file), "frames": frames[0]})
+    else:
+        _tell(f"{options.file}: verified, {frames[0]} frames")
+    return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    """`vsfmanet probe`."""
+    from vsfmanet.jobs.probe import Findings, as_lines, as_table, check_outputs, export, plot, probe
+
+    check_outputs(export=options.export, plot=options.plot)
+    found: list[Findings] = []
+    _run_until_stopped(lambda: found.append(probe(options.source)), lambda: None)
+    [findings] = found
+    if options.export is not None:
+        export(findings, options.export)
+    if options.plot is not None:
+        plot(findings, options.plot)
+    lines = [json.dumps(as_table(findings), indent=2)] if options.json else as_lines(findings)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
 
 
@@ -288,6 +526,11 @@ def _doctor(_: argparse.Namespace) -> int:
     verdict = f"missing: {', '.join(check.name for check in lacking)}" if lacking else "all essentials are there"
     sys.stdout.write(f"{verdict}\n")
     return lacking[0].exit_code if lacking else 0
+
+
+def _print_json(value: object) -> None:
+    """A result for programs."""
+    sys.stdout.write(f"{json.dumps(value, indent=2)}\n")
 
 
 def _tell(text: str) -> None:

@@ -31,9 +31,13 @@ class ExposureError(VsfmanetError):
 
 
 class SourceError(VsfmanetError):
-    """A source file is missing, damaged or not a video."""
+    """A source file is missing, unreadable or not a video."""
 
     exit_code = 3
+
+
+class DamagedError(SourceError):
+    """A source file is a video, but not all of it is there."""
 
 
 class DeviceError(VsfmanetError):
@@ -52,6 +56,12 @@ class IncompleteError(VsfmanetError):
     """A result has fewer frames than its source, or failed verification."""
 
     exit_code = 6
+
+
+class BusyError(VsfmanetError):
+    """Another run owns the job, the journal or the output."""
+
+    exit_code = 7
 
 
 class WeightsError(VsfmanetError):

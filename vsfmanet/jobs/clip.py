@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import av
@@ -17,7 +18,7 @@ import numpy as np
 import vapoursynth as vs
 
 from vsfmanet import errors
-from vsfmanet.errors import ConfigError, FormatError, IncompleteError, SourceError, VsfmanetError
+from vsfmanet.errors import ConfigError, DamagedError, FormatError, IncompleteError, SourceError, VsfmanetError
 from vsfmanet.jobs.source import Source
 
 AHEAD = 8
@@ -40,7 +41,9 @@ class RestoreSettings:
     model: str = "fmanetpp_x4_fast"
     """Name of a model, or path of its weights."""
     exposure: float | str = "auto"
-    """Open-shutter time over frame interval in (0, 1], or "auto"."""
+    """Open-shutter time over frame interval in (0, 1], "auto", or the path of a sidecar file."""
+    source_path: Path | None = None
+    """The source file, for its camera telemetry; filled in by the job."""
     device: str = "auto"
     """One of "auto", "cpu", "cuda"."""
     device_index: int = 0
@@ -118,7 +121,7 @@ def open_clip(source: Source, *, threads: int) -> SourceClip:
         threads: Decoder threads; 0 for one per core. Damaged files decode reproducibly only with 1.
 
     Raises:
-        SourceError: The video cannot be decoded.
+        DamagedError: The video cannot be decoded.
         FormatError: Its size or format changes, it is interlaced, or of a format that cannot be fed to an encoder.
     """
     if not hasattr(vs.core, "bs"):
@@ -131,7 +134,7 @@ def open_clip(source: Source, *, threads: int) -> SourceClip:
         _check_format(source, node)
         frames = [node.get_frame(n) for n in sorted({k * (node.num_frames - 1) // 4 for k in range(5)})]
     except vs.Error as error:
-        raise SourceError(
+        raise DamagedError(
             f"restore: {source.path}: the video track must decode, got {_last_line(error)!r}; copy or repair "
             "the file; --on-damage salvage decodes in one thread, which gets further"
         ) from error
@@ -166,6 +169,7 @@ def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
             node,
             model=settings.model,
             exposure=settings.exposure,
+            source_path=settings.source_path,
             device=settings.device,
             device_index=settings.device_index,
             precision=settings.precision,

@@ -6,15 +6,18 @@ Until then the result is a part file beside the target, and whatever goes wrong,
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
 import vapoursynth as vs
 
-from vsfmanet.errors import ConfigError, OutputError, SourceError
+from vsfmanet import __version__
+from vsfmanet.errors import ConfigError, DamagedError, OutputError, SourceError
 from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs.clip import RestoreSettings, SourceClip
 from vsfmanet.jobs.encode import (
@@ -27,13 +30,21 @@ from vsfmanet.jobs.encode import (
     find_ffmpeg,
     refused_streams,
 )
+from vsfmanet.jobs.files import MAX_NAME
 from vsfmanet.jobs.progress import Report, clock
-from vsfmanet.jobs.scratch import MAX_NAME, Scratch
+from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_done, job_key, weights_sha256
+from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.jobs.source import Source, Stream, inspect, is_unchanged, save_packets
 from vsfmanet.jobs.verify import verify
 
 KEPT = {"audio": "audio", "subtitle": "subtitles", "attachment": "attachments", "cover": "attachments"}
 """Kinds of streams that are copied, and the field of `RestoreJob` that says whether."""
+
+SAME_PIXELS = {"device", "device_index", "segment", "source_path"}
+"""Fields of `RestoreSettings` that say where and how a result is computed, or of which source, but not which."""
+
+TAKING_PART = ("vapoursynth", "vapoursynth-bestsource", "torch", "av")
+"""Packages whose versions are recorded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +72,7 @@ class RestoreJob:
     salvage: bool = False
     """Whether a damaged source is restored as far as it decodes, rather than refused."""
     overwrite: bool = False
-    """Whether an existing target is replaced once the new one is verified."""
+    """Whether an existing target is moved aside once the new one is verified."""
 
     def __post_init__(self) -> None:
         if self.start < 0 or (self.end is not None and self.end <= self.start):
@@ -75,20 +86,44 @@ class RestoreJob:
             )
 
 
-def run(job: RestoreJob, report: Report, scratch: Scratch) -> None:
-    """Restore one file.
+def recipe(job: RestoreJob) -> Recipe:
+    """What decides the result of a job, apart from its source.
+
+    Raises:
+        WeightsError: There is no such model.
+    """
+    settings = {name: value for name, value in asdict(job.settings).items() if name not in SAME_PIXELS | {"model"}}
+    own = {
+        name: getattr(job, name)
+        for name in ("start", "end", "encoder_args", "audio", "subtitles", "attachments", "salvage")
+    }
+    if isinstance(job.settings.exposure, str) and Path(job.settings.exposure).is_file():
+        own["exposure_sha256"] = file_sha256(Path(job.settings.exposure))
+    return Recipe(
+        model=job.settings.model,
+        weights_sha256=weights_sha256(job.settings.model),
+        settings=settings | own,
+        version=__version__,
+    )
+
+
+def run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
+    """Restore one file. To run a job again that is done does nothing.
 
     Args:
         job: What is asked.
         report: Where progress goes.
         scratch: Empty; holds what must go away if the job does not end well.
 
+    Returns:
+        The record of the target.
+
     Raises:
         VsfmanetError: Why there is no result. The target is then as it was before.
     """
     try:
         with clips.messages_to(report.warn):
-            _run(job, report, scratch)
+            return _run(job, report, scratch)
     except OSError as error:
         raise OutputError(
             f"restore: {job.target}: files of the job must be written, but {error}; make room or check the disk"
@@ -97,12 +132,16 @@ def run(job: RestoreJob, report: Report, scratch: Scratch) -> None:
         scratch.discard()
 
 
-def _run(job: RestoreJob, report: Report, scratch: Scratch) -> None:
+def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     """`run`, leaving the clearing up to it."""
-    _check_target(job)
+    record = _check_target(job)
+    if record is not None:
+        report.note(f"already done: {job.target} is verified and unchanged, {record.frames} frames")
+        return record
     ffmpeg = find_ffmpeg()
     report.note(f"restoring {job.source} with FFmpeg {ffmpeg.release[0]}.{ffmpeg.release[1]} ({ffmpeg.path})")
     source = inspect(job.source)
+    fingerprint = Fingerprint.of(source.path)
     _check_whole(job, source.faults, report)
     clip = clips.open_clip(source, threads=1 if job.salvage else 0)
     _check_whole(job, clip.faults, report)
@@ -111,7 +150,8 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> None:
     frames = _range(job, clip)
     copied = _copied(job, source, report)
     _check_container(source, copied, job.target.suffix.lower())
-    restored = clips.restore_clip(clip.node, job.settings)
+    made_with = recipe(job)
+    restored = clips.restore_clip(clip.node, replace(job.settings, source_path=source.path))
     clips.check_restored(source, clip.node, restored)
 
     folder = scratch.make_folder()
@@ -128,16 +168,35 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> None:
             copied=copied,
             whole=len(frames) == clip.node.num_frames and not job.salvage,
             advance=progress.advance,
+            remedy="it has been deleted. Leave those of --encoder-args out that change timing, size or streams "
+            "(-r, -s, -map, -t), and report it if it comes back",
         )
+    record = Record(
+        key=job_key(fingerprint, made_with.digest()),
+        attempt=scratch.attempt,
+        source=str(source.path),
+        fingerprint=fingerprint,
+        recipe=made_with,
+        versions=_versions(ffmpeg),
+        frames=len(frames),
+        width=plan.size[0],
+        height=plan.size[1],
+        output_size=part.stat().st_size,
+        output_sha256=file_sha256(part),
+    )
     if not is_unchanged(source):
         raise SourceError(f"restore: {source.path}: the source changed during the job; run it again when it is at rest")
-    scratch.publish(part, job.target, overwrite=job.overwrite)
+    scratch.publish(part, job.target, record, overwrite=job.overwrite)
     length = float((plan.timestamps[-1] - plan.timestamps[0]) * plan.time_base)
     report.note(f"made {job.target}: {len(frames)} frames of {plan.size[0]}x{plan.size[1]}, {clock(length)}")
+    return record
 
 
-def _check_target(job: RestoreJob) -> None:
+def _check_target(job: RestoreJob) -> Record | None:
     """Refuse a target that is the source, is there already, or cannot be named.
+
+    Returns:
+        The record of the target, if it is the finished result of this very job.
 
     Raises:
         ConfigError: It is one of these.
@@ -146,28 +205,33 @@ def _check_target(job: RestoreJob) -> None:
     if len(os.fsencode(target.name)) > MAX_NAME:
         raise ConfigError(f"restore: {target}: a file name of at most {MAX_NAME} bytes is needed; choose a shorter one")
     if not os.path.lexists(target):
-        return
+        return None
     if job.source.exists() and target.exists() and target.samefile(job.source):
         raise ConfigError(
             f"restore: {target}: the output must not be the source, which is never replaced; name another"
         )
+    if job.source.is_file() and target.is_file():
+        record = find_done(target, lambda: job_key(Fingerprint.of(job.source), recipe(job).digest()))
+        if record is not None:
+            return record
     if not job.overwrite:
         raise ConfigError(f"restore: {target}: the output exists already; name another, or pass --overwrite")
     if not target.is_file():
         raise ConfigError(f"restore: {target}: only a regular file can be overwritten; name another output")
+    return None
 
 
 def _check_whole(job: RestoreJob, faults: Sequence[str], report: Report) -> None:
     """Stop at damage, or tell it where the user wants the rest.
 
     Raises:
-        SourceError: The source is damaged, and `salvage` is not asked for.
+        DamagedError: The source is damaged, and `salvage` is not asked for.
     """
     if not faults:
         return
     text = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
     if not job.salvage:
-        raise SourceError(
+        raise DamagedError(
             f"restore: {job.source}: the file is damaged: {text}. Copy it again or repair it; --on-damage salvage "
             "restores the frames that are there, at their own times"
         )
@@ -279,3 +343,9 @@ def _encode(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scr
                 encoder.write(clips.frame_bytes(frame))
                 progress.advance()
             encoder.finish()
+
+
+def _versions(ffmpeg: Ffmpeg) -> dict[str, str]:
+    """Of what took part in a job."""
+    release = ".".join(map(str, ffmpeg.release))
+    return {name: version(name) for name in TAKING_PART} | {"python": platform.python_version(), "ffmpeg": release}

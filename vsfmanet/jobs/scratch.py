@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -13,27 +12,25 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from vsfmanet.errors import IncompleteError, OutputError
-
-MAX_NAME = 255
-"""Bytes of a file name that file systems take."""
-
-
-class TargetTakenError(OutputError):
-    """Another run made the output file in the meantime."""
-
-    exit_code = 7
+from vsfmanet.errors import BusyError, IncompleteError, OutputError
+from vsfmanet.jobs.files import hold, move_aside, move_new, part_path, pending_path, record_path, sweep, sync
+from vsfmanet.jobs.record import Record, write_record
 
 
 class Scratch:
     """What a job has made that must not outlive it.
 
     `discard` may be called from any thread, at any time, more than once: also by a signal in the middle of a job.
+
+    Args:
+        attempt: Which attempt at the job this is, for the names of its files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, attempt: int = 1) -> None:
+        self.attempt = attempt
         self._lock = threading.Lock()
         self._part: Path | None = None
+        self._held: int | None = None
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -48,16 +45,22 @@ class Scratch:
     def make_part(self, target: Path) -> Path:
         """A new, empty, hidden file beside `target`: shows before the work that the place can be written.
 
+        What earlier attempts left there is deleted first; an attempt that was only frozen then finds its part file
+        gone, and cannot publish it.
+
         Raises:
-            OutputError: It cannot.
+            BusyError: Another run is making `target`.
+            OutputError: The file cannot be made.
         """
-        identity = f".{secrets.token_hex(4)}.part{target.suffix}"
-        stem = os.fsencode(target.stem)[: MAX_NAME - 1 - len(os.fsencode(identity))].decode(errors="ignore")
-        part = target.with_name(f".{stem}{identity}")
         with self._lock:
             self._check_open()
+            if living := sweep(target):
+                raise BusyError(
+                    f"restore: {target}: another run is making this file ({living[0].name}); let it end, or stop it"
+                )
+            part = part_path(target, self.attempt)
             try:
-                part.touch(exist_ok=False)
+                self._held = hold(part)
             except OSError as error:
                 raise OutputError(
                     f"restore: {target}: the output folder must take new files, but {part.name} cannot be made there "
@@ -86,32 +89,47 @@ class Scratch:
                 raise OutputError(f"restore: {line[0]} must start, but does not ({error}); install ffmpeg") from error
             return self._process
 
-    def publish(self, part: Path, target: Path, *, overwrite: bool) -> None:
-        """Give the part file its final name, with all of it on the disk.
+    def publish(self, part: Path, target: Path, record: Record, *, overwrite: bool) -> None:
+        """Give the part file its final name, with all of it on the disk, and its record.
+
+        The record waits beside the part file until then, so that a run that is killed in between can be completed.
 
         Args:
             part: From `make_part`.
             target: Final name, in the same folder.
-            overwrite: Whether another file of this name is replaced.
+            record: Of the part file.
+            overwrite: Whether another file of this name is moved aside, with its record.
 
         Raises:
-            TargetTakenError: There is another file of this name; the result stays under its part name.
+            BusyError: There is another file of this name, and the result has one beside it; or a later attempt has
+                taken over.
         """
-        _sync(part)
         try:
-            if overwrite:
-                part.replace(target)
-            else:
-                _move(part, target)
+            sync(part)
+            with self._lock:  # a signal must not come between the name and the record
+                self._check_open()
+                write_record(record, pending_path(part))
+                self._release(windows_only=True)
+                if overwrite and target.exists():
+                    _set_aside(target)
+                move_new(part, target)
+                sync(target.parent)
+                try:
+                    pending_path(part).replace(record_path(target))
+                except FileNotFoundError:  # another run found the output first, and has tidied up
+                    write_record(record, record_path(target))
+                sync(target.parent)
+        except FileNotFoundError as error:
+            raise BusyError(
+                f"restore: {target}: another run has taken over and removed {part.name}; let that run end"
+            ) from error
         except FileExistsError as error:
-            self._part = None
-            raise TargetTakenError(
-                f"restore: {target}: another file took this name during the job; the verified result is {part.name}, "
+            kept = move_aside(part, target, "new")
+            pending_path(part).replace(record_path(kept))
+            raise BusyError(
+                f"restore: {target}: another file took this name during the job; the verified result is {kept.name}, "
                 "rename it yourself"
             ) from error
-        self._part = None
-        if os.name == "posix":
-            _sync(target.parent)
 
     def discard(self) -> None:
         """Kill the encoder, delete the files, and let nothing new be made."""
@@ -119,10 +137,18 @@ class Scratch:
             self._closed = True
             if self._process is not None:
                 kill(self._process)
+            self._release()
             if self._part is not None:
                 self._part.unlink(missing_ok=True)
+                pending_path(self._part).unlink(missing_ok=True)
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _release(self, *, windows_only: bool = False) -> None:
+        """Let go of the part file; on Windows a file that is open cannot be moved."""
+        if self._held is not None and (sys.platform == "win32" or not windows_only):
+            os.close(self._held)
+            self._held = None
 
     def _check_open(self) -> None:
         if self._closed:
@@ -140,23 +166,8 @@ def kill(process: subprocess.Popen[bytes]) -> int:
     return process.wait()
 
 
-def _move(part: Path, target: Path) -> None:
-    """Rename without replacing: a second name, then one less; where files have one name only, a claim first."""
-    try:
-        os.link(part, target)
-    except FileExistsError:
-        raise
-    except OSError:  # FAT, some network shares
-        target.touch(exist_ok=False)
-        part.replace(target)
-    else:
-        part.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _set_aside(target: Path) -> None:
+    """Give an older output another name, and its record with it."""
+    kept = move_aside(target, target, "old")
+    with suppress(FileNotFoundError):
+        record_path(target).replace(record_path(kept))

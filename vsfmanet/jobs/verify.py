@@ -26,6 +26,7 @@ def verify(
     copied: Sequence[Stream],
     whole: bool,
     advance: Callable[[], None],
+    remedy: str,
 ) -> None:
     """Decode a file and compare it with what it must hold.
 
@@ -36,6 +37,7 @@ def verify(
         copied: Streams of the source that must be there too.
         whole: Whether the sound was copied whole, so that both of its ends must be where they were.
         advance: Called after each frame.
+        remedy: What to do if it does not.
 
     Raises:
         IncompleteError: Something is missing, misplaced or of the wrong size.
@@ -43,13 +45,19 @@ def verify(
     try:
         _check_frames(part, size, times, advance)
         made = inspect(part)
+        _check_streams(made, copied)
+        if whole:
+            _check_sound(times[0], made, [stream for stream in copied if stream.kind == "audio"])
     except (av.FFmpegError, SourceError) as error:
-        raise _failed(part, f"a file that decodes to its end is needed, got {error}") from error
-    needed, present = _kinds(copied), _kinds(made.others)
-    if needed != present:
-        raise _failed(part, f"the streams {needed} are needed beside the video, got {present}")
-    if whole:
-        _check_sound(part, times[0], made, [stream for stream in copied if stream.kind == "audio"])
+        raise IncompleteError(
+            f"verify: {part}: a file that decodes to its end is needed, got {error}; {remedy}"
+        ) from error
+    except _Mismatch as mismatch:
+        raise IncompleteError(f"verify: {part}: {mismatch}; {remedy}") from mismatch
+
+
+class _Mismatch(Exception):
+    """What is needed, and what came."""
 
 
 def _check_frames(part: Path, size: tuple[int, int], times: Sequence[Fraction], advance: Callable[[], None]) -> None:
@@ -58,30 +66,36 @@ def _check_frames(part: Path, size: tuple[int, int], times: Sequence[Fraction], 
     with open_container(part) as container:
         track = main_track(container)
         if track is None:
-            raise _failed(part, "a video track is needed, got none")
+            raise _Mismatch("a video track is needed, got none")
         track.thread_type = "AUTO"
         tick = Fraction(track.time_base.numerator, track.time_base.denominator)
         first = Fraction(0)
         for count, frame in enumerate(container.decode(track), start=1):
             if (frame.width, frame.height) != size:
-                raise _failed(part, f"frames of {size[0]}x{size[1]} are needed, got {frame.width}x{frame.height}")
+                raise _Mismatch(f"frames of {size[0]}x{size[1]} are needed, got {frame.width}x{frame.height}")
             if count > len(times) or frame.pts is None:
                 continue  # too many frames, or a container without timestamps: both are told below
             shown = frame.pts * tick
             if count == 1:
                 first = shown
             if abs((shown - first) - (times[count - 1] - times[0])) > TIME_TOLERANCE + tick:
-                raise _failed(
-                    part,
+                raise _Mismatch(
                     f"frame {count - 1} is needed at {float(times[count - 1] - times[0]):.3f} s from the first, "
-                    f"got {float(shown - first):.3f} s",
+                    f"got {float(shown - first):.3f} s"
                 )
             advance()
     if count != len(times):
-        raise _failed(part, f"{len(times)} frames are needed, got {count}")
+        raise _Mismatch(f"{len(times)} frames are needed, got {count}")
 
 
-def _check_sound(part: Path, first: Fraction, made: Source, tracks: Sequence[Stream]) -> None:
+def _check_streams(made: Source, copied: Sequence[Stream]) -> None:
+    """Compare what there is beside the video."""
+    needed, present = _kinds(copied), _kinds(made.others)
+    if needed != present:
+        raise _Mismatch(f"the streams {needed} are needed beside the video, got {present}")
+
+
+def _check_sound(first: Fraction, made: Source, tracks: Sequence[Stream]) -> None:
     """Compare where each sound track starts and ends against the first frame."""
     if made.video.first is None:
         return
@@ -91,18 +105,10 @@ def _check_sound(part: Path, first: Fraction, made: Source, tracks: Sequence[Str
                 continue
             moved = (new - made.video.first) - (old - first)
             if abs(moved) > SOUND_TOLERANCE:
-                raise _failed(part, f"the {place} of {before} must keep its place, but moved by {float(moved):+.3f} s")
+                raise _Mismatch(f"the {place} of {before} must keep its place, but moved by {float(moved):+.3f} s")
 
 
 def _kinds(streams: Sequence[Stream]) -> str:
     """What there is to hear, read and keep, in words that can be compared. Matroska keeps covers as attachments."""
     kinds = ["attachment" if stream.kind == "cover" else stream.kind for stream in streams]
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("audio", "subtitle", "attachment"))
-
-
-def _failed(part: Path, why: str) -> IncompleteError:
-    """The error for a file that is not what it must be."""
-    return IncompleteError(
-        f"restore: {part.name} failed its verification: {why}; it has been deleted. Leave those of --encoder-args out "
-        "that change timing, size or streams (-r, -s, -map, -t), and report it if it comes back"
-    )

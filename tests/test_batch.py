@@ -1,0 +1,528 @@
+"""Batches of stand-in jobs: what is done exactly once, whatever is killed, damaged, full or in the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+
+from tests.batch_stub import content, stub_recipe
+from vsfmanet import cli
+from vsfmanet.cli import main
+from vsfmanet.jobs import batch, journal, runner
+from vsfmanet.jobs.clip import RestoreSettings
+from vsfmanet.jobs.files import record_path
+from vsfmanet.jobs.journal import open_journal
+from vsfmanet.jobs.paths import Selection, survey
+from vsfmanet.jobs.record import check_against_record
+from vsfmanet.jobs.runner import RestoreJob
+
+STUB = Path(__file__).with_name("batch_stub.py")
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="a child dies with its batch only on Linux")
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """The folder of the outputs; not there yet."""
+    return tmp_path / "out"
+
+
+@pytest.fixture(autouse=True)
+def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither weights nor encoders."""
+    monkeypatch.setattr(batch, "PROGRAM", (sys.executable, str(STUB)))
+    monkeypatch.setattr(batch, "recipe", lambda job: stub_recipe(job.encoder_args))
+    monkeypatch.setattr(batch, "model_scale", lambda model: 4)
+
+
+def put(folder: Path, *words: str) -> list[Path]:
+    """Make sources that do what they say."""
+    paths = [folder / f"{n} {word}.mkv" for n, word in enumerate(words, start=1)]
+    for path, word in zip(paths, words, strict=True):
+        path.write_text(f"{word} {path.stem}")
+    return paths
+
+
+def run(sources: Path, made: Path, *options: str) -> int:
+    return main(["batch", "--reserve=0", *options, str(sources), str(made)])
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def outputs(made: Path) -> list[str]:
+    """Every file in the folder of outputs but the journal, the report and the records."""
+    names = (path.relative_to(made) for path in made.rglob("*") if path.is_file())
+    kept = (name for name in names if name.parts[0] != batch.FOLDER and name.name != batch.REPORT)
+    return sorted(str(name) for name in kept if not name.name.endswith(".vsfmanet.json"))
+
+
+def attempts(made: Path) -> dict[str, int]:
+    """The number of the last attempt at each source, from the journal."""
+    with closing(sqlite3.connect(made / batch.FOLDER / "journal.sqlite3")) as connection:
+        return {os.fsdecode(path): n for path, n in connection.execute("SELECT source, attempts FROM jobs")}
+
+
+# What becomes of the jobs
+
+
+def test_one_bad_file_does_not_stop_the_others(sources: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = put(sources, "refused", "damaged", "bug", "ok", "flood")
+    (sources / "deeper").mkdir()
+    put(sources / "deeper", "ok")
+    assert run(sources, made) == 1
+    report = made / batch.REPORT
+    assert last_line(capsys) == f"done 3, refused 1, damaged 1, failed 1, left 0; report: {report}"
+    assert outputs(made) == ["4 ok.mkv", "5 flood.mkv", "deeper/1 ok.mkv"]
+    assert (made / "4 ok.mkv").read_text() == content(paths[3])
+    page = report.read_text()
+    assert "1 refused.mkv: refused; mend it" in page
+    assert page.index("3 bug.mkv") < page.index("2 damaged.mkv") < page.index("4 ok.mkv")  # what needs a look is first
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["ok"], 0), (["refused", "ok"], 3), (["damaged"], 3), (["refused", "wrong"], 6), (["wrong", "bug"], 1)],
+)
+def test_the_exit_code_is_the_first_that_applies(sources: Path, made: Path, words: list[str], code: int) -> None:
+    put(sources, *words)
+    assert run(sources, made) == code
+
+
+def test_a_job_that_kills_its_process_is_quarantined_after_three_attempts(
+    sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crash, vanish, good = put(sources, "crash", "vanish", "ok")
+    assert run(sources, made) == 6
+    assert last_line(capsys).startswith("done 1, refused 0, damaged 0, failed 2, left 0")
+    assert attempts(made) == {str(crash): 3, str(vanish): 3, str(good): 1}
+    assert outputs(made) == ["3 ok.mkv"]
+    assert run(sources, made) == 6  # not again, unless asked
+    assert attempts(made)[str(crash)] == 3
+    assert run(sources, made, "--retry") == 6
+    assert attempts(made)[str(crash)] == 6
+
+
+def test_a_job_without_progress_is_stopped(sources: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(sources, "hang", "ok")
+    assert run(sources, made, "--stall-limit=1") == 6
+    said = capsys.readouterr().err
+    assert "no progress for 1 s" in said
+    assert "done 1, refused 0, damaged 0, failed 1, left 0" in said
+    assert outputs(made) == ["2 ok.mkv"]
+
+
+@pytest.mark.parametrize(("word", "code"), [("disk", 5), ("device", 4)])
+def test_a_fault_of_the_machine_stops_the_batch_which_then_goes_on(
+    sources: Path, made: Path, word: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(sources, "ok", word, "ok")
+    assert run(sources, made) == code
+    assert last_line(capsys).startswith("done 1, refused 0, damaged 0, failed 1, left 1")
+    put(sources, "ok", "ok")  # the fault is mended: the second source is another file now
+    (sources / f"2 {word}.mkv").unlink()
+    assert run(sources, made) == 0
+
+
+def test_a_job_that_stopped_the_batch_comes_last_the_next_time(sources: Path, made: Path) -> None:
+    put(sources, "disk", "ok", "ok")
+    assert run(sources, made) == 5
+    assert outputs(made) == []
+    assert run(sources, made) == 5
+    assert outputs(made) == ["2 ok.mkv", "3 ok.mkv"]
+
+
+def test_too_little_room_on_the_disk_pauses_the_batch(
+    sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(sources, "ok")
+    assert run(sources, made, "--reserve=1000000") == 5
+    assert last_line(capsys).startswith("done 0, refused 0, damaged 0, failed 0, left 1")
+    assert run(sources, made) == 0
+
+
+def test_many_jobs_with_bad_ones_among_them_are_reported_exactly(
+    sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [("refused" if n % 10 == 3 else "ok") for n in range(20)]
+    put(sources, *words)
+    assert run(sources, made) == 3
+    assert last_line(capsys).startswith("done 18, refused 2, damaged 0, failed 0, left 0")
+    assert len(outputs(made)) == 18
+
+
+def test_thousands_of_files_are_found_and_resumed_in_seconds(sources: Path, made: Path, tmp_path: Path) -> None:
+    for n in range(2000):
+        (sources / f"{n}.mkv").touch()
+    started = time.monotonic()
+    jobs = survey(sources, made, Selection()).jobs
+    with open_journal(tmp_path / "journal") as opened:
+        rows = opened.register(jobs, "recipe")
+    assert [row.job.source.stem for row in rows] == [str(n) for n in range(2000)]
+    with open_journal(tmp_path / "journal") as opened:
+        assert [row.id for row in opened.register(jobs, "recipe")] == [row.id for row in rows]
+    assert time.monotonic() - started < 10
+
+
+# Again
+
+
+def test_the_same_command_again_does_nothing(sources: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(sources, "ok", "ok")
+    assert run(sources, made) == 0
+    before = {path: path.stat().st_mtime_ns for path in made.glob("*.mkv")}
+    capsys.readouterr()
+    assert run(sources, made, "--resume") == 0
+    assert "0 of 2 jobs to do" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in made.glob("*.mkv")} == before
+
+
+def test_resume_refuses_to_begin(sources: Path, made: Path) -> None:
+    put(sources, "ok")
+    assert run(sources, made, "--resume") == 2
+    assert not made.exists()
+
+
+def test_other_settings_and_changed_sources_are_other_jobs_and_the_old_outputs_stay(sources: Path, made: Path) -> None:
+    first, _ = put(sources, "ok", "ok")
+    assert run(sources, made) == 0
+    old = (made / "1 ok.mkv").read_text()
+    assert run(sources, made, "--encoder-args=-crf 20") == 0
+    assert outputs(made) == ["1 ok.mkv", "1 ok.old1.mkv", "2 ok.mkv", "2 ok.old1.mkv"]
+    first.write_text("ok and longer")
+    assert run(sources, made, "--encoder-args=-crf 20") == 0
+    assert outputs(made) == ["1 ok.mkv", "1 ok.old1.mkv", "1 ok.old2.mkv", "2 ok.mkv", "2 ok.old1.mkv"]
+    assert (made / "1 ok.old1.mkv").read_text() == old
+    assert (made / "1 ok.mkv").read_text() == "restored ok and longer"
+    for name in outputs(made):
+        assert check_against_record(made / name).frames == 1
+
+
+def test_outputs_that_are_gone_or_damaged_are_found_and_only_those_made_again(sources: Path, made: Path) -> None:
+    gone, flipped, whole = put(sources, "ok", "ok", "ok")
+    assert run(sources, made) == 0
+    (made / gone.name).unlink()
+    (made / flipped.name).write_text(content(flipped).replace("restored", "restoreD"))
+    assert run(sources, made, "--recheck") == 0
+    assert attempts(made) == {str(gone): 2, str(flipped): 2, str(whole): 1}
+    for source in (gone, flipped, whole):
+        assert (made / source.name).read_text() == content(source)
+
+
+# In the way
+
+
+def test_a_file_that_is_not_ours_is_never_replaced(
+    sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(sources, "ok", "ok")
+    made.mkdir()
+    (made / "2 ok.mkv").write_text("precious")
+    assert run(sources, made) == 2
+    assert "without a record" in capsys.readouterr().err
+    assert outputs(made) == ["2 ok.mkv"]  # nothing was begun
+    assert (made / "2 ok.mkv").read_text() == "precious"
+
+
+def test_a_second_runner_ends_at_once(sources: Path, made: Path) -> None:
+    put(sources, "ok")
+    with open_journal(made / batch.FOLDER / "journal.sqlite3"):
+        started = time.monotonic()
+        assert run(sources, made) == 7
+        assert time.monotonic() - started < 2
+    assert outputs(made) == []
+
+
+def test_a_journal_on_a_network_file_system_is_refused(
+    sources: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(sources, "ok")
+    monkeypatch.setattr(journal, "file_system", lambda folder: "nfs4")
+    assert run(sources, made) == 2
+    assert "local disk, got nfs4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", ["garbage", "empty", "cut", "half written"])
+def test_a_corrupt_journal_is_kept_and_made_again_from_the_records(
+    sources: Path, made: Path, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(sources, "ok", "ok", "ok")
+    assert run(sources, made) == 0
+    (made / "2 ok.mkv").write_text("not what was verified")  # unknown never becomes done
+    path = made / batch.FOLDER / "journal.sqlite3"
+    data = path.read_bytes()
+    broken = {
+        "garbage": b"garbage" * 1000,
+        "empty": b"",
+        "cut": data[: len(data) // 2],
+        "half written": data[:100] + bytes(len(data) - 100),
+    }[way]
+    path.write_bytes(broken)
+    assert run(sources, made) == 0
+    assert path.with_name("journal.sqlite3.bad").read_bytes() == broken
+    assert attempts(made) == {str(sources / "1 ok.mkv"): 0, str(sources / "2 ok.mkv"): 1, str(sources / "3 ok.mkv"): 0}
+    assert outputs(made) == ["1 ok.mkv", "2 ok.mkv", "2 ok.old1.mkv", "3 ok.mkv"]
+
+
+def test_a_newer_journal_is_left_in_place(sources: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(sources, "ok")
+    path = made / batch.FOLDER / "journal.sqlite3"
+    path.parent.mkdir(parents=True)
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE later (x)")
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    before = path.read_bytes()
+    assert run(sources, made) == 2
+    assert "got 99; update vsfmanet" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = sys.platform == "linux" and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], stderr=subprocess.DEVNULL, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("needs the right to mount")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_of_the_journal_pauses_the_batch_and_nothing_is_lost(
+    sources: Path, made: Path, small_disk: Path
+) -> None:
+    put(sources, *["ok"] * 5)
+    path = small_disk / "journal"
+    assert run(sources, made, f"--journal={path}", "--include=1*") == 0
+    filler = small_disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    path.with_name("journal-wal").unlink(missing_ok=True)
+    assert run(sources, made, f"--journal={path}") == 5
+    filler.unlink()
+    assert run(sources, made, f"--journal={path}") == 0
+    assert len(outputs(made)) == 5
+
+
+# Kills and signals
+
+
+def start(sources: Path, made: Path, *, pause: float = 0) -> subprocess.Popen[bytes]:
+    """A batch in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, STUB, "batch", "--reserve=0", sources, made],
+        env=os.environ | {"STUB_PAUSE": str(pause), "PYTHONPATH": str(STUB.parents[1])},
+        stderr=subprocess.PIPE,
+    )
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, by any of its threads."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for_child(job: subprocess.Popen[bytes]) -> int:
+    """Until a batch runs a job."""
+    deadline = time.monotonic() + 60
+    while not (found := children(job.pid)):
+        assert time.monotonic() < deadline
+        assert job.poll() is None
+        time.sleep(0.01)
+    return found[0]
+
+
+@on_linux
+def test_after_any_kills_the_same_command_makes_everything_once(sources: Path, made: Path) -> None:
+    paths = put(sources, *["ok"] * 12)
+    chance = random.Random(5)
+    kills: Counter[str] = Counter()
+    while kills.total() < 15:
+        job = start(sources, made, pause=0.03)
+        try:
+            child = wait_for_child(job)
+        except AssertionError:  # it has done everything before a kill
+            assert job.wait() == 0
+            break
+        time.sleep(chance.uniform(0, 0.5))
+        for _ in range(chance.choice([0, 2])):  # first some of its jobs, then the batch
+            for child in children(job.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+                    kills["job"] += 1
+            time.sleep(chance.uniform(0, 0.2))
+        orphans = children(job.pid)
+        job.kill()
+        job.communicate()
+        kills["batch"] += 1
+        deadline = time.monotonic() + 15
+        while any(is_alive(orphan) for orphan in [child, *orphans]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for path in made.glob("[!.]*.mkv"):
+            assert path.read_text() == content(sources / path.name)  # a final name is a proof
+    assert run(sources, made, "--retry") == 0
+    assert outputs(made) == sorted(path.name for path in paths)  # nothing partial, lost or twice
+    for path in paths:
+        assert check_against_record(made / path.name).frames == 1
+        assert (made / path.name).read_text() == content(path)
+
+
+@on_linux
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_batch_and_its_job(sources: Path, made: Path, number: int, code: int) -> None:
+    put(sources, "ok", "hang")
+    job = start(sources, made)
+    deadline = time.monotonic() + 60
+    while not list(made.glob(".2 hang.*.part.mkv")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    [child] = children(job.pid)
+    started = time.monotonic()
+    job.send_signal(number)
+    _, said = job.communicate(timeout=30)
+    assert time.monotonic() - started < 10
+    assert job.returncode == code
+    assert re.search(rb"^done 1, refused 0, damaged 0, failed 0, left 1; report: ", said, re.MULTILINE)
+    assert not is_alive(child)
+    (sources / "2 hang.mkv").write_text("ok now")
+    assert run(sources, made) == 0
+
+
+# Real jobs
+
+
+@pytest.fixture
+def real_jobs(monkeypatch: pytest.MonkeyPatch, sources: Path) -> None:
+    """Jobs that restore, with a plain enlargement in place of the network, and a film of a second."""
+    soak = Path(__file__).parents[1] / "scripts" / "soak.py"
+    monkeypatch.setattr(batch, "PROGRAM", (sys.executable, str(soak), "as-vsfmanet"))
+    monkeypatch.setattr(batch, "recipe", runner.recipe)
+    monkeypatch.setattr(runner, "weights_sha256", lambda model: "none")
+    subprocess.run(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=1",
+            "-c:v", "libx264", "-preset", "ultrafast", sources / "film.mkv",
+        ],
+        check=True,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("real_jobs")
+def test_real_files_are_restored_and_bad_ones_named(
+    sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = (sources / "film.mkv").read_bytes()
+    (sources / "half.mkv").write_bytes(data[: len(data) // 2])
+    (sources / "text.mkv").write_text("not a video")
+    assert run(sources, made, "--encoder-args=-preset ultrafast") == 3
+    assert last_line(capsys).startswith("done 1, refused 1, damaged 1, failed 0, left 0")
+    assert outputs(made) == ["film.mkv"]
+    assert check_against_record(made / "film.mkv").frames == 25
+    assert main(["verify", str(made / "film.mkv"), "--source", str(sources / "film.mkv")]) == 0
+    assert os.listdir(made / batch.FOLDER) == ["journal.sqlite3", "journal.sqlite3.lock"]
+
+
+@pytest.mark.usefixtures("real_jobs")
+def test_a_full_disk_of_the_outputs_pauses_the_batch(
+    sources: Path, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (f"--journal={tmp_path / 'journal'}", "--encoder-args=-c:v ffv1")
+    assert run(sources, small_disk, *options) == 5
+    assert outputs(small_disk) == []
+    assert last_line(capsys).startswith("done 0, refused 0, damaged 0, failed 1, left 0")
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    assert run(sources, small_disk, *options) == 0
+    assert outputs(small_disk) == ["film.mkv"]
+
+
+# The command line
+
+
+def test_a_dry_run_makes_nothing_and_tells_frames_and_sizes(
+    sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(sources, "ok")
+    (sources / "film.y4m").write_bytes(b"YUV4MPEG2 W64 H48 F25:1 C420\n" + b"FRAME\n".ljust(6 + 64 * 72, b"\x80") * 50)
+    assert run(sources, made, "--dry-run") == 0
+    said = capsys.readouterr().err
+    assert "1 ok.mkv: cannot be opened" in said
+    assert "50 frames of 64x48, 0:00:02" in said
+    assert "2 files, about 50 frames" in said
+    assert not made.exists()
+
+
+def test_every_option_reaches_the_job() -> None:
+    job = RestoreJob(
+        source=Path("-in.mkv"),
+        target=Path("out.mkv"),
+        settings=RestoreSettings(
+            model="other", exposure=0.5, device="cpu", device_index=1, precision="fp32", segment=3, sc_threshold=0.25
+        ),
+        encoder_args="-crf 20 -x 'a b'",
+        audio=False,
+        subtitles=False,
+        attachments=False,
+        salvage=True,
+        overwrite=True,
+    )
+    for each in (job, RestoreJob(source=Path("in.mkv"), target=Path("out.mkv"))):
+        options = cli._parser().parse_args(batch.arguments(each, attempt=4))
+        assert replace(cli._job(options, options.source, options.target)) == each
+        assert (options.attempt, options.parent) == (4, os.getpid())
+
+
+def test_a_file_of_exposures_is_not_for_a_batch(sources: Path, made: Path) -> None:
+    put(sources, "ok")
+    assert run(sources, made, "--exposure=film.csv") == 2
+
+
+def test_the_report_escapes_names(sources: Path, made: Path) -> None:
+    (sources / "<b>&.mkv").write_text("ok")
+    assert run(sources, made) == 0
+    assert "&lt;b&gt;&amp;.mkv" in (made / batch.REPORT).read_text()
+
+
+def test_records_are_beside_the_outputs(sources: Path, made: Path) -> None:
+    put(sources, "ok")
+    assert run(sources, made) == 0
+    assert record_path(made / "1 ok.mkv") == made / "1 ok.mkv.vsfmanet.json"
+    assert main(["verify", str(made / "1 ok.mkv")]) == 0

@@ -1,0 +1,280 @@
+"""The record beside an output: what makes a job done, what makes it another, and what is never trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import pytest
+import vapoursynth as vs
+
+from vsfmanet.cli import main
+from vsfmanet.errors import BusyError
+from vsfmanet.jobs import clip as clips
+from vsfmanet.jobs import runner
+from vsfmanet.jobs.clip import RestoreSettings
+from vsfmanet.jobs.files import part_path, pending_path, record_path
+from vsfmanet.jobs.record import EDGE, Fingerprint, Record, find_done, job_key, read_record, write_record
+from vsfmanet.jobs.runner import RestoreJob, recipe
+from vsfmanet.jobs.scratch import Scratch
+
+FAST = "--encoder-args=-preset ultrafast"
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten frames and sound."""
+    path = tmp_path_factory.mktemp("film") / "film.mkv"
+    subprocess.run(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=32x32:r=25:d=0.4",
+            "-f", "lavfi", "-i", "sine=d=0.4", "-c:v", "libx264", "-preset", "ultrafast", "-c:a", "aac", path,
+        ],
+        check=True,
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture(autouse=True)
+def light_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network: the picture four times as large."""
+
+    def enlarge(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
+        return node.resize.Point(4 * node.width, 4 * node.height)
+
+    monkeypatch.setattr(clips, "restore_clip", enlarge)
+    monkeypatch.setattr(runner, "weights_sha256", lambda model: f"weights of {model}")
+
+
+@pytest.fixture
+def made(film: Path, tmp_path: Path) -> Path:
+    """A finished output."""
+    path = tmp_path / "made.mkv"
+    assert main(["restore", FAST, str(film), str(path)]) == 0
+    return path
+
+
+def recorded(target: Path) -> Record:
+    record = read_record(record_path(target))
+    assert record is not None
+    return record
+
+
+# What a record says
+
+
+def test_a_record_says_what_an_output_was_made_of(film: Path, made: Path) -> None:
+    record = recorded(made)
+    assert (record.source, record.frames, record.width, record.height) == (str(film), 10, 128, 128)
+    assert record.recipe.weights_sha256 == "weights of fmanetpp_x4_fast"
+    assert record.output_size == made.stat().st_size
+    assert record.verdict == "verified"
+    assert {"vapoursynth", "torch", "ffmpeg", "python"} <= set(record.versions)
+    assert sorted(os.listdir(made.parent)) == ["made.mkv", "made.mkv.vsfmanet.json"]
+
+
+def test_a_fingerprint_sees_both_ends_of_a_large_file(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(2 * EDGE + 1000)
+    seen = {Fingerprint.of(path).sha256}
+    for place in (0, 2 * EDGE + 999):
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x")
+        seen.add(Fingerprint.of(path).sha256)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("size", [0, 1, EDGE - 1, EDGE, EDGE + 1])
+def test_a_fingerprint_takes_small_files_whole(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(bytes(size))
+    before = Fingerprint.of(path)
+    assert before.size == size
+    path.write_bytes(bytes(size) + b"x")
+    assert Fingerprint.of(path).sha256 != before.sha256
+
+
+def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> None:
+    job = RestoreJob(source=Path("in.mkv"), target=Path("out.mkv"))
+    settings: dict[str, Any] = {
+        "model": "other", "exposure": 0.5, "precision": "fp32", "sc_threshold": 0.1,
+        "device": "cpu", "device_index": 1, "segment": 3,
+    }  # fmt: skip
+    own: dict[str, Any] = {
+        "start": 1, "end": 9, "encoder_args": "-crf 1", "audio": False, "subtitles": False, "attachments": False,
+        "salvage": True, "target": Path("elsewhere.mkv"), "source": Path("moved.mkv"), "overwrite": True,
+    }  # fmt: skip
+    same = {
+        name
+        for name, value in (settings | own).items()
+        for other in [
+            replace(job, settings=replace(job.settings, **{name: value}))
+            if name in settings
+            else replace(job, **{name: value})
+        ]
+        if recipe(other).digest() == recipe(job).digest()
+    }
+    assert same == {"device", "device_index", "segment", "source", "target", "overwrite"}
+
+
+# Done means done
+
+
+def test_a_job_that_is_done_is_not_done_again(
+    film: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = made.stat().st_mtime_ns
+    assert main(["restore", FAST, "--json", str(film), str(made)]) == 0
+    said = capsys.readouterr()
+    assert "already done" in said.err
+    assert json.loads(said.out)["output_sha256"] == recorded(made).output_sha256
+    assert made.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("change", ["options", "output", "source", "no record", "bad record", "later record"])
+def test_a_different_file_in_the_place_of_the_output_is_refused(film: Path, made: Path, change: str) -> None:
+    source = made.with_name("source.mkv")
+    source.write_bytes(film.read_bytes())
+    os.utime(source, ns=(film.stat().st_atime_ns, film.stat().st_mtime_ns))
+    options = [FAST]
+    record = record_path(made)
+    if change == "options":
+        options = ["--encoder-args=-preset superfast"]
+    elif change == "output":
+        made.write_bytes(made.read_bytes() + b"x")
+    elif change == "source":
+        os.utime(source, ns=(1, 1))
+    elif change == "no record":
+        record.unlink()
+    elif change == "bad record":
+        record.write_text("{}")
+    else:
+        record.write_text(record.read_text().replace('"format": 1', '"format": 2'))
+    before = made.read_bytes()
+    assert main(["restore", *options, str(source), str(made)]) == 2
+    assert made.read_bytes() == before
+
+
+def test_a_run_that_was_killed_between_name_and_record_is_completed(film: Path, made: Path) -> None:
+    part = part_path(made, 1)
+    record_path(made).rename(pending_path(part))
+    assert main(["restore", FAST, str(film), str(made)]) == 0
+    assert recorded(made).frames == 10
+    assert not pending_path(part).exists()
+
+
+def test_a_waiting_record_of_another_file_is_not_taken(film: Path, made: Path) -> None:
+    record = recorded(made)
+    record_path(made).unlink()
+    part = Scratch().make_part(made)
+    write_record(replace(record, output_sha256="0" * 64), pending_path(part))
+    assert find_done(made, lambda: record.key) is None
+
+
+def test_an_output_that_is_made_again_keeps_the_old_one_with_its_record(film: Path, made: Path) -> None:
+    before = made.read_bytes()
+    assert main(["restore", "--encoder-args=-preset superfast", "--overwrite", str(film), str(made)]) == 0
+    old = made.with_name("made.old1.mkv")
+    assert old.read_bytes() == before
+    for path in (old, made):
+        assert main(["verify", str(path)]) == 0
+
+
+# Two at once
+
+
+def test_two_runs_do_not_make_the_same_output(film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Scratch()
+    other.make_part(tmp_path / "made.mkv")
+    assert main(["restore", FAST, str(film), str(tmp_path / "made.mkv")]) == 7
+    assert "another run is making this file" in capsys.readouterr().err
+    other.discard()
+    assert main(["restore", FAST, str(film), str(tmp_path / "made.mkv")]) == 0
+
+
+def test_what_a_dead_run_left_is_swept(film: Path, tmp_path: Path) -> None:
+    target = tmp_path / "made.mkv"
+    script = (
+        "import os, sys; from pathlib import Path; from vsfmanet.jobs.scratch import Scratch; "
+        "Scratch(attempt=7).make_part(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, target], check=False)
+    [part] = tmp_path.iterdir()
+    assert ".7-" in part.name
+    assert main(["restore", FAST, str(film), str(target)]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["made.mkv", "made.mkv.vsfmanet.json"]
+
+
+def test_a_frozen_run_that_thaws_cannot_publish(made: Path, tmp_path: Path) -> None:
+    """As on a share without locks, where a later attempt sweeps what looks dead."""
+    late, target = Scratch(attempt=1), tmp_path / "other.mkv"
+    part = late.make_part(target)
+    part.unlink()
+    later = Scratch(attempt=2)
+    later.publish(later.make_part(target), target, recorded(made), overwrite=False)
+    with pytest.raises(BusyError, match="another run has taken over"):
+        late.publish(part, target, recorded(made), overwrite=False)
+    assert target.stat().st_size == 0  # of the later one
+
+
+# The command
+
+
+def test_verify_checks_a_file_against_its_record(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--json", str(made)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"verdict": "verified", "file": str(made), "frames": 10}
+    data = bytearray(made.read_bytes())
+    data[len(data) // 2] ^= 1
+    made.write_bytes(data)
+    assert main(["verify", str(made)]) == 6
+    assert "has changed since" in capsys.readouterr().err
+    made.write_bytes(data[:-1])
+    assert main(["verify", str(made)]) == 6
+    assert "bytes are needed" in capsys.readouterr().err
+    made.unlink()
+    assert main(["verify", str(made)]) == 6
+
+
+def test_verify_without_a_record_asks_for_the_source(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(film)]) == 6
+    assert "--source" in capsys.readouterr().err
+
+
+def test_verify_compares_with_a_source_for_people_with_their_own_pipes(
+    film: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record_path(made).unlink()
+    assert main(["verify", str(made), "--source", str(film)]) == 0
+    mute, cut = made.with_name("mute.mkv"), made.with_name("cut.mkv")
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", made, "-c", "copy"]
+    subprocess.run([*ffmpeg, "-an", mute], check=True)
+    subprocess.run([*ffmpeg, "-frames:v", "7", cut], check=True)
+    assert main(["verify", str(mute), "--source", str(film)]) == 6
+    assert main(["verify", str(mute), "--source", str(film), "--no-audio"]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(cut), "--source", str(film)]) == 6
+    assert "10 frames are needed, got 7" in capsys.readouterr().err
+    assert main(["verify", str(film), "--source", str(film)]) == 2
+    assert main(["verify", str(made), "--source", str(made.with_name("nothing.mkv"))]) == 3
+    assert main(["verify", str(made.with_name("nothing.mkv")), "--source", str(film)]) == 6
+
+
+def test_errors_are_told_as_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.mkv").write_text("not a video")
+    assert main(["restore", "--json", str(tmp_path / "text.mkv"), str(tmp_path / "made.mkv")]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["error"], told["exit_code"]) == ("SourceError", 3)
+
+
+def test_keys_differ_by_source_and_recipe(film: Path, tmp_path: Path) -> None:
+    one = Fingerprint.of(film)
+    assert job_key(one, "a") != job_key(one, "b")
+    assert job_key(one, "a") != job_key(replace(one, mtime_ns=1), "a")

@@ -1,0 +1,444 @@
+"""A folder restored into another, file by file, each in a process of its own, with a journal that survives any kill."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import av
+
+from vsfmanet.errors import ConfigError, IncompleteError, OutputError
+from vsfmanet.jobs.child import Child
+from vsfmanet.jobs.files import pending_records, record_path, sweep
+from vsfmanet.jobs.journal import Journal, Row, open_journal
+from vsfmanet.jobs.paths import Pairing, Selection, survey
+from vsfmanet.jobs.progress import Report, clock
+from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, read_record
+from vsfmanet.jobs.report import tally, write_report
+from vsfmanet.jobs.runner import RestoreJob, recipe
+from vsfmanet.jobs.source import main_track, open_container
+
+PROGRAM: tuple[str, ...] = (sys.executable, "-m", "vsfmanet")
+"""What runs one job; tests put something light here."""
+
+FOLDER = ".vsfmanet"
+"""Inside OUT_DIR, for the journal and for temporary files."""
+
+REPORT = "vsfmanet-report.html"
+
+TRIES = 3
+"""Attempts that may fail by a job's own fault before it is quarantined."""
+
+PRECEDENCE = (1, 2, 4, 5, 8, 7, 6, 3)
+"""Exit codes of a batch: the first that is among those of its jobs."""
+
+MACHINE = {4, 5, 8}
+"""Exit codes of a job that the next job would have too: device, disk or encoder, weights."""
+
+LOSSY_BITS = 0.1
+"""Bits for a pixel that the default encoder needs, roughly; for the estimate of a dry run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchOptions:
+    """What `vsfmanet batch` is asked to do."""
+
+    in_folder: Path
+    """Searched for sources."""
+    out_folder: Path
+    """For the outputs, in the same folders."""
+    template: RestoreJob
+    """Options of every job; its source and target are not used."""
+    selection: Selection = field(default_factory=Selection)
+    """Which files."""
+    journal: Path | None = None
+    """File of the journal; None for one inside `out_folder`."""
+    resume: bool = False
+    """Whether there must be a journal to go on with."""
+    retry: bool = False
+    """Whether refused, damaged and quarantined jobs are tried again."""
+    recheck: bool = False
+    """Whether outputs that are done are compared with their records again."""
+    stall_limit: float = 600.0
+    """Seconds without progress after which a job is stopped."""
+    reserve: float = 2.0
+    """GiB that must stay free on the disk of the outputs."""
+
+    def __post_init__(self) -> None:
+        if self.stall_limit <= 0 or self.reserve < 0:
+            raise ConfigError(
+                f"batch: a stall limit above 0 s and a reserve from 0 GiB are needed, got {self.stall_limit} and "
+                f"{self.reserve}; mend --stall-limit and --reserve"
+            )
+        if isinstance(self.template.settings.exposure, str) and self.template.settings.exposure != "auto":
+            raise ConfigError(
+                f"batch: --exposure must be auto or a number for all files, got {self.template.settings.exposure!r}; "
+                "a file with the exposures of one video is for vsfmanet restore"
+            )
+
+
+def dry_run(options: BatchOptions, report: Report) -> None:
+    """Tell what would be done, with frames and sizes as the headers of the sources have it.
+
+    Args:
+        options: What is asked.
+        report: Where it goes.
+
+    Raises:
+        ConfigError: The batch could not start.
+        WeightsError: The model cannot be used.
+    """
+    jobs = _planned(options, report)
+    _refuse([job.target for job in jobs if _is_foreign(job.target)])
+    scale = model_scale(options.template.settings.model)
+    frames = size = 0
+    for job in jobs:
+        text, count, pixels = _estimate(job.source)
+        frames += count
+        size += round(count * pixels * scale**2 * LOSSY_BITS / 8)
+        report.note(f"{job.source} -> {job.target}: {text}")
+    free = shutil.disk_usage(_existing(options.out_folder)).free
+    report.note(
+        f"{len(jobs)} files, about {frames} frames; with the default encoder about {size / 1e9:.2f} GB, "
+        f"{free / 1e9:.2f} GB are free"
+    )
+
+
+class Batch:
+    """A run of a batch.
+
+    Args:
+        options: What is asked.
+        report: Where progress goes.
+    """
+
+    def __init__(self, options: BatchOptions, report: Report) -> None:
+        self._options = options
+        self._report = report
+        self._recipe = ""
+        self._rows: dict[int, Row] = {}
+        self._lock = threading.Lock()
+        self._child: Child | None = None
+        self._stopped = False
+        self._temporary = (options.out_folder / FOLDER / "tmp").absolute()
+
+    def run(self) -> int:
+        """Do every job that is not done.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            VsfmanetError: The batch cannot start, or its journal cannot be written.
+        """
+        options = self._options
+        jobs = _planned(options, self._report)
+        journal_path = options.journal or options.out_folder / FOLDER / "journal.sqlite3"
+        if options.resume and not journal_path.is_file():
+            raise ConfigError(f"batch: {journal_path}: a journal to resume is needed, got none; leave --resume out")
+        self._recipe = recipe(options.template).digest()
+        with open_journal(journal_path) as journal:
+            rows = journal.register(jobs, self._recipe)
+            _refuse([row.job.target for row in rows if row.state != "done" and _is_foreign(row.job.target)])
+            self._rows = {row.id: row for row in rows}
+            try:
+                stopped_by = self._run_all(journal)
+            finally:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+                if not self._stopped:
+                    self._conclude()
+        codes = {row.exit_code for row in self._rows.values() if row.state != "done"} | {stopped_by}
+        return next((code for code in PRECEDENCE if code in codes), 0)
+
+    def stop(self) -> None:
+        """End the running job and tell how far the batch is; may be called from any thread, at any time."""
+        with self._lock:
+            self._stopped = True
+            child = self._child
+        if child is not None:
+            child.stop()
+        if self._rows:
+            self._conclude()
+
+    def _run_all(self, journal: Journal) -> int | None:
+        """Do what is left; returns the exit code of a fault of the machine that ended it early."""
+        queue = deque(self._waiting())
+        total = len(queue)
+        self._report.note(f"{total} of {len(self._rows)} jobs to do")
+        while queue:
+            row = self._attempt(journal, self._rows[queue.popleft()])
+            self._rows[row.id] = journal.save(row)
+            place = f"[{total - len(queue)}/{total}] {row.job.source}"
+            if row.state == "done":
+                self._report.note(f"{place}: done, {row.frames} frames in {clock(row.seconds)}")
+                continue
+            self._report.warn(f"{place}: {row.state}: {row.cause}")
+            if row.exit_code in MACHINE:
+                self._report.warn("other jobs would fail alike: the batch stops; mend the cause and run it again")
+                return row.exit_code
+            if row.state == "failed" and row.exit_code != 1:
+                queue.append(row.id)
+        return None
+
+    def _waiting(self) -> list[int]:
+        """Jobs to do, those that have failed before last: they must not keep the others from being done."""
+        states = ["new", "failed"] + (["refused", "damaged", "quarantined"] if self._options.retry else [])
+        for row in self._rows.values():
+            if row.state == "done" and not self._is_still_done(row):
+                self._report.warn(f"{row.job.target}: was done, but is missing or has changed; it is made again")
+                self._rows[row.id] = replace(row, state="new")
+            elif self._options.retry:
+                self._rows[row.id] = replace(row, failures=0)
+        waiting = [row for row in self._rows.values() if row.state in states]
+        return [row.id for row in sorted(waiting, key=lambda row: states.index(row.state))]
+
+    def _is_still_done(self, row: Row) -> bool:
+        """Whether an output is there, by its size, or by all of its bytes where that is asked for."""
+        target = row.job.target
+        if self._options.recheck:
+            return self._find_done(row) is not None
+        try:
+            return target.stat().st_size == row.output_size
+        except OSError:
+            return False
+
+    def _find_done(self, row: Row) -> Record | None:
+        """The record of a row's output, if it is finished and intact."""
+        try:
+            return find_done(row.job.target, lambda: self._key(row)) if row.job.target.is_file() else None
+        except OSError:  # the source or the output cannot be read: the job will say so
+            return None
+
+    def _key(self, row: Row) -> str:
+        """Of a row's job."""
+        return job_key(Fingerprint.of(row.job.source), self._recipe)
+
+    def _attempt(self, journal: Journal, row: Row) -> Row:
+        """Do one job, unless its output is there already; returns its row as it is then."""
+        record = self._find_done(row)
+        if record is not None:
+            if row.attempts:
+                sweep(row.job.target)  # of the run that was killed before it could say that it was done
+            return _done(row, record, seconds=0)
+        try:
+            self._prepare(row.job.target.parent)
+        except OutputError as error:
+            return replace(row, exit_code=error.exit_code, cause=str(error))
+        row = self._rows[row.id] = journal.lease(row)
+        started = time.monotonic()
+        child, code = self._run_child(row)
+        row = replace(row, seconds=time.monotonic() - started)
+        if code == 0:
+            record = read_record(record_path(row.job.target))
+            if record is not None and self._is_result(row, record):
+                return _done(row, record, seconds=row.seconds)
+        record = self._find_done(row)  # it may have been killed just after its output had its name
+        sweep(row.job.target)
+        if record is not None:
+            return _done(row, record, seconds=row.seconds)
+        return _not_done(row, code, child, self._options.stall_limit)
+
+    def _prepare(self, folder: Path) -> None:
+        """Make the folder of an output, empty the one for temporary files, and keep the disk from filling up.
+
+        Raises:
+            OutputError: They cannot be made, or too little is free.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self._temporary, ignore_errors=True)  # what the last job left, if it was killed
+            self._temporary.mkdir(parents=True)
+            free = shutil.disk_usage(folder).free / 2**30
+        except OSError as error:
+            raise OutputError(f"batch: {folder}: the folder must be writable, but {error}; mend its rights") from error
+        if free < self._options.reserve:
+            raise OutputError(
+                f"batch: {self._options.out_folder}: {self._options.reserve:g} GiB must be free, got {free:.2f}; make "
+                "room, or lower --reserve"
+            )
+
+    def _run_child(self, row: Row) -> tuple[Child, int | None]:
+        """Run one job to its end; returns its exit code, None if it was stopped for lack of progress."""
+        job = replace(
+            self._options.template,
+            source=row.job.source,
+            target=row.job.target,
+            overwrite=os.path.lexists(row.job.target),  # ours, of other settings, or damaged: it is kept aside
+        )
+        with self._lock:
+            if self._stopped:
+                raise IncompleteError("batch: the batch has been stopped")
+            self._child = Child([*PROGRAM, *arguments(job, attempt=row.attempts)], temporary=self._temporary)
+        code = self._child.wait(self._options.stall_limit)
+        with self._lock:
+            if self._stopped:
+                raise IncompleteError("batch: the batch has been stopped")
+            child, self._child = self._child, None
+        return child, code
+
+    def _is_result(self, row: Row, record: Record) -> bool:
+        """Whether a record that a child has left is of its job and its output."""
+        try:
+            return record.key == self._key(row) and row.job.target.stat().st_size == record.output_size
+        except OSError:
+            return False
+
+    def _conclude(self) -> None:
+        """Write the report and the last line."""
+        rows = list(self._rows.values())
+        path = self._options.out_folder / REPORT
+        try:
+            write_report(path, rows, title=f"{self._options.in_folder} restored")
+            where = f"report: {path}"
+        except OSError as error:
+            where = f"the report could not be written ({error})"
+        self._report.note(f"{tally(rows)}; {where}")
+
+
+def model_scale(model: str) -> int:
+    """Output size over input size.
+
+    Raises:
+        WeightsError: The model cannot be used.
+    """
+    from vsfmanet.weights import load_model  # with torch: late
+
+    return load_model(model).scale
+
+
+def arguments(job: RestoreJob, *, attempt: int) -> list[str]:
+    """The command line of one job, whole files only.
+
+    Args:
+        job: What is to be done.
+        attempt: Number of the attempt.
+    """
+    settings = job.settings
+    line = [
+        "restore",
+        "--json",
+        f"--attempt={attempt}",
+        f"--parent={os.getpid()}",
+        f"--model={settings.model}",
+        f"--exposure={settings.exposure}",
+        f"--device={settings.device}",
+        f"--device-index={settings.device_index}",
+        f"--precision={settings.precision}",
+        f"--encoder-args={job.encoder_args}",
+        f"--on-damage={'salvage' if job.salvage else 'stop'}",
+    ]
+    if settings.segment is not None:
+        line.append(f"--segment={settings.segment}")
+    if settings.sc_threshold is not None:
+        line.append(f"--sc-threshold={settings.sc_threshold}")
+    flags = {
+        "--no-audio": not job.audio,
+        "--no-subtitles": not job.subtitles,
+        "--no-attachments": not job.attachments,
+        "--overwrite": job.overwrite,
+    }
+    return [*line, *(flag for flag, wanted in flags.items() if wanted), "--", str(job.source), str(job.target)]
+
+
+def _planned(options: BatchOptions, report: Report) -> Sequence[Pairing]:
+    """The jobs of a batch.
+
+    Raises:
+        ConfigError: There are none, or names or places cannot be used.
+    """
+    plan = survey(options.in_folder, options.out_folder, options.selection)
+    for text in plan.skipped:
+        report.warn(f"skipped {text}")
+    if plan.problems:
+        lines = "".join(f"\n  {problem}" for problem in plan.problems)
+        raise ConfigError(f"batch: every name must be usable, got {len(plan.problems)} that are not:{lines}")
+    if not plan.jobs:
+        raise ConfigError(f"batch: {options.in_folder}: video files are needed, got none; check IN_DIR and --include")
+    return plan.jobs
+
+
+def _refuse(foreign: Sequence[Path]) -> None:
+    """Outputs that are there and were not made by us.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    if foreign:
+        lines = "".join(f"\n  {path}" for path in foreign)
+        raise ConfigError(
+            f"batch: outputs must not be there, got {len(foreign)} without a record of vsfmanet; move them, or choose "
+            f"another OUT_DIR:{lines}"
+        )
+
+
+def _is_foreign(target: Path) -> bool:
+    """Whether something has the name of an output that was not made by us, as far as records tell."""
+    return os.path.lexists(target) and not os.path.lexists(record_path(target)) and not pending_records(target)
+
+
+def _done(row: Row, record: Record, *, seconds: float) -> Row:
+    """A row whose output is there."""
+    return replace(
+        row,
+        state="done",
+        failures=0,
+        exit_code=0,
+        cause="",
+        frames=record.frames,
+        output_size=record.output_size,
+        seconds=seconds or row.seconds,
+    )
+
+
+def _not_done(row: Row, code: int | None, child: Child, stall_limit: float) -> Row:
+    """A row whose attempt gave no result, by its exit code (None: stopped for lack of progress)."""
+    kind, said = child.error()
+    if code in (2, 3):
+        return replace(row, state="damaged" if kind == "DamagedError" else "refused", exit_code=code, cause=said)
+    if code == 7:
+        return replace(row, state="new", exit_code=7, cause=said)
+    if code in MACHINE:
+        return replace(row, state="failed", exit_code=code, cause=said)
+    causes = {
+        None: f"batch: no progress for {stall_limit:g} s; its last words were:\n{said}",
+        0: "batch: the job ended well, but left no output with its record; report this as a bug",
+        1: said,
+        6: said,
+    }
+    cause = causes.get(code, f"batch: the job was ended from outside or crashed ({code}); its last words were:\n{said}")
+    failures = row.failures + 1
+    return replace(
+        row,
+        state="quarantined" if failures >= TRIES else "failed",
+        failures=failures,
+        exit_code=1 if code == 1 else 6,
+        cause=cause,
+    )
+
+
+def _estimate(source: Path) -> tuple[str, int, int]:
+    """What a source's header says, in words; its frames; and the pixels of one."""
+    try:
+        with open_container(source) as container:
+            track = main_track(container)
+            if track is None:
+                return "no video track", 0, 0
+            width, height = track.codec_context.width, track.codec_context.height
+            seconds = (container.duration or 0) / 1_000_000
+            frames = track.frames or round(seconds * float(track.average_rate or 25))
+    except (av.FFmpegError, OSError) as error:
+        return f"cannot be opened ({error.strerror})", 0, 0
+    return f"{frames} frames of {width}x{height}, {clock(seconds)}", frames, width * height
+
+
+def _existing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that exists."""
+    parents: Iterable[Path] = (folder, *folder.absolute().parents)
+    return next(parent for parent in parents if parent.exists())

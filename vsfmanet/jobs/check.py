@@ -1,0 +1,56 @@
+"""A finished file, however it was made, against the source that it was made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from vsfmanet.errors import ConfigError, IncompleteError, SourceError
+from vsfmanet.jobs import clip as clips
+from vsfmanet.jobs.progress import Report
+from vsfmanet.jobs.source import inspect
+from vsfmanet.jobs.verify import verify
+
+REMEDY = "do not use it in place of its source, and make it again"
+
+
+def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str], report: Report) -> int:
+    """Decode a file and compare every frame's place, its size and its streams with a source.
+
+    Args:
+        path: The file.
+        source_path: What it was made from, whole.
+        kinds: Of the streams that must be there too: "audio", "subtitle", "attachment", "cover".
+        report: Where progress goes.
+
+    Returns:
+        Frames in the file.
+
+    Raises:
+        SourceError: The source cannot be read.
+        ConfigError: The two are one file.
+        IncompleteError: The file is not a whole restoration of it.
+    """
+    source = inspect(source_path)
+    with clips.messages_to(report.warn):
+        clip = clips.open_clip(source, threads=0)
+    width, height = clip.node.width, clip.node.height
+    try:
+        size = inspect(path).size
+    except SourceError as error:
+        raise IncompleteError(f"verify: {path}: a whole video file is needed, got {error}; {REMEDY}") from error
+    if os.path.samefile(path, source_path):
+        raise ConfigError(f"verify: {path}: the file and its source must be two files, got one; name the source")
+    scale = max(1, size[0] // width)
+    with report.begin("verifying", clip.node.num_frames) as progress:
+        verify(
+            path,
+            size=(scale * width, scale * height),
+            times=[timestamp * clip.time_base for timestamp in clip.timestamps],
+            copied=source.of_kind(*kinds),
+            whole=True,
+            advance=progress.advance,
+            remedy=REMEDY,
+        )
+    return clip.node.num_frames

@@ -1,0 +1,279 @@
+"""The journal of a batch: one row for each job, in SQLite, so that any kill leaves it whole.
+
+The journal says what is left to do. What is done is said by the records beside the outputs: a journal that is lost is
+made again from them.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vsfmanet.errors import BusyError, ConfigError, OutputError
+from vsfmanet.jobs.files import locked
+from vsfmanet.jobs.paths import Pairing
+
+VERSION = 1
+"""Of the tables below."""
+
+TABLE = """
+CREATE TABLE jobs (
+    id INTEGER PRIMARY KEY,
+    source BLOB NOT NULL,         -- absolute path; names need not be text
+    size INTEGER NOT NULL,        -- of the source, bytes
+    mtime_ns INTEGER NOT NULL,    -- of the source
+    target BLOB NOT NULL,         -- absolute path
+    recipe TEXT NOT NULL,         -- hash of settings, weights and version
+    state TEXT NOT NULL DEFAULT 'new',
+    attempts INTEGER NOT NULL DEFAULT 0,   -- number of the last attempt
+    failures INTEGER NOT NULL DEFAULT 0,   -- attempts that count against the job
+    exit_code INTEGER,
+    cause TEXT NOT NULL DEFAULT '',
+    frames INTEGER NOT NULL DEFAULT 0,
+    output_size INTEGER NOT NULL DEFAULT 0,
+    seconds REAL NOT NULL DEFAULT 0,
+    UNIQUE (source, size, mtime_ns, target, recipe)
+)
+"""
+
+REMOTE = {"afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"}
+REMOTE |= {"smb2", "smb3", "smbfs"}
+"""File systems of several machines, where SQLite's write-ahead log does not work: it needs shared memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A job and how far it is."""
+
+    id: int
+    """In the journal."""
+    job: Pairing
+    """Source and output."""
+    state: str
+    """new, leased, done, refused, damaged, failed or quarantined."""
+    attempts: int
+    """Number of the last attempt, from 1."""
+    failures: int
+    """Attempts that ended by the job's own fault."""
+    exit_code: int | None
+    """Of the last attempt."""
+    cause: str
+    """Why there is no result."""
+    frames: int
+    """Of the output."""
+    output_size: int
+    """Bytes."""
+    seconds: float
+    """That the last attempt took."""
+
+
+@contextmanager
+def open_journal(path: Path) -> Iterator[Journal]:
+    """Open a journal for one run, or begin one; a corrupt one is kept aside as `.bad` and a new one begun.
+
+    Raises:
+        BusyError: Another run holds it.
+        ConfigError: It is of a newer version, or on a network file system.
+        OutputError: It cannot be written.
+    """
+    kind = file_system(path.parent)
+    if kind in REMOTE:
+        raise ConfigError(
+            f"batch: {path}: the journal must be on a local disk, got {kind}; name a local file with --journal"
+        )
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(locked(path.with_name(f"{path.name}.lock")))
+        except OSError as error:
+            raise OutputError(f"batch: {path}: the journal must be writable, but {error}; mend the folder") from error
+        if not alone:
+            raise BusyError(f"batch: {path}: another batch runs with this journal; let it end, or stop it")
+        try:
+            connection = _connect(path)
+        except sqlite3.OperationalError as error:
+            raise OutputError(f"batch: {path}: the journal must open, but {error}; mend the folder or disk") from error
+        stack.callback(connection.close)
+        yield Journal(connection, path)
+
+
+class Journal:
+    """An open journal. Every change is on the disk when the call returns."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    def register(self, jobs: Sequence[Pairing], recipe: str) -> list[Row]:
+        """The rows of some jobs, in their order; those that are new get one.
+
+        A row that was leased to a run that has died is new again: the lock on the journal is the lease's life.
+        """
+        columns = "source, size, mtime_ns, target"
+        with self._writing():
+            self._connection.execute("UPDATE jobs SET state = 'new' WHERE state = 'leased'")
+            self._connection.executemany(
+                f"INSERT OR IGNORE INTO jobs ({columns}, recipe) VALUES (?, ?, ?, ?, ?)",
+                ((*_columns(job), recipe) for job in jobs),
+            )
+        found = {
+            tuple(row[:4]): row[4:]
+            for row in self._connection.execute(
+                f"SELECT {columns}, id, state, attempts, failures, exit_code, cause, frames, output_size, seconds "
+                "FROM jobs WHERE recipe = ?",
+                (recipe,),
+            )
+        }
+        return [_row(job, found[_columns(job)]) for job in jobs]
+
+    def save(self, row: Row) -> Row:
+        """Store all of a row; returns it."""
+        with self._writing():
+            self._connection.execute(
+                "UPDATE jobs SET state = ?, attempts = ?, failures = ?, exit_code = ?, cause = ?, frames = ?, "
+                "output_size = ?, seconds = ? WHERE id = ?",
+                (
+                    row.state,
+                    row.attempts,
+                    row.failures,
+                    row.exit_code,
+                    row.cause.encode(errors="replace").decode(),
+                    row.frames,
+                    row.output_size,
+                    row.seconds,
+                    row.id,
+                ),
+            )
+        return row
+
+    def lease(self, row: Row) -> Row:
+        """Begin an attempt; its number is higher than that of any other at this output."""
+        with self._writing():
+            self._connection.execute(
+                "UPDATE jobs SET state = 'leased', attempts = 1 + "
+                "(SELECT max(attempts) FROM jobs WHERE target = ?) WHERE id = ?",
+                (os.fsencode(row.job.target), row.id),
+            )
+        [attempts] = self._connection.execute("SELECT attempts FROM jobs WHERE id = ?", (row.id,)).fetchone()
+        return replace(row, state="leased", attempts=attempts)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction.
+
+        Raises:
+            OutputError: It cannot be stored; the journal is as it was before.
+        """
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise OutputError(
+                f"batch: {self._path}: the journal must be writable, but {error}; make room, then run it again"
+            ) from error
+
+
+def file_system(folder: Path) -> str:
+    """The kind of file system that a folder is on, or will be; "" where that cannot be told."""
+    place = Path(os.path.realpath(folder))
+    if sys.platform == "win32":
+        import ctypes
+
+        remote = 4
+        return "cifs" if ctypes.windll.kernel32.GetDriveTypeW(f"{place.drive}\\") == remote else ""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    kinds = {}  # the last mount of a place is the one that shows
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        kinds[Path(fields.split()[4].encode().decode("unicode_escape"))] = rest.split()[0]
+    return next((kinds[parent] for parent in (place, *place.parents) if parent in kinds), "")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open the database, set a corrupt one aside, and make the table where there is none."""
+    if path.exists() and not _is_sound(path):
+        _set_aside(path)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    if _version(connection) == 0:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(TABLE)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+    return connection
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a file is a journal that can be gone on with.
+
+    Raises:
+        ConfigError: It is of a newer version.
+    """
+    try:
+        connection = sqlite3.connect(path)
+        try:
+            version = _version(connection)
+            sound = version > 0 and connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+        finally:
+            connection.close()
+    except sqlite3.OperationalError:
+        raise  # the disk, not the file
+    except sqlite3.DatabaseError:
+        return False
+    if version > VERSION:
+        raise ConfigError(
+            f"batch: {path}: a journal of version {VERSION} is needed, got {version}; update vsfmanet, or name another "
+            "file with --journal"
+        )
+    return sound
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """Of the tables; 0 for none."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a journal and what belongs to it; nothing is ever deleted."""
+    number, bad = 1, path.with_name(f"{path.name}.bad")
+    while bad.exists():
+        number += 1
+        bad = path.with_name(f"{path.name}.bad{number}")
+    path.rename(bad)
+    for ending in ("-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + ending).rename(bad.with_name(bad.name + ending))
+
+
+def _columns(job: Pairing) -> tuple[bytes, int, int, bytes]:
+    """A job as the journal keeps it."""
+    return os.fsencode(job.source), job.size, job.mtime_ns, os.fsencode(job.target)
+
+
+def _row(job: Pairing, values: tuple[int, str, int, int, int | None, str, int, int, float]) -> Row:
+    """A row of the table."""
+    number, state, attempts, failures, exit_code, cause, frames, output_size, seconds = values
+    return Row(
+        id=number,
+        job=job,
+        state=state,
+        attempts=attempts,
+        failures=failures,
+        exit_code=exit_code,
+        cause=cause,
+        frames=frames,
+        output_size=output_size,
+        seconds=seconds,
+    )

@@ -1,0 +1,201 @@
+"""Which files of a folder become which files of another, and every name that could go wrong, before anything starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from vsfmanet.errors import ConfigError
+
+VIDEOS = tuple(
+    f"*.{suffix}"
+    for suffix in (
+        *("mkv", "mp4", "mov", "m4v", "avi", "webm", "wmv", "asf", "flv", "mpg", "mpeg", "m2v", "vob"),
+        *("ts", "m2ts", "mts", "mxf", "ogv", "3gp", "dv", "y4m", "h264", "h265"),
+    )
+)
+"""Patterns of what is taken unless the user says otherwise."""
+
+LONGEST = 240
+"""Bytes of an output's name: its record has a longer one, and so may the file system that it is copied to."""
+
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE | re.DOTALL)
+"""Names that Windows keeps for devices, with any suffix."""
+
+FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]')
+"""Characters that Windows takes in no name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Which files of a folder are meant."""
+
+    include: Sequence[str] = VIDEOS
+    """Patterns (`*`, `?`, `[...]`) for a file's name or its path inside the folder, upper and lower case alike."""
+    exclude: Sequence[str] = ()
+    """Patterns of what is left out, also of folders."""
+    order: str = "natural"
+    """"natural": by path, numbers as numbers; "shortest": the smallest file first."""
+    suffix: str = ".mkv"
+    """Of the outputs."""
+
+    def __post_init__(self) -> None:
+        if self.order not in ("natural", "shortest"):
+            raise ConfigError(f'batch: order must be "natural" or "shortest", got {self.order!r}; choose one of them')
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairing:
+    """A source and the output that it becomes."""
+
+    source: Path
+    """Absolute."""
+    target: Path
+    """Absolute."""
+    size: int
+    """Of the source, bytes."""
+    mtime_ns: int
+    """Time of change of the source, ns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """What a batch would do."""
+
+    jobs: Sequence[Pairing]
+    """In the order in which they are to be done."""
+    problems: Sequence[str]
+    """Names and places that cannot be used; with any of them the batch must not start."""
+    skipped: Sequence[str]
+    """What is not followed, for the user to know."""
+
+
+def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
+    """Map the files of a folder to outputs in another, with the same folders inside.
+
+    Args:
+        in_folder: Searched with all its folders; symbolic links are not followed, hidden files are not taken.
+        out_folder: Need not exist. If it lies inside `in_folder`, it is not searched.
+        selection: Which files are meant.
+
+    Raises:
+        ConfigError: `in_folder` is no folder, or is `out_folder`.
+    """
+    if not in_folder.is_dir():
+        raise ConfigError(f"batch: {in_folder}: IN_DIR must be a folder that exists; for one file use vsfmanet restore")
+    root, out_root = Path(os.path.realpath(in_folder)), Path(os.path.realpath(out_folder))
+    if root == out_root:
+        raise ConfigError(
+            f"batch: {out_folder}: OUT_DIR must be another folder than IN_DIR, got the same; name another"
+        )
+    jobs, problems, skipped = [], [], []
+    for entry, inside in _walk(root, out_root, selection):
+        status = entry.stat(follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
+            skipped.append(f"{inside}: a symbolic link, which is not followed")
+        elif not stat.S_ISREG(status.st_mode):
+            problems.append(
+                f"{inside}: a regular file is needed, got a pipe, socket or device; leave it out (--exclude)"
+            )
+        else:
+            target = (out_root / inside).with_suffix(selection.suffix)
+            jobs.append(Pairing(source=root / inside, target=target, size=status.st_size, mtime_ns=status.st_mtime_ns))
+    jobs.sort(key=lambda job: _natural(str(job.source.relative_to(root))))
+    problems += [problem for job in jobs for problem in _name_problems(job, out_root)]
+    problems += _collisions(jobs, out_root) + _place_problems(jobs, out_root)
+    if selection.order == "shortest":
+        jobs.sort(key=lambda job: job.size)
+    return Survey(jobs=jobs, problems=problems, skipped=skipped)
+
+
+def _walk(root: Path, out_root: Path, selection: Selection) -> Iterator[tuple[os.DirEntry[str], Path]]:
+    """What is selected below a folder, with its path inside it."""
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise ConfigError(
+                f"batch: {folder}: the folder must be readable ({error.strerror}); mend its rights, or --exclude it"
+            ) from error
+        for entry in entries:
+            path = Path(entry.path)
+            inside = path.relative_to(root)
+            if entry.name.startswith(".") or _matches(inside, selection.exclude):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if path != out_root:
+                    folders.append(path)
+            elif _matches(inside, selection.include) or (entry.is_symlink() and entry.is_dir()):
+                yield entry, inside
+
+
+def _matches(inside: Path, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns fits the name or the path."""
+    names = (inside.name.lower(), inside.as_posix().lower())
+    return any(fnmatch(name, pattern.lower()) for pattern in patterns for name in names)
+
+
+def _natural(text: str) -> list[tuple[int, int, str]]:
+    """A key that sorts `part 2` before `part 10`."""
+    pieces = re.split(r"([0-9]+)", text.casefold())
+    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces if piece]
+
+
+def _name_problems(job: Pairing, out_root: Path) -> Iterator[str]:
+    """Names that some system that the outputs may come to cannot hold."""
+    inside = job.target.relative_to(out_root)
+    if len(os.fsencode(inside.name)) > LONGEST:
+        yield f"{inside}: names of at most {LONGEST} bytes are needed; shorten it, or leave it out (--exclude)"
+    for name in inside.parts:
+        if RESERVED.fullmatch(name):
+            yield f"{inside}: {name!r} is the name of a device on Windows; rename it, or leave it out (--exclude)"
+        elif name[-1] in ". ":
+            yield f"{inside}: {name!r} ends with a blank or dot, which Windows drops; rename it, or --exclude it"
+        elif os.name == "nt" and FORBIDDEN.search(name):
+            yield f"{inside}: {name!r} holds characters that Windows takes in no name; rename it, or --exclude it"
+
+
+def _collisions(jobs: Sequence[Pairing], out_root: Path) -> list[str]:
+    """Outputs of one name, also where a file system takes upper and lower case, or NFC and NFD, as the same."""
+    problems, owners = [], dict[str, Pairing]()
+    folders = {_folded(parent, out_root) for job in jobs for parent in job.target.parents if parent != out_root}
+    for job in jobs:
+        name = _folded(job.target, out_root)
+        first = owners.setdefault(name, job)
+        if first is not job:
+            problems.append(
+                f"{job.source}: its output would have the same name as that of {first.source}; rename one of them"
+            )
+        if name in folders:
+            problems.append(f"{job.source}: its output would have the name of a folder; rename one of them")
+    return problems
+
+
+def _folded(path: Path, root: Path) -> str:
+    """A path inside a folder as the least exact file system compares it."""
+    inside = os.path.relpath(path, root)
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", inside).casefold())
+
+
+def _place_problems(jobs: Sequence[Pairing], out_root: Path) -> list[str]:
+    """Outputs that are there and not ours, and folders that lead elsewhere."""
+    problems = []
+    for folder in sorted({parent for job in jobs for parent in job.target.parents if parent.is_relative_to(out_root)}):
+        if folder != out_root and folder.is_symlink():
+            problems.append(f"{folder}: a symbolic link could lead out of OUT_DIR; put a folder in its place")
+        elif os.path.lexists(folder) and not folder.is_dir():
+            problems.append(f"{folder}: a folder is needed here, got a file; rename it")
+    for job in jobs:
+        if job.target.is_symlink() or (os.path.lexists(job.target) and not job.target.is_file()):
+            problems.append(f"{job.target}: an output must be a regular file, got a link, folder or device; move it")
+        elif job.target.exists() and os.path.samefile(job.target, job.source):
+            problems.append(f"{job.target}: the output is its own source under another name; choose another OUT_DIR")
+    return problems

@@ -1,0 +1,278 @@
+"""What a video file is, whether `restore` takes it, and what is known about its exposure. The file is only read."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import pairwise
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import vapoursynth as vs
+
+from vsfmanet.errors import ConfigError, FormatError, OutputError, SourceError
+from vsfmanet.exposures import KnownExposure, gather
+from vsfmanet.exposures.sidecar import SUFFIXES, sidecar_text
+from vsfmanet.jobs import clip as clips
+from vsfmanet.jobs.clip import Colour
+from vsfmanet.jobs.progress import clock
+from vsfmanet.jobs.source import Source, inspect
+
+PLOT_SUFFIX = ".svg"
+"""Of pictures. SVG is text: to draw it needs no package, and it is sharp at any size."""
+
+_PLOT_WIDTH, _PLOT_HEIGHT, _PLOT_MARGIN = 960, 240, 40
+"""Pixels; the margin goes around."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What is known about a file."""
+
+    source: Source
+    """As its demuxer sees it."""
+    refusal: str | None
+    """Why `restore` does not take it; None if it does."""
+    format: str | None
+    """VapourSynth's name of the pixel format; None for a file that is refused."""
+    colour: Colour | None
+    """Of the first frame; None for a file that is refused."""
+    times: tuple[float, ...]
+    """When each frame is shown, seconds; by its packets for a file that is refused."""
+    constant_rate: bool
+    """Whether all frames last equally long, but for the rounding of their timestamps."""
+    exposures: tuple[KnownExposure | None, ...]
+    """Of every frame; None where only the network can tell."""
+    faults: tuple[str, ...]
+    """Signs of damage."""
+    notices: tuple[str, ...]
+    """What the user should know."""
+
+    @property
+    def known(self) -> list[float]:
+        """The exposures that are known, in (0, 1]."""
+        return [exposure.value for exposure in self.exposures if exposure is not None]
+
+
+def probe(path: Path) -> Findings:
+    """Look at a file as `restore` would, up to the network. To count its frames it is decoded once.
+
+    Args:
+        path: A regular file.
+
+    Raises:
+        SourceError: It is missing, or not a video.
+    """
+    source = inspect(path)
+    notices: list[str] = []
+    clip, refusal = None, None
+    try:
+        with clips.messages_to(notices.append):
+            clip = clips.open_clip(source, threads=0)
+    except (FormatError, SourceError) as error:
+        refusal = str(error)
+    stamps, unit = (source.packet_times, source.time_base) if clip is None else (clip.timestamps, clip.time_base)
+    steps = [later - earlier for earlier, later in pairwise(stamps)]
+    # No source filter writes properties of exposure, so there is no frame to look at.
+    known = gather("auto", num_frames=len(stamps), nominal_interval=None, source_path=source.path)
+    return Findings(
+        source=source,
+        refusal=refusal,
+        format=None if clip is None else clip.node.format.name,
+        colour=None if clip is None else clips.colour(clip.node.get_frame(0)),
+        times=tuple(float(stamp * unit) for stamp in stamps),
+        constant_rate=max(steps, default=0) - min(steps, default=0) <= 1,
+        exposures=tuple(known.resolve(n, {}) for n in range(len(stamps))),
+        faults=source.faults + (() if clip is None else clip.faults),
+        notices=(*notices, *(() if clip is None else clip.notices), *([known.notice] if known.notice else [])),
+    )
+
+
+def as_table(findings: Findings) -> dict[str, object]:
+    """Findings for programs: plain values that JSON can hold."""
+    source, known = findings.source, findings.known
+    steps = [later - earlier for earlier, later in pairwise(findings.times)]
+    return {
+        "path": str(source.path),
+        "size": source.fingerprint[0],
+        "video": {
+            "codec": source.video.codec,
+            "width": source.size[0],
+            "height": source.size[1],
+            "rotation": source.rotation,
+            "format": findings.format,
+            "frames": len(findings.times),
+            "rate": float(source.rate),
+            "constant_rate": findings.constant_rate,
+            "shortest_interval": min(steps, default=None),
+            "longest_interval": max(steps, default=None),
+        },
+        "colour": None if findings.colour is None else _colour_names(findings.colour),
+        "streams": [str(stream) for stream in (source.video, *source.others)],
+        "exposure": {
+            "sources": _sources(findings),
+            "min": min(known, default=None),
+            "mean": statistics.fmean(known) if known else None,
+            "max": max(known, default=None),
+        },
+        "faults": list(findings.faults),
+        "notices": list(findings.notices),
+        "refusal": findings.refusal,
+    }
+
+
+def as_lines(findings: Findings) -> list[str]:
+    """Findings for people."""
+    source, times = findings.source, findings.times
+    width, height = source.size
+    turned = f", turned by {source.rotation} degrees" if source.rotation else ""
+    steps = [1000 * (later - earlier) for earlier, later in pairwise(times)] or [0.0]
+    rate = f"{float(source.rate):.6g} frames/s, " + (
+        "constant (CFR)" if findings.constant_rate else f"variable (VFR): a frame lasts {_range(steps)} ms"
+    )
+    length = clock(times[-1] - times[0]) if times else "unknown"
+    table = [
+        ("file", f"{source.path} ({source.fingerprint[0] / 1e6:.1f} MB)"),
+        ("video", f"{source.video.codec}, {width}x{height}{turned}, {len(times)} frames, {length}"),
+        ("rate", rate),
+    ]
+    if findings.colour is not None:
+        names = _colour_names(findings.colour)
+        table.append(("format", f"{findings.format}, progressive"))
+        table.append(("colour", ", ".join(f"{name} {value or 'not named'}" for name, value in names.items())))
+    table += [("stream", str(stream)) for stream in source.others]
+    sources = ", ".join(f"{name} for {count} frames" for name, count in _sources(findings).items())
+    spread = f"; known: {_range(findings.known)}" if findings.known else ""
+    table.append(("exposure", f"{sources or 'no frames'}{spread}"))
+    table += [("damage", fault) for fault in findings.faults or ("none found",)]
+    table += [("note", notice) for notice in findings.notices]
+    table.append(("restore", findings.refusal or "takes this file"))
+    return [f"{name:10}{text}" for name, text in table]
+
+
+def export(findings: Findings, path: Path) -> None:
+    """Write the exposures as a sidecar file, which `restore --exposure` reads.
+
+    Raises:
+        ConfigError: The file exists, or has another suffix than .csv or .json.
+        OutputError: It cannot be written.
+    """
+    text = sidecar_text(
+        path.suffix.lower(),
+        exposures=[None if exposure is None else exposure.value for exposure in findings.exposures],
+        sources=[None if exposure is None else exposure.source for exposure in findings.exposures],
+        times=findings.times,
+    )
+    _write_new(path, text)
+
+
+def plot(findings: Findings, path: Path) -> None:
+    """Draw exposure over time.
+
+    Raises:
+        ConfigError: The file exists, or has another suffix than .svg.
+        OutputError: It cannot be written.
+    """
+    _write_new(path, _drawing(findings))
+
+
+def check_outputs(*, export: Path | None, plot: Path | None) -> None:
+    """Refuse files that `export` and `plot` would refuse, before any work.
+
+    Raises:
+        ConfigError: A file exists, or has a suffix that is not written.
+    """
+    for path, suffixes in ((export, SUFFIXES), (plot, (PLOT_SUFFIX,))):
+        if path is not None and path.suffix.lower() not in suffixes:
+            raise ConfigError(
+                f"probe: {path}: the file to write must end in {' or '.join(suffixes)}, got "
+                f"{path.suffix or 'no suffix'}; name another"
+            )
+        if path is not None and path.exists():
+            raise _taken(path)
+
+
+def _taken(path: Path) -> ConfigError:
+    return ConfigError(f"probe: {path}: the file to write exists already; name another, or remove it")
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise _taken(path) from None
+    except OSError as error:
+        raise OutputError(f"probe: {path}: the file must be written, but {error}; check folder and disk") from error
+
+
+def _sources(findings: Findings) -> dict[str, int]:
+    """How many frames have their exposure from where."""
+    return dict(Counter("network" if known is None else known.source for known in findings.exposures))
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _colour_names(colour: Colour) -> dict[str, str | None]:
+    """How the samples are to be read, by name; None where the file does not say."""
+
+    def name(kind: type[IntEnum], prefix: str, value: int | None) -> str | None:
+        if value is None:
+            return None
+        return kind(value).name.removeprefix(prefix).lower() if value in list(kind) else str(value)
+
+    location = None if colour.chroma_location is None else colour.chroma_location - 1
+    return {
+        "range": None if colour.range is None else ("limited", "full")[colour.range - 1],
+        "matrix": name(vs.MatrixCoefficients, "MATRIX_", colour.matrix),
+        "transfer": name(vs.TransferCharacteristics, "TRANSFER_", colour.transfer),
+        "primaries": name(vs.ColorPrimaries, "PRIMARIES_", colour.primaries),
+        "chroma location": name(vs.ChromaLocation, "CHROMA_", location),
+    }
+
+
+def _drawing(findings: Findings) -> str:
+    """Exposure over time as SVG: a line from 0 to 1 upwards, broken where only the network can tell."""
+    times = findings.times or (0.0,)
+    length = times[-1] - times[0] or 1.0
+    runs: list[list[str]] = [[]]
+    for time, exposure in zip(findings.times, findings.exposures, strict=True):
+        if exposure is None:
+            runs.append([])
+            continue
+        across = _PLOT_MARGIN + _PLOT_WIDTH * (time - times[0]) / length
+        point = f"{across:.1f},{_height(exposure.value):.1f}"
+        if point not in runs[-1][-1:]:  # films have more frames than the picture has pixels
+            runs[-1].append(point)
+    width, height = _PLOT_WIDTH + 2 * _PLOT_MARGIN, _PLOT_HEIGHT + 2 * _PLOT_MARGIN
+    right, below = _PLOT_WIDTH + _PLOT_MARGIN, height - _PLOT_MARGIN / 2
+    sources = ", ".join(f"{name}: {count} frames" for name, count in _sources(findings).items())
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        'font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{_PLOT_MARGIN}" y="24">{escape(findings.source.path.name)}: exposure ({escape(sources)})</text>',
+    ]
+    for level in (0, 0.25, 0.5, 0.75, 1):
+        y = _height(level)
+        lines.append(f'<line x1="{_PLOT_MARGIN}" y1="{y}" x2="{right}" y2="{y}" stroke="#ddd"/>')
+        lines.append(f'<text x="{_PLOT_MARGIN - 6}" y="{y + 4}" text-anchor="end">{level:g}</text>')
+    lines.append(f'<text x="{_PLOT_MARGIN}" y="{below}">{times[0]:.2f} s</text>')
+    lines.append(f'<text x="{right}" y="{below}" text-anchor="end">{times[-1]:.2f} s</text>')
+    lines += [
+        f'<polyline points="{" ".join(run)}" fill="none" stroke="#06c" stroke-width="2" stroke-linecap="round"/>'
+        for run in runs
+        if run
+    ]
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _height(exposure: float) -> float:
+    """Where an exposure is drawn, pixels from the top."""
+    return _PLOT_MARGIN + _PLOT_HEIGHT * (1 - exposure)
