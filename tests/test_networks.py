@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks.blocks import ChannelAttention, ExposureModulation
 from vsfmanet.networks.exposure_extractor import anchor_embedding, fit_temperature, read_exposure
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, deploy, preset
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, deploy, preset, start_from
 from vsfmanet.weights import parameter_count
 
 TINY = FMANetPPConfig(
@@ -41,18 +41,27 @@ def clip(frames: int = 5, height: int = 17, width: int = 13, seed: int = 1) -> T
 
 
 PAPER = preset("paper")
+ONE_KNOWN = torch.tensor([[torch.nan, 0.4, torch.nan]])
+"""Exposures of a clip of three frames."""
+
+
+def as_specified(config: FMANetPPConfig) -> FMANetPPConfig:
+    """Without what was added later: flow features, and embeddings of known exposures."""
+    return replace(config, flow_features=False, learned_exposures=False)
 
 
 @pytest.mark.parametrize(
     ("config", "parameters", "deployed"),
     [
         (PAPER, 12_764_243, 11_364_275),
-        (preset("base"), 3_709_974, 3_318_032),
-        (preset("fast"), 1_567_486, 1_337_696),
-        (preset("base", 2), 3_442_674, None),
-        (preset("base", 1), 3_376_812, None),
-        (preset("fast", 2), 1_398_490, None),
-        (preset("fast", 1), 1_356_820, None),
+        (as_specified(preset("base")), 3_709_974, 3_318_032),
+        (as_specified(preset("fast")), 1_567_486, 1_337_696),
+        (as_specified(preset("base", 2)), 3_442_674, None),
+        (as_specified(preset("base", 1)), 3_376_812, None),
+        (as_specified(preset("fast", 2)), 1_398_490, None),
+        (as_specified(preset("fast", 1)), 1_356_820, None),
+        (preset("base"), 3_709_974 + 4 * (6 * 8 + 1) * 64 + 5 * 128, None),
+        (preset("fast"), 1_567_486 + 2 * (6 * 4 + 1) * 64 + 5 * 64, None),
         (replace(PAPER, num_blocks=1), 7_738_793, None),
         (replace(PAPER, num_blocks=2), 9_413_943, None),
         (replace(PAPER, num_flows=1), 11_946_947, None),
@@ -68,6 +77,40 @@ def test_parameter_counts_are_those_of_the_specification(
         assert parameter_count(FMANetPP(config)) == parameters
         if deployed is not None:
             assert parameter_count(FMANetPP(config, deployed=True)) == deployed
+
+
+def test_a_training_form_started_from_a_model_restores_as_it_does() -> None:
+    model = deploy(awake(TINY))
+    network = awake(TINY, seed=3)
+    assert start_from(network, model) == []
+    lr, exposure = clip(4), torch.tensor([[0.2, torch.nan, 0.7, 1.0]])
+    with torch.inference_mode():
+        torch.testing.assert_close(network(lr, exposure).frames, model(lr, exposure).frames, atol=1e-5, rtol=0)
+
+
+def test_a_start_from_a_model_of_another_scale_keeps_all_but_the_output() -> None:
+    model = deploy(awake(TINY))
+    network = FMANetPP(replace(TINY, scale=1, flow_features=True, learned_exposures=True))
+    afresh = start_from(network, model)
+    assert {name.rpartition(".")[0] for name in afresh} == {
+        "", "restoration.upsampler.2", *(f"degradation.blocks.{i}.flow_feat" for i in range(2))
+    }  # fmt: skip
+    guides = zip(network.folded_guide(), model.folded_guide(), strict=True)
+    for own, wanted in guides:
+        torch.testing.assert_close(own, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_known_exposure_meets_the_flow_in_the_features() -> None:
+    network = awake(replace(TINY, flow_features=True, learned_exposures=True, initial_flow="matching"))
+    block = network.degradation.blocks[0]
+    feat, flow = torch.rand(1, 12, 9, 9), torch.zeros(1, 18, 9, 9)
+    flow[:, 2::3] = -40  # masks closed: the flow cannot show by what it warps
+    embed = network.embed(torch.rand(1, 3, 9, 9), torch.tensor([0.4]))
+    with torch.inference_mode():
+        still, _ = block(feat, (feat, feat), flow, embed)
+        flow[:, 0::3] = 3
+        moving, _ = block(feat, (feat, feat), flow, embed)
+    assert (still - moving).abs().mean() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -108,7 +151,7 @@ def test_every_scale_gives_frames_of_its_size(scale: int) -> None:
 @pytest.mark.parametrize("name", ["paper", "fast"])
 def test_all_parameters_learn_but_the_flow_update_that_nothing_reads(name: str) -> None:
     network = awake(preset(name)).train()
-    out = network(clip(3, 16, 20))
+    out = network(clip(3, 16, 20), ONE_KNOWN)
     assert out.image_flow is not None
     kernels = network.degradation.kernels(out.kernel_feat.flatten(0, 1))
     (out.frames.square().mean() + out.image_flow.square().mean() + kernels.square().mean()).backward()
@@ -134,6 +177,8 @@ CHANGES: dict[str, object] = {
     "kernel_head_size": 3,
     "upsampler": "two_stage",
     "initial_flow": "matching",
+    "flow_features": True,
+    "learned_exposures": True,
     "exposure_aware": False,
     "guidance": "sft",
 }
@@ -145,10 +190,10 @@ def test_every_setting_moves_the_network(field: str) -> None:
         assert parameter_count(FMANetPP(replace(TINY, last_flow_update=True))) > parameter_count(FMANetPP(TINY))
         return
     with torch.inference_mode():
-        before = awake(TINY)(clip(3)).frames
+        before = awake(TINY)(clip(3), ONE_KNOWN).frames
         after = awake(
             replace(TINY, **{field: CHANGES[field]})  # type: ignore[arg-type]
-        )(clip(3)).frames
+        )(clip(3), ONE_KNOWN).frames
     assert before.shape != after.shape or not torch.allclose(before, after)
 
 

@@ -37,6 +37,7 @@ from vsfmanet.ops.matching import match_frames
 MIN_SIDE = 8
 """Smallest height and width of an input frame, in pixels."""
 _KERNEL_SIZES = {4: 20, 2: 12, 1: 9}
+_FLOW_UNIT = 8.0  # pixels: a usual motion; larger ones approach 1, so that none drowns the features
 _OPEN_MASK = 4.0  # sigmoid(4) = 0.982: nearly open, with a gradient that can still close it
 
 
@@ -76,6 +77,10 @@ class FMANetPPConfig:
     """Build the flow update of the last restoration block, which nothing reads (only to match published counts)."""
     initial_flow: Literal["zero", "matching"] = "zero"
     """Flow that the first level warps by: none, as in the paper, or an estimate without parameters."""
+    flow_features: bool = False
+    """Give NetD's features the flow itself, beside what it warps; see `HRBABlock`."""
+    learned_exposures: bool = False
+    """Learn embeddings that stand for known exposures; else the extractor's mean embeddings do."""
     exposure_aware: bool = True
     """Build the extractor and the modulations; without them the network is the paper's ablation "without ETE"."""
     guidance: Literal["attention", "sft"] = "attention"
@@ -120,13 +125,14 @@ def preset(name: str, scale: int = 4) -> FMANetPPConfig:
         return FMANetPPConfig(
             scale=scale, width=64, num_flows=8, heads=4, feed_forward_width=128, fuse_convs=1, dense_growth=32,
             extractor_width=16, modulation_width=32, kernel_head_size=1, upsampler="lr", last_flow_update=False,
-            initial_flow="matching",
+            initial_flow="matching", flow_features=True, learned_exposures=True,
         )  # fmt: skip
     if name == "fast":
         return FMANetPPConfig(
             scale=scale, width=64, num_blocks=2, num_flows=4, heads=4, feed_forward_width=96, fuse_convs=1,
             dense_growth=32, dense_layers=2, extractor_width=8, modulation_width=32, kernel_head_size=1,
-            upsampler="lr", last_flow_update=False, initial_flow="matching",
+            upsampler="lr", last_flow_update=False, initial_flow="matching", flow_features=True,
+            learned_exposures=True,
         )  # fmt: skip
     raise ConfigError(f"preset: name must be paper, base or fast, got {name!r}")
 
@@ -167,12 +173,20 @@ class HRBABlock(nn.Module):
     Source: FMA-Net++, Sec. 3.2 and Fig. 4a. Paper silent on the fusion (one or two 3x3 convolutions of the frame and
     its warped neighbours), on the flow update (two 3x3 convolutions of 6n channels, which reproduces the published
     dependence of the parameters on n), and on missing neighbours (the frame itself, whose true flow is 0).
+
+    Departure with `flow_features`: a pointwise convolution of the flow, from zero, is added to what is fused. Blur is
+    motion times exposure; but neighbours that have been warped well no longer show the motion, and the exposure
+    modulates features alone, so that without it the two never meet.
     """
 
     def __init__(self, config: FMANetPPConfig, *, guided: bool, build_flow_update: bool, embed_width: int) -> None:
         super().__init__()
         width = config.width
         self.num_flows = config.num_flows
+        self.flow_feat: nn.Conv2d | None = None
+        if config.flow_features and not guided:
+            self.flow_feat = nn.Conv2d(6 * config.num_flows, width, 1)
+            zero_init(self.flow_feat)
         fuse: list[nn.Module] = [conv3x3(3 * width, width)]
         if config.fuse_convs == 2:
             fuse += [nn.LeakyReLU(0.1), conv3x3(width, width)]
@@ -220,6 +234,8 @@ class HRBABlock(nn.Module):
         # Beside features, flow must lie as they do, or each level would turn it around anew. Free but for the first.
         flow = flow.contiguous(memory_format=torch.channels_last)
         x = self.fuse(warp_neighbours(feat, neighbours, flow, self.num_flows))
+        if self.flow_feat is not None:
+            x = x + self.flow_feat(F.softsign(flow / _FLOW_UNIT).to(x.dtype))
         if update_flow and self.flow_update is not None:
             flow = self.flow_update(x, flow)
         x = x + self.attention(self.attention_norm(x))
@@ -377,7 +393,9 @@ class FMANetPP(nn.Module):
     """
 
     anchors: Tensor
+    """(5, U), the extractor's mean embeddings of levels 5:1 ... 5:5."""
     reading_temperature: Tensor
+    """Scalar, see `read_exposure`."""
 
     def __init__(self, config: FMANetPPConfig, *, deployed: bool = False) -> None:
         super().__init__()
@@ -389,6 +407,9 @@ class FMANetPP(nn.Module):
         embed_width = self.extractor.embed_width if self.extractor is not None else 0
         self.degradation = DegradationNetwork(config, embed_width=embed_width, deployed=deployed)
         self.restoration = RestorationNetwork(config, embed_width=embed_width, deployed=deployed)
+        self.exposure_embeds: nn.Parameter | None = None
+        if config.learned_exposures and embed_width:
+            self.exposure_embeds = nn.Parameter(torch.eye(LEVELS, embed_width))
         if self.extractor is not None:
             self.register_buffer("anchors", F.normalize(torch.ones(LEVELS, embed_width), dim=1))
             self.register_buffer("reading_temperature", torch.tensor(0.1))
@@ -420,7 +441,8 @@ class FMANetPP(nn.Module):
         if exposure is None:
             return self.extractor(lr)
         known = ~exposure.isnan()
-        given = anchor_embedding(self.anchors, exposure.nan_to_num(1.0))
+        levels = self.anchors if self.exposure_embeds is None else F.normalize(self.exposure_embeds.float(), dim=1)
+        given = anchor_embedding(levels, exposure.nan_to_num(1.0))
         if known.all():
             return given
         return torch.where(known[:, None], given, self.extractor(lr))
@@ -530,6 +552,43 @@ def _neighbour_index(
     previous = torch.tensor([t if t in starts else t - 1 for t in range(frames)], device=device)
     offset = (torch.arange(clips, device=device) * frames)[:, None]
     return (following + offset).flatten(), (previous + offset).flatten()
+
+
+@torch.no_grad()
+def start_from(network: FMANetPP, model: FMANetPP) -> list[str]:
+    """Begin a training form with what a deployed one has learned.
+
+    What has the same name and shape is taken over. The folded guide is taken apart into this network's kernel head,
+    which stays as it is, and the kernel embeddings that give the guide again (least squares; exact, since the head has
+    more taps than the guide has inputs), so that a network of the same configuration restores as `model` does.
+
+    Args:
+        network: Training form; changed in place.
+        model: Deployed form. Its scale may be another.
+
+    Returns:
+        Names of what found no place or no source, and starts afresh.
+    """
+    head, embeds = network.degradation.to_kernels, network.restoration.kernel_embeds
+    guide = model.restoration.guide
+    if head is None or embeds is None or guide is None:
+        raise ConfigError("start_from: network must be in training form and model deployed; deploy() gives the latter")
+    own, theirs = network.state_dict(), model.state_dict()
+    taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
+    network.load_state_dict(taken, strict=False)
+    left = {name for name in (*own, *theirs) if name not in taken and not name.startswith("degradation.image_flow")}
+    assert head.bias is not None
+    assert guide.bias is not None
+    product = torch.cat([guide.weight.flatten(1), guide.bias[:, None]], dim=1).double()  # (M*C, C*k*k + 1)
+    taps = torch.cat([head.weight.flatten(1), head.bias[:, None]], dim=1).double()  # (3*kd^2, C*k*k + 1)
+    if product.shape[1] == taps.shape[1] and len(product) == len(embeds) * network.config.width:
+        solved = torch.linalg.lstsq(taps.T, product.T).solution.T.float()
+        for embed, part in zip(embeds, solved.chunk(len(embeds)), strict=True):
+            assert isinstance(embed, nn.Conv2d)
+            embed.weight.copy_(part[:, :, None, None])
+        folded = ("restoration.guide", "restoration.kernel_embeds", "degradation.to_kernels")
+        left = {name for name in left if not name.startswith(folded)}
+    return sorted(left)
 
 
 @torch.no_grad()
