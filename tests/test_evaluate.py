@@ -1,5 +1,6 @@
 """The benchmark and its scoring, on pictures made here."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from training import build_benchmark, evaluate
 from training.build_benchmark import load_benchmark
-from training.evaluate import load_clip, load_method, resize, run_network, score_scene
+from training.evaluate import baselines, load_method, resize, run_network, score_scene
+from training.guidance import kernel_spread
 from training.loop import save_checkpoint
+from training.report import detailed_square
+from training.scoring import TRANSITIONS, load_clip, load_truth
 from vsfmanet.errors import OutputError
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
 
-FRAMES = 3
+FRAMES = 4
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def test_changing_exposure_takes_each_frame_from_its_level(benchmark: Path) -> N
 
 
 def test_a_method_that_knows_truth_scores_perfectly_and_gets_the_true_exposure(benchmark: Path) -> None:
-    scene = load_benchmark(benchmark).scenes[3]
+    scene = next(s for s in load_benchmark(benchmark).scenes if np.diff(s.exposure["re"]).any())
     truth = torch.from_numpy(load_clip(benchmark / scene.name / "sharp"))[None] / 255
     asked: list[Tensor] = []
 
@@ -67,13 +71,73 @@ def test_a_method_that_knows_truth_scores_perfectly_and_gets_the_true_exposure(b
         asked.append(exposure)
         return truth
 
-    scores = score_scene("oracle", oracle, scene, benchmark / scene.name)
-    assert [score.condition for score in scores] == ["5_1", "5_2", "5_3", "5_4", "5_5", "re"]
-    for score, exposure in zip(scores, asked, strict=True):
+    folder = benchmark / scene.name
+    scores, outputs = score_scene("oracle", oracle, scene, folder, load_truth(folder))
+    assert [score.condition for score in scores] == ["5_1", "5_2", "5_3", "5_4", "5_5", "re", TRANSITIONS]
+    np.testing.assert_array_equal(outputs["5_4"], load_clip(folder / "sharp"))
+    for score in scores:
         assert score.psnr == float("inf")
         assert score.ssim == pytest.approx(1)
         assert score.tof == 0
+    for score, exposure in zip(scores, asked, strict=False):
         torch.testing.assert_close(exposure, torch.tensor([scene.exposure[score.condition]]))
+
+
+def test_transitions_are_scored_where_the_exposure_changes_and_nowhere_else(benchmark: Path) -> None:
+    scene = next(s for s in load_benchmark(benchmark).scenes if np.diff(s.exposure["re"]).any())
+    folder = benchmark / scene.name
+    changed = [t for t in range(1, FRAMES) if scene.exposure["re"][t] != scene.exposure["re"][t - 1]]
+    sharp = torch.from_numpy(load_clip(folder / "sharp"))[None] / 255
+
+    def wrong_at_changes(lr: Tensor, exposure: Tensor) -> Tensor:
+        output = sharp.clone()
+        output[:, changed] = (output[:, changed] + 10 / 255) % 1
+        return output
+
+    scores, _ = score_scene("wrong", wrong_at_changes, scene, folder, load_truth(folder))
+    by_name = {score.condition: score for score in scores}
+    assert by_name["re"].psnr == float("inf")
+    assert by_name[TRANSITIONS].psnr < 40
+
+
+def test_truth_moves_by_the_exact_flow_where_the_benchmark_holds_it(benchmark: Path, tmp_path: Path) -> None:
+    scene = load_benchmark(benchmark).scenes[0]
+    exact = load_truth(benchmark / scene.name)
+    (tmp_path / "sharp").symlink_to((benchmark / scene.name / "sharp").resolve())
+    estimated = load_truth(tmp_path)
+    assert exact.exact
+    assert not estimated.exact
+    assert exact.flow.shape == estimated.flow.shape == (FRAMES - 1, 2, 64, 64)
+    middle = (slice(None), slice(None), slice(16, 48), slice(16, 48))
+    assert np.abs(exact.flow - estimated.flow)[middle].mean() < 0.5  # a scene of 1.5 pixels a frame
+    assert np.abs(exact.flow)[middle].mean() > 0.3
+
+
+def test_at_scale_1_the_input_is_the_baseline() -> None:
+    lr = torch.rand(1, 2, 3, 16, 16)
+    methods = baselines(1)
+    assert list(methods) == ["input", "input_sharp"]
+    assert torch.equal(methods["input"](lr, torch.ones(1, 2)), lr)
+    flat, edge = torch.full((1, 1, 3, 16, 16), 0.5), torch.zeros(1, 1, 3, 16, 16)
+    edge[..., 8:] = 0.5
+    torch.testing.assert_close(methods["input_sharp"](flat, torch.ones(1, 1)), flat)
+    assert methods["input_sharp"](edge, torch.ones(1, 1)).max() > 0.5
+
+
+def test_the_spread_of_a_kernel_is_its_variance() -> None:
+    uniform = torch.zeros(1, 3 * 400, 2, 2)
+    assert kernel_spread(uniform, 20) == pytest.approx(66.5)  # 2 * (20^2 - 1) / 12
+    two_taps = torch.full((1, 3, 20, 20, 1, 1), -1e4)
+    two_taps[0, 0, 4, 7] = two_taps[0, 2, 10, 7] = 0  # in two frames; 6 apart: variance 9
+    assert kernel_spread(two_taps.flatten(1, 3), 20) == pytest.approx(9)
+
+
+def test_the_most_detailed_square_is_pictured() -> None:
+    frame = np.zeros((3, 60, 80), dtype=np.uint8)
+    frame[:, 30:40, 50:60] = np.random.default_rng(0).integers(0, 256, (3, 10, 10))
+    top, left = detailed_square(frame, 24)
+    assert top <= 29 <= 41 <= top + 24
+    assert left <= 49 <= 61 <= left + 24
 
 
 @pytest.mark.parametrize("kernel", ["bicubic", "lanczos"])
@@ -85,18 +149,42 @@ def test_resizing_keeps_a_plain_picture_and_its_centre(kernel: str) -> None:
     torch.testing.assert_close(large[0, 0, 0, 8, 8:-8], expected[8:-8], atol=0.005, rtol=0)
 
 
-def test_evaluation_prints_tables_and_writes_every_score(
+def test_evaluation_prints_tables_and_writes_scores_guidance_and_report(
     benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["evaluate", str(benchmark), "--json", str(tmp_path / "scores.json")])
+    record = load_benchmark(benchmark)
+    few = record.scenes[:1] + record.scenes[-1:]
+    monkeypatch.setattr(evaluate, "load_benchmark", lambda folder: dataclasses.replace(record, scenes=few))
+    network = FMANetPP(preset("fast", 2)).eval()
+    state = {"network": {}, "averaged": network.state_dict(), "step": 12, "preset": "fast", "scale": 2}
+    save_checkpoint(tmp_path / "toy" / "latest.pt", state)
+    json_path, report_path = tmp_path / "scores.json", tmp_path / "report.html"
+    arguments = [str(benchmark), "--model", str(tmp_path / "toy" / "latest.pt"), "--guidance"]
+    arguments += ["--json", str(json_path), "--report", str(report_path)]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     evaluate.main()
+
     printed = capsys.readouterr().out
-    for word in ("PSNR", "SSIM", "tOF", "bicubic", "lanczos", "5:5"):
+    for word in ("PSNR", "SSIM", "tOF", "OPW", "bicubic", "lanczos_sharp", "5:5", "Table 6", "Fig. 7b", "exact flow"):
         assert word in printed
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert len(scores) == 2 * 6 * len(build_benchmark.SCENES)
+    scores = json.loads(json_path.read_text())
+    by_condition = [score["condition"] for score in scores if score["method"] == "bicubic"]
+    assert by_condition.count("5_3") == by_condition.count("re") == len(few)
     blur = [score["psnr"] for score in scores if score["method"] == "bicubic" and "40px" in score["scene"]]
     assert blur[0] > blur[4]
+    tested = json.loads(json_path.with_suffix(".guidance.json").read_text())[0]
+    assert {row["guidance"] for row in tested["scores"]} >= {"true", "all 5:5", "shuffled", "random wrong", "5:1"}
+    assert len(tested["spreads"]) == 8
+    assert all(spread["spread"] > 0 for spread in tested["spreads"])
+
+    page = report_path.read_text()
+    assert page.count("<svg") == 2
+    assert (
+        page.count("data:image/png;base64,") == len(few) * 2 * 5
+    )  # scenes, exposures; three baselines, one model, truth
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://creativecommons.org", "").replace(
+        "http://purl.org", ""
+    )  # nothing is fetched
 
 
 def test_a_checkpoint_of_training_can_be_scored(tmp_path: Path) -> None:

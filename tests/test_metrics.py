@@ -1,10 +1,10 @@
-"""PSNR, SSIM and tOF against cases worked out by hand."""
+"""PSNR, SSIM, tOF and OPW against cases worked out by hand."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.metrics import BORDER, psnr, ssim, tof
+from training.metrics import BORDER, estimate_flow, opw_by_pair, psnr, ssim, tof, tof_by_pair
 from vsfmanet.errors import ShapeError
 
 
@@ -83,6 +83,57 @@ def test_tof_of_a_moving_clip_against_a_still_one_is_the_motion(step: int) -> No
     assert tof(moving, still) == pytest.approx(step, rel=0.1)
 
 
+def test_tof_of_a_pair_does_not_feel_what_happens_elsewhere() -> None:
+    truth = np.stack([smooth_picture(96, 96, 0)] * 4)
+    output = np.stack([smooth_picture(96, 96, shift) for shift in (0, 0, 0, 2)])
+    by_pair = tof_by_pair(output, truth, estimate_flow(truth))
+    assert by_pair[:2] == pytest.approx([0, 0], abs=1e-6)
+    assert by_pair[2] == pytest.approx(2, rel=0.1)
+
+
+def still(frames: int, *shape: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """No motion, all visible: flow (T - 1, 2, H, W) and visibility (T - 1, H, W)."""
+    return np.zeros((frames - 1, 2, *shape), np.float32), np.ones((frames - 1, *shape), np.float32)
+
+
+def test_opw_of_a_still_clip_is_its_flicker() -> None:
+    truth = np.repeat(noise(1, 3, 24, 30), 4, axis=0)
+    output = truth.copy()
+    output[2] += 5
+    flow, visible = still(4, 24, 30)
+    assert opw_by_pair(truth, truth, flow, visible) == pytest.approx([0, 0, 0], abs=1e-4)
+    assert opw_by_pair(output, truth, flow, visible) == pytest.approx([0, 500 / 255, 500 / 255], abs=1e-4)
+
+
+def test_opw_follows_the_motion_and_leaves_out_what_it_does_not_explain() -> None:
+    wide = noise(3, 24, 40)
+    truth = np.stack([wide[:, :, :30], wide[:, :, 3:33]])  # the picture moves left by 3
+    flow, visible = still(2, 24, 30)
+    flow[:, 0] = 3  # what is at x was at x + 3
+    assert opw_by_pair(truth, truth, flow, visible) == pytest.approx([0], abs=1e-4)
+    output = truth.copy()
+    output[1, :, :, 27:] = 255  # came into the frame: not judged
+    assert opw_by_pair(output, truth, flow, visible) == pytest.approx([0], abs=1e-4)
+    output[1, :, :12] = 0
+    visible[:, :12] = 0  # hidden: not judged
+    assert opw_by_pair(output, truth, flow, visible) == pytest.approx([0], abs=1e-4)
+    covered = truth.copy()
+    covered[0, :, :, 10:20] ^= 128  # truth disagrees with the motion there, so its weight falls
+    assert opw_by_pair(covered, covered, flow, visible)[0] < 0.5 * 100 * 128 / 255 * 10 / 27
+
+
+def test_opw_of_one_pixel_is_the_weighted_mean_of_the_definition() -> None:
+    truth = np.full((2, 3, 1, 2), 100, dtype=np.uint8)
+    truth[1, 0, 0, 1] = 120
+    output = np.full_like(truth, 50)
+    output[1, :, 0, 0] = 60
+    output[1, :, 0, 1] = 90
+    flow, visible = still(2, 1, 2)
+    weight = np.exp(-50 * (20 / 255) ** 2)
+    expected = 100 * (10 + weight * 40) / 255 / (1 + weight)
+    assert opw_by_pair(output, truth, flow, visible) == pytest.approx([expected], rel=1e-4)
+
+
 def test_frames_of_another_size_are_refused() -> None:
     with pytest.raises(ShapeError, match="psnr"):
         psnr(noise(3, 24, 24), noise(3, 24, 28))
@@ -92,3 +143,5 @@ def test_frames_of_another_size_are_refused() -> None:
         tof(noise(1, 3, 64, 64), noise(1, 3, 64, 64))
     with pytest.raises(ShapeError, match="tof"):
         tof(noise(2, 3, 40, 64), noise(2, 3, 40, 64))
+    with pytest.raises(ShapeError, match="opw"):
+        opw_by_pair(noise(2, 3, 24, 24), noise(2, 3, 24, 24), *still(3, 24, 24))

@@ -1,6 +1,7 @@
 """The synthetic scenes: known motion is rendered as such, and stays known through pooling and augmentation."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path as FilePath
 
@@ -15,10 +16,12 @@ from torch.nn import functional
 from training.build_benchmark import load_benchmark
 from training.render_pool import PoolSettings, render_one, write_settings
 from training.scenes.exposure import exposure_walk, random_exposure
-from training.scenes.motion import Path, random_path
+from training.scenes.motion import BEND_SLOPE, Path, random_deformation, random_path
 from training.scenes.photos import downscale, list_photos, to_code
 from training.scenes.pool import (
+    Batch,
     Clip,
+    DevicePool,
     Pool,
     flipped_horizontally,
     flipped_vertically,
@@ -29,7 +32,7 @@ from training.scenes.pool import (
     transposed,
 )
 from training.scenes.render import Sequence, render_flow, render_sequence, to_bytes
-from training.scenes.scene import Layer, Scene, mirrored, random_blob, random_scene
+from training.scenes.scene import Layer, Scene, mirrored, random_blob, random_scene, random_speed
 from vsfmanet.errors import ConfigError, SourceError
 from vsfmanet.networks.exposure_extractor import LEVELS
 
@@ -61,8 +64,8 @@ def moving_scene(dx: float, dy: float) -> Scene:
     return Scene(layers=(background(straight_path(dx, dy)),), height=HEIGHT, width=WIDTH, frames=FRAMES)
 
 
-def shaken_scene(seed: int, speed: float = 3) -> Scene:
-    """A background and a cut-out, both on random paths."""
+def shaken_scene(seed: int, speed: float = 3, *, bending: bool = False) -> Scene:
+    """A background and a cut-out, both on random paths, and both bending if asked to."""
     generator = np.random.default_rng(seed)
     path = random_path(generator, speed=speed, frames=FRAMES, radius=32)
     opacity = random_blob(generator, 10)
@@ -72,12 +75,14 @@ def shaken_scene(seed: int, speed: float = 3) -> Scene:
         path=random_path(generator, speed=speed, frames=FRAMES, radius=10),
         centre=(WIDTH / 2, HEIGHT / 2),
         anchor=(size / 2, size / 2),
+        deformation=random_deformation(generator, 20) if bending else None,
     )
     middle = Layer(
         texture=texture(HEIGHT + 80, WIDTH + 80),
         path=path,
         centre=(WIDTH / 2, HEIGHT / 2),
         anchor=(WIDTH / 2 + 40, HEIGHT / 2 + 40),
+        deformation=random_deformation(generator, 64) if bending else None,
     )
     return Scene(layers=(middle, cutout), height=HEIGHT, width=WIDTH, frames=FRAMES)
 
@@ -181,12 +186,51 @@ def test_warping_a_neighbour_by_the_flow_of_a_translation_gives_the_frame(dx: fl
     assert_flow_explains_neighbours(render_sequence(scene, scale=1).hr, flow, visible, tolerance=1.0)
 
 
+@pytest.mark.parametrize("bending", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_warping_a_neighbour_gives_the_frame_also_with_layers_and_perspective(seed: int) -> None:
-    scene = shaken_scene(seed)
+def test_warping_a_neighbour_gives_the_frame_also_with_layers_perspective_and_bending(seed: int, bending: bool) -> None:
+    scene = shaken_scene(seed, bending=bending)
     flow, visible = render_flow(scene, scale=1)
     assert not visible.all()
     assert_flow_explains_neighbours(render_sequence(scene, scale=1).hr, flow, visible, tolerance=1.5)
+
+
+def test_a_deformation_can_be_undone_and_keeps_its_bounds() -> None:
+    points = np.random.default_rng(0).uniform(-50, 300, (200, 2))
+    for seed in range(20):
+        bend = random_deformation(np.random.default_rng(seed), 100)
+        for time in (0.0, 1.5, 7.0):
+            bent = bend.bent(points, time)
+            np.testing.assert_allclose(bend.unbent(bent, time), points, atol=1e-9)
+            assert 0.05 < np.abs(bent - points).max() <= bend.largest
+        speed = np.linalg.norm(bend.bent(points, 0.01) - bend.bent(points, 0), axis=1).max() / 0.01
+        assert 0 < speed <= bend.fastest + 1e-9
+        right = np.array([0.01, 0])
+        strain = np.linalg.norm(bend.bent(points + right, 0) - bend.bent(points, 0) - right, axis=1).max() / 0.01
+        assert strain <= BEND_SLOPE[1] + 1e-9
+
+
+def test_a_bending_background_moves_by_itself_and_blurs_with_exposure() -> None:
+    calm = background(straight_path(0, 0))
+    layer = dataclasses.replace(calm, deformation=random_deformation(np.random.default_rng(4), 64))
+    scene = Scene(layers=(layer,), height=HEIGHT, width=WIDTH, frames=FRAMES)
+    sequence = render_sequence(scene, scale=1)
+    speed = np.hypot(sequence.flow[0, 0, 0].astype(float), sequence.flow[0, 0, 1].astype(float))
+    assert speed.max() > 0.2
+    assert speed.std() > 0.05  # not one translation
+    blur = np.abs(sequence.lr.astype(float) - sequence.hr).mean(axis=(1, 2, 3, 4))
+    assert blur[4] > blur[0]
+
+
+def test_speeds_span_what_is_seen_in_hand_held_footage() -> None:
+    generator = np.random.default_rng(0)
+    speeds = np.array([random_speed(generator) for _ in range(4000)])
+    assert speeds.min() < 0.1
+    assert 50 < speeds.max() <= 60
+    shares = np.histogram(speeds, bins=(0, 0.7, 3, 10, 20, 40, 60))[0] / 4000
+    assert shares[0] == pytest.approx(0.1, abs=0.02)
+    assert (shares[1:5] > 0.12).all()
+    assert shares[5] > 0.003
 
 
 def test_what_a_cutout_will_cover_is_not_visible_in_the_next_frame() -> None:
@@ -275,6 +319,38 @@ def test_a_batch_has_the_promised_shapes_and_closed_ends(pool: Pool) -> None:
     assert (downscale(batch.hr[:, 0], 16, 16) - batch.lr[:, 0]).abs().mean() < 0.1
 
 
+def test_a_pool_in_device_memory_gives_the_same_batches(pool: Pool) -> None:
+    held = DevicePool(pool.folder, "cpu")
+    for seed in range(8):
+        batches = [
+            each.sample(
+                np.random.default_rng(seed),
+                clips=3,
+                frames=3,
+                crop=16,
+                exposure_mode="mixed",
+                degrade=0.3,
+                among=[0, 2],
+            )
+            for each in (pool, held)
+        ]
+        for field in dataclasses.fields(batches[0]):
+            assert torch.equal(*(getattr(batch, field.name) for batch in batches)), field.name
+
+
+def test_noise_and_compression_leave_the_clean_frames_and_all_else_as_they_are(pool: Pool) -> None:
+    def draw(degrade: float) -> Batch:
+        generator = np.random.default_rng(1)
+        return pool.sample(generator, clips=4, frames=3, crop=16, exposure_mode="walk", degrade=degrade)
+
+    plain, damaged = draw(0), draw(1)
+    assert torch.equal(plain.lr, plain.clean)
+    for name in ("clean", "hr", "exposure", "flow", "visible"):
+        assert torch.equal(getattr(plain, name), getattr(damaged, name)), name
+    assert not torch.equal(damaged.lr, damaged.clean)
+    assert (damaged.lr - damaged.clean).abs().mean() < 0.1
+
+
 def test_a_batch_is_determined_by_its_generator(pool: Pool) -> None:
     def draw(seed: int) -> Tensor:
         return pool.sample(np.random.default_rng(seed), clips=2, frames=3, crop=16, exposure_mode="walk").lr
@@ -304,11 +380,19 @@ def test_rendering_a_pool_twice_gives_the_same_and_other_settings_are_refused(
         render_one(7, photos=photos, settings=settings, pool=tmp_path / name, device="cpu")
     first, second = (Pool(tmp_path / name).sequence(0) for name in ("first", "second"))
     np.testing.assert_array_equal(first.lr, second.lr)
+    bending = dataclasses.replace(settings, nonrigid=1.0)
+    render_one(7, photos=photos, settings=bending, pool=tmp_path / "third", device="cpu")
+    assert not np.array_equal(Pool(tmp_path / "third").sequence(0).lr, first.lr)
+    old = {name: value for name, value in dataclasses.asdict(settings).items() if name != "nonrigid"}
+    (tmp_path / "pool.json").write_text(json.dumps(old))  # a pool from before there was bending
+    write_settings(settings, tmp_path / "pool.json")
     assert first.hr.shape == (2, 3, 32, 32)
     with pytest.raises(ConfigError, match="other settings"):
         write_settings(dataclasses.replace(settings, seed=2), tmp_path / "pool.json")
     with pytest.raises(ConfigError, match="multiple of scale"):
         dataclasses.replace(settings, size=30)
+    with pytest.raises(ConfigError, match="nonrigid"):
+        dataclasses.replace(settings, nonrigid=2.0)
 
 
 def test_a_small_picture_is_mirrored_until_it_is_large_enough() -> None:

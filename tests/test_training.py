@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
+import socket
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -16,10 +20,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training import export, render_pool, train_extractor, train_restoration
-from training.loop import AveragedWeights, ahead, learning_rate_factor, load_checkpoint, save_checkpoint
-from training.losses import image_flow_loss, supervised_contrastive
-from training.train_extractor import nearest_neighbour_confusion
+from training import export, render_pool, train_degradation, train_extractor, train_restoration
+from training.loop import AveragedWeights, ahead, learning_rate_factor, load_checkpoint, panels, save_checkpoint
+from training.losses import (
+    degradation_loss,
+    estimate_degradation,
+    image_flow_loss,
+    reblur_loss,
+    supervised_contrastive,
+    temporal_loss,
+)
+from training.scenes.pool import Batch
+from training.train_extractor import nearest_neighbour_confusion, random_folds
+from training.train_restoration import ramp
+from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.weights import list_models, load_model
 
 
@@ -39,7 +53,7 @@ def stage_1(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     cv2.imwrite(str(folder / "photos" / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 1.5))
     pool, extractor = folder / "pool", folder / "extractor.pt"
     photos = ["--photos", folder / "photos", "--out", pool]
-    run(render_pool.main, *photos, "--count", 12, "--size", 64, "--frames", 4, "--workers", 1)
+    run(render_pool.main, *photos, "--count", 12, "--size", 64, "--frames", 4, "--workers", 2)
     size = ["--steps", 3, "--crops", 2, "--crop", 16]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_extractor, "MIN_MOTION", 0.0)
@@ -57,14 +71,81 @@ def train(stage_1: tuple[Path, Path], out: Path, *more: object) -> dict[str, Any
 
 
 def test_a_resumed_run_equals_an_unbroken_one(stage_1: tuple[Path, Path], tmp_path: Path) -> None:
-    unbroken = train(stage_1, tmp_path / "unbroken")
+    more = ["--temporal-weight", 0.2, "--reblur-weight", 0.1, "--degrade", 0.5, "--degradation-frames", 2]
+    unbroken = train(stage_1, tmp_path / "unbroken", *more)
     for step in (1, 2):
-        assert train(stage_1, tmp_path / "resumed", "--max-minutes", 0)["step"] == step
-    resumed = train(stage_1, tmp_path / "resumed")
+        assert train(stage_1, tmp_path / "resumed", "--max-minutes", 0, *more)["step"] == step
+    resumed = train(stage_1, tmp_path / "resumed", "--pool-on-device", *more)
     assert unbroken["step"] == resumed["step"] == 3
     for part in ("network", "averaged"):
         for name, value in unbroken[part].items():
             assert torch.equal(value, resumed[part][name]), name
+
+
+def test_stage_2_trains_netd_alone_reports_and_gives_stage_3_its_start(
+    stage_1: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool, extractor = stage_1
+    size = ["--steps", 2, "--clips", 1, "--frames", 2, "--crop", 16, "--warmup", 1, "--degrade", 1]
+    options = ["--pool", pool, "--extractor", extractor, "--out", tmp_path / "netd", *size]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_degradation, "HELD_OUT", 4)
+        patch.setattr(train_degradation, "REPORT_CLIPS", 2)
+        run(train_degradation.main, *options)
+    assert "rebuilt frames of 2 clips never trained on: " in capsys.readouterr().out
+    state = load_checkpoint(tmp_path / "netd" / "latest.pt")
+    torch.manual_seed(0)
+    start = FMANetPP(preset("fast")).state_dict()
+    for name, value in state["network"].items():
+        if name.startswith("restoration."):
+            assert torch.equal(value, start[name]), name
+    for name in ("degradation.to_kernels.weight", "degradation.stem.0.weight"):
+        assert not torch.equal(state["network"][name], start[name]), name
+
+    slow = ["--learning-rate", 1e-9, "--degradation", tmp_path / "netd" / "latest.pt"]
+    began = train(stage_1, tmp_path / "joint", *slow)["network"]
+    for name in ("degradation.to_kernels.weight", "degradation.stem.0.weight"):
+        torch.testing.assert_close(began[name], state["averaged"][name], atol=1e-6, rtol=0)
+
+
+SECOND_PROCESS = """
+import sys
+from training import loop, train_restoration
+def close(run, leave=loop.Run.close):
+    loop.save_checkpoint(run.args.out / "second.pt", run.network.state_dict())
+    leave(run)
+loop.Run.close = close
+train_restoration.main()
+"""
+
+
+def test_two_processes_with_batches_of_their_own_train_one_network(
+    stage_1: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, extractor = stage_1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # What torchrun sets; this process is the first of the two.
+    for name, value in {"WORLD_SIZE": 2, "RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    size = ["--steps", 3, "--clips", 1, "--frames", 2, "--crop", 8, "--warmup", 1, "--max-minutes", 5]
+    options = ["--pool", pool, "--extractor", extractor, "--out", tmp_path, *size]
+    second = subprocess.Popen(
+        [sys.executable, "-c", SECOND_PROCESS, *map(str, options)], env={**os.environ, "RANK": "1"}
+    )
+    try:
+        run(train_restoration.main, *options)
+        assert second.wait(timeout=60) == 0
+    finally:
+        second.kill()
+    both, theirs = load_checkpoint(tmp_path / "latest.pt"), load_checkpoint(tmp_path / "second.pt")
+    assert both["step"] == 3
+    for name, value in both["network"].items():
+        assert torch.equal(value, theirs[name]), name
+    monkeypatch.delenv("WORLD_SIZE")
+    alone = train(stage_1, tmp_path / "alone")["network"]
+    assert not torch.equal(alone["restoration.stem.0.weight"], both["network"]["restoration.stem.0.weight"])
 
 
 def test_training_moves_all_but_the_frozen_extractor(stage_1: tuple[Path, Path], tmp_path: Path) -> None:
@@ -81,7 +162,7 @@ def test_a_checkpoint_becomes_a_shipped_model(
 ) -> None:
     train(stage_1, tmp_path / "run")
     rows = [
-        {"method": method, "scene": scene, "condition": "5_1", "psnr": psnr, "ssim": 0.5, "tof": 1.0}
+        {"method": method, "scene": scene, "condition": "5_1", "psnr": psnr, "ssim": 0.5, "tof": 1.0, "opw": 1.0}
         for method, scene, psnr in [
             ("ours", "a", 30.0),
             ("ours", "b", 31.0),
@@ -128,6 +209,112 @@ def test_flow_is_judged_only_where_the_pixel_can_be_found() -> None:
     assert image_flow_loss(estimate, flow, torch.zeros_like(visible)).item() == 0
 
 
+def sliding_batch(shift: int, frames: int = 3, scale: int = 2, size: int = 16) -> Batch:
+    """One clip of noise that moves left by `shift` LR pixels a frame, with its exact flow; nothing is blurred."""
+    wide = torch.rand(3, scale * size, scale * (size + shift * frames), generator=torch.Generator().manual_seed(0))
+    hr = torch.stack([wide[..., scale * shift * t :][..., : scale * size] for t in range(frames)])[None]
+    flow, visible = torch.zeros(1, frames, 2, 2, size, size), torch.ones(1, frames, 2, size, size)
+    flow[:, :-1, 0, 0], flow[:, 1:, 1, 0] = -shift, shift
+    lr = F.avg_pool2d(hr[0], scale)[None]
+    return Batch(lr=lr, clean=lr, hr=hr, exposure=torch.ones(1, frames), flow=flow, visible=visible)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_the_temporal_loss_sees_flicker_but_neither_motion_nor_what_is_occluded(shift: int) -> None:
+    batch = sliding_batch(shift)
+    assert temporal_loss(batch.hr, batch).item() == pytest.approx(0, abs=1e-6)
+    output = batch.hr.clone().requires_grad_()
+    flicker = output + torch.tensor([0.0, 0.1, 0.0]).view(1, 3, 1, 1, 1)
+    loss = temporal_loss(flicker, batch)
+    assert loss.item() == pytest.approx(0.1, abs=1e-5)
+    loss.backward()
+    assert output.grad is not None
+    assert output.grad.abs().sum() > 0
+
+    hidden = batch.visible.clone()
+    hidden[..., 4:] = 0
+    occluded = dataclasses.replace(batch, visible=hidden)
+    spoiled = batch.hr.clone()
+    spoiled[:, 1, :, :, 16:] = 0.5  # where nothing is visible, and neither is what lies 4 HR pixels beside it
+    assert temporal_loss(spoiled, occluded).item() == pytest.approx(0, abs=1e-6)
+    assert temporal_loss(spoiled, batch).item() > 0.01
+    assert temporal_loss(batch.hr[:, :1], dataclasses.replace(batch, hr=batch.hr[:, :1])).item() == 0
+
+
+def test_truth_that_the_flow_does_not_explain_counts_little_in_the_temporal_loss() -> None:
+    batch = sliding_batch(0)
+    changed = batch.hr.clone()
+    changed[:, 1, :, :, :16] = 1 - changed[:, 1, :, :, :16]
+    flashing = dataclasses.replace(batch, hr=changed)
+    spoiled = batch.hr.clone()
+    spoiled[:, 1, :, :, :16] += 1.0
+    unmasked = (spoiled[:, 1] - spoiled[:, 0]).abs().mean()
+    assert temporal_loss(spoiled, flashing) < 0.5 * unmasked
+
+
+def test_reblurring_asks_only_where_there_is_blur_and_moves_only_the_restored_frames() -> None:
+    network = FMANetPP(preset("fast", 2)).train()
+    frames = torch.tensor([[0, 1]])
+    still, moving = sliding_batch(0), sliding_batch(2)
+    assert reblur_loss(network, network(still.lr), still, frames).item() == 0
+    out = network(moving.lr)
+    loss = reblur_loss(network, out, moving, frames)
+    assert loss > 0
+    loss.backward()
+    head = network.degradation.to_kernels
+    assert head is not None
+    assert head.weight.grad is None or not head.weight.grad.any()
+    last = network.restoration.upsampler[2]
+    assert isinstance(last, torch.nn.Conv2d)
+    assert last.weight.grad is not None
+    assert last.weight.grad.any()
+    assert network.degradation.image_flow is not None
+    assert all(p.grad is None or not p.grad.any() for p in network.degradation.image_flow.parameters())
+
+
+def test_netd_alone_says_what_it_says_within_the_whole_network() -> None:
+    torch.manual_seed(0)
+    network = FMANetPP(preset("fast", 2)).eval()
+    batch = sliding_batch(1)
+    with torch.no_grad():
+        whole = network(batch.lr, batch.exposure)
+        alone = estimate_degradation(network, batch.lr, batch.exposure)
+        embed = network.embed(batch.lr.flatten(0, 1))
+        assert embed is not None
+        told = estimate_degradation(network, batch.lr, batch.exposure, embed.unflatten(0, (1, 3)))
+        read = network(batch.lr)
+    assert whole.image_flow is not None
+    assert alone.image_flow is not None
+    torch.testing.assert_close(alone.image_flow, whole.image_flow)
+    torch.testing.assert_close(alone.kernel_feat, whole.kernel_feat)
+    torch.testing.assert_close(told.kernel_feat, read.kernel_feat)
+
+
+def test_kernels_are_held_to_the_clean_frame_not_to_its_noise() -> None:
+    network = FMANetPP(preset("fast", 2)).eval()
+    batch = sliding_batch(0)
+    frames = torch.tensor([[0, 1]])
+    with torch.no_grad():
+        out = network(batch.lr)
+        clean = degradation_loss(network, out, batch, frames)
+        noisy = degradation_loss(network, out, dataclasses.replace(batch, lr=torch.rand_like(batch.lr)), frames)
+        other = degradation_loss(network, out, dataclasses.replace(batch, clean=torch.rand_like(batch.lr)), frames)
+    assert clean == noisy
+    assert other != clean
+
+
+def test_a_ramp_rises_between_its_ends() -> None:
+    assert [ramp(position, 0.2, 0.4) for position in (0.0, 0.2, 0.3, 0.4, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
+
+
+def test_panels_show_input_output_and_truth_at_one_size() -> None:
+    batch = sliding_batch(1)
+    shown = panels(batch, batch.hr + 0.1)
+    assert sorted(shown) == ["1 input", "2 output", "3 truth"]
+    assert {picture.shape for picture in shown.values()} == {(3, 32, 32)}
+    torch.testing.assert_close(shown["2 output"], batch.hr[0, 1] + 0.1)
+
+
 def test_the_learning_rate_rises_holds_and_falls() -> None:
     rate = [learning_rate_factor(step, steps=100, warmup=10, decay=0.4) for step in range(101)]
     assert rate[0] == pytest.approx(0.1)
@@ -138,8 +325,18 @@ def test_the_learning_rate_rises_holds_and_falls() -> None:
 
 def test_neighbours_that_agree_give_full_accuracy() -> None:
     label = torch.arange(5).repeat(20)
-    confusion = nearest_neighbour_confusion(F.one_hot(label, 6).float(), label)
+    confusion = nearest_neighbour_confusion(F.one_hot(label, 6).float(), label, random_folds(100))
     torch.testing.assert_close(confusion, 100 * torch.eye(5))
+
+
+def test_neighbours_of_the_own_scene_do_not_vote_when_it_is_left_out() -> None:
+    """Scenes 0 and 1 look alike but for a trifle, 2 and 3 too; and of each pair one has level 0, the other level 1."""
+    scene = torch.arange(4).repeat_interleave(10)
+    embed = F.normalize(F.one_hot(scene // 2, 6).float() + 0.1 * F.one_hot(2 + scene, 6).float(), dim=1)
+    shared = nearest_neighbour_confusion(embed, scene % 2, random_folds(40))
+    torch.testing.assert_close(shared[:2, :2], 100 * torch.eye(2))
+    apart = nearest_neighbour_confusion(embed, scene % 2, scene)
+    torch.testing.assert_close(apart[:2, :2], 100 * (1 - torch.eye(2)))
 
 
 def test_averaged_weights_follow_the_network() -> None:

@@ -5,6 +5,7 @@ python -m training.build_benchmark --photos PHOTOS --out BENCHMARK
 BENCHMARK/SCENE/5_N/000.png   LR frames at exposure N / 5
 BENCHMARK/SCENE/re/000.png    LR frames of changing exposure (Algorithm S1)
 BENCHMARK/SCENE/sharp/000.png HR truth
+BENCHMARK/SCENE/motion.npz    exact flow and visibility between truths, LR pixels: `flow` and `visible` of a sequence
 BENCHMARK/benchmark.json      settings, exposures, hashes of the photographs
 BENCHMARK/re.txt              the exposure trajectories, one scene a line
 """
@@ -56,10 +57,10 @@ class BenchmarkScene:
 
     name: str
     """Its folder."""
-    speed: float
-    """Mean speed of the camera in HR pixels per frame."""
-    cutouts: int
-    """Number of things that move by themselves."""
+    speed: float | None
+    """Mean speed of the camera in HR pixels per frame; None of footage."""
+    cutouts: int | None
+    """Number of things that move by themselves; None of footage."""
     exposure: dict[str, list[float]]
     """Folder of each condition to the exposure of its frames, in (0, 1]."""
 
@@ -170,8 +171,9 @@ def draw_scene(spec: SceneSpec, number: int, photos: list[Path], *, height: int,
 
 
 def save_scene(folder: Path, sequence: Sequence, conditions: dict[str, NDArray[np.int64]]) -> None:
-    """Write truth, and the LR clip of every condition, given as (T,) levels in 1..5."""
+    """Write truth, its motion, and the LR clip of every condition, given as (T,) levels in 1..5."""
     save_clip(folder / "sharp", sequence.hr)
+    np.savez_compressed(folder / "motion.npz", flow=sequence.flow, visible=sequence.visible)
     for condition, levels in conditions.items():
         save_clip(folder / condition, sequence.lr[levels - 1, np.arange(len(levels))])
 

@@ -18,29 +18,48 @@ from typing import Any
 import torch
 
 from training.loop import load_checkpoint
+from training.report import BASELINES
+from training.scoring import METRICS
 from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset
 from vsfmanet.weights import file_sha256, save_model
 
 
 def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over scenes of what `training.evaluate` wrote, for its networks and for bicubic: `psnr_5_1` and so on."""
+    """Means over scenes of what `training.evaluate` wrote, for its network and for the first baseline.
+
+    Names are `psnr_5_1` and so on, and `bicubic_psnr_5_1`, or at scale 1 `input_psnr_5_1`.
+    """
     groups: dict[str, list[float]] = {}
     for row in rows:
-        if row["method"] == "lanczos":
+        if row["method"] in BASELINES and row["method"] not in ("bicubic", "input"):
             continue
-        prefix = "bicubic_" if row["method"] == "bicubic" else ""
-        for metric in ("psnr", "ssim", "tof"):
+        prefix = f"{row['method']}_" if row["method"] in BASELINES else ""
+        for metric in METRICS:
             groups.setdefault(f"{prefix}{metric}_{row['condition']}", []).append(row[metric])
     return {name: round(mean(values), 4) for name, values in sorted(groups.items())}
 
 
-def write_manifest(path: Path, entries: list[dict[str, Any]]) -> None:
-    """Write the manifest: one table per model, scores last."""
+def write_manifest(path: Path, kind: str, entry: dict[str, Any]) -> None:
+    """Put an entry into the manifest, in the place of an old one of its name: one table each, scores last.
+
+    Args:
+        path: The manifest.
+        kind: "model" for what `restore` can be given, "analyser" for the network that measures blur.
+        entry: Plain values; `name` is that of the weights, `scores` a table.
+    """
+    tables = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    entries = tables.setdefault(kind, [])
+    names = [old["name"] for old in entries]
+    if entry["name"] in names:
+        entries[names.index(entry["name"])] = entry
+    else:
+        entries.append(entry)
     lines = ["# Models that ship with vsfmanet. Written by training.export; read by vsfmanet.weights."]
-    for entry in entries:
-        lines += ["", "[[model]]"]
-        lines += [f"{key} = {json.dumps(value)}" for key, value in entry.items() if key != "scores"]
-        lines += ["[model.scores]", *(f"{key} = {json.dumps(value)}" for key, value in entry["scores"].items())]
+    for table, values in tables.items():
+        for value in values:
+            lines += ["", f"[[{table}]]"]
+            lines += [f"{key} = {json.dumps(item)}" for key, item in value.items() if key != "scores"]
+            lines += [f"[{table}.scores]", *(f"{key} = {json.dumps(item)}" for key, item in value["scores"].items())]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -64,8 +83,6 @@ def main() -> None:
     with torch.no_grad():
         save_model(deploy(network), path, about={"data": args.data, "command": args.command, "steps": state["step"]})
 
-    manifest = args.models / "manifest.toml"
-    entries = tomllib.loads(manifest.read_text(encoding="utf-8"))["model"] if manifest.exists() else []
     entry = {
         "name": args.name,
         "file": path.name,
@@ -80,12 +97,7 @@ def main() -> None:
         "steps": state["step"],
         "scores": mean_scores(json.loads(args.scores.read_text(encoding="utf-8"))) if args.scores else {},
     }
-    names = [old["name"] for old in entries]
-    if args.name in names:
-        entries[names.index(args.name)] = entry
-    else:
-        entries.append(entry)
-    write_manifest(manifest, entries)
+    write_manifest(args.models / "manifest.toml", "model", entry)
     print(f"{path}: {entry['size']} bytes, sha256 {entry['sha256']}")
 
 

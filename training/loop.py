@@ -1,19 +1,29 @@
-"""What every training script needs: schedule, averaged weights, checkpoints, batches ahead of time, progress."""
+"""What every training script needs: schedule, averaged weights, checkpoints, batches ahead of time, progress, runs."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.tensorboard import SummaryWriter
+
+from training.scenes.pool import Batch
+from vsfmanet.networks.fmanetpp import FMANetPP, preset, start_from
+from vsfmanet.weights import load_model
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup: int, decay: float) -> float:
@@ -32,11 +42,11 @@ def learning_rate_factor(step: int, *, steps: int, warmup: int, decay: float) ->
     return rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, fall))))
 
 
-class AveragedWeights:
+class AveragedWeights[N: nn.Module]:
     """Exponential moving average of a network's parameters and buffers; this is what is evaluated and shipped."""
 
-    def __init__(self, network: nn.Module, decay: float = 0.999) -> None:
-        self.network = deepcopy(network).eval().requires_grad_(False)
+    def __init__(self, network: N, decay: float = 0.999) -> None:
+        self.network: N = deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
@@ -104,17 +114,17 @@ class Progress:
     def __init__(self, steps: int, first: int, every: int) -> None:
         self.steps, self.every = steps, every
         self.began, self.first = time.monotonic(), first
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, Tensor | float] = {}
         self.count = 0
 
     def update(self, step: int, values: dict[str, Tensor | float]) -> dict[str, float] | None:
         """Add a step's values; every so often, print and return their means."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.sums[name] = self.sums.get(name, 0.0) + value  # no float() here: it would wait for the device
         self.count += 1
         if (step + 1) % self.every and step + 1 != self.steps:
             return None
-        means = {name: total / self.count for name, total in self.sums.items()}
+        means = {name: float(total) / self.count for name, total in self.sums.items()}
         seconds = (time.monotonic() - self.began) / (step + 1 - self.first)
         text = "  ".join(f"{name} {value:.5g}" for name, value in means.items())
         left = (self.steps - step - 1) * seconds / 60
@@ -122,3 +132,223 @@ class Progress:
         self.sums.clear()
         self.count = 0
         return means
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workers:
+    """The processes that train together, one a device; without `torchrun` there is one."""
+
+    rank: int
+    """Which one this is, from 0."""
+    count: int
+    """How many there are."""
+    device: str
+    """This one's device."""
+
+
+def join_workers(device: str) -> Workers:
+    """Meet the other processes that `torchrun` started.
+
+    Args:
+        device: "cpu" or "cuda"; under `torchrun` each process takes the CUDA device of its local rank.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Workers(rank=0, count=1, device=device)
+    on_cuda = device.startswith("cuda")
+    if on_cuda:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if on_cuda else "gloo")
+    return Workers(rank=distributed.get_rank(), count=count, device=device)
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Give every process the mean of all processes' gradients, in one message.
+
+    This is what torch's DistributedDataParallel does, without its demand that all parameters be used in `forward`: the
+    kernel head is used by the loss, and the embeddings of known exposures not in every step. The networks are small
+    (51 MB at most), so that nothing is won by sending parts of the gradient ahead.
+    """
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view(gradient.shape))
+
+
+class Run:
+    """A training run in a folder: optimizer, averaged weights, checkpoints, curves, clock; goes on where it stopped.
+
+    Under `torchrun` every process draws batches of its own (so a batch is as many times larger), gradients are
+    averaged, and the first process alone writes.
+
+    Args:
+        args: The options of `add_run_arguments`.
+        network: On its device; whatever requires a gradient is trained.
+        workers: From `join_workers`.
+    """
+
+    def __init__(self, args: argparse.Namespace, network: FMANetPP, workers: Workers) -> None:
+        self.began = self.saved = time.monotonic()
+        self.args, self.network, self.workers = args, network, workers
+        self.trained = [value for value in network.parameters() if value.requires_grad]
+        self.optimizer = torch.optim.Adam(self.trained, args.learning_rate, fused=True)
+        self.averaged = AveragedWeights(network)
+        self.latest: Path = args.out / "latest.pt"
+        self.first = 0
+        if self.latest.exists():
+            state = load_checkpoint(self.latest, workers.device)
+            network.load_state_dict(state["network"])
+            self.averaged.network.load_state_dict(state["averaged"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.first = state["step"]
+            print(f"going on from step {self.first}")
+        self.writer = SummaryWriter(str(args.out)) if workers.rank == 0 else None
+        self.progress = Progress(args.steps, self.first, 100)
+
+    def generator(self, step: int) -> np.random.Generator:
+        """Source of randomness for the batch of a step; each process has its own."""
+        own = (self.workers.rank,) if self.workers.count > 1 else ()
+        return np.random.default_rng((self.args.seed, step, *own))
+
+    def update(self, step: int, loss: Tensor) -> Tensor:
+        """Move the weights against the gradient of `loss`; returns the gradient's norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        loss.backward()
+        if self.workers.count > 1:
+            average_gradients(self.trained)
+        norm = clip_grad_norm_(self.trained, self.args.max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.averaged.update(self.network, step)
+        return norm
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of a step."""
+        args = self.args
+        factor = learning_rate_factor(step, steps=args.steps, warmup=args.warmup, decay=args.decay)
+        return float(args.learning_rate * factor)
+
+    def record(self, step: int, values: Mapping[str, Tensor], panels: Callable[[], Mapping[str, Tensor]]) -> bool:
+        """Count, draw and save a step that is done.
+
+        Args:
+            step: From 0.
+            values: Losses and the like, scalars.
+            panels: Makes pictures (3, H, W) in [0, 1]; called where a checkpoint is written.
+
+        Returns:
+            Whether the time is over.
+        """
+        args = self.args
+        over = self.out_of_time()
+        if self.writer is None:
+            return over
+        means = self.progress.update(step, {name: value.detach() for name, value in values.items()})
+        if means is not None:
+            for name, value in {**means, "learning_rate": self.learning_rate(step)}.items():
+                self.writer.add_scalar(name, value, step + 1)
+        if over or step + 1 == args.steps or time.monotonic() - self.saved > 60 * args.save_minutes:
+            self.save(step + 1)
+            for name, picture in panels().items():
+                self.writer.add_image(name, picture.detach().float().clamp(0, 1).cpu(), step + 1)
+        if over:
+            print(f"stopped after {args.max_minutes:g} minutes at step {step + 1}; the same command goes on")
+        return over
+
+    def out_of_time(self) -> bool:
+        """Whether `--max-minutes` are over, for the first process and so for all."""
+        over = time.monotonic() - self.began > 60 * self.args.max_minutes
+        if self.workers.count > 1 and math.isfinite(self.args.max_minutes):
+            flag = torch.tensor(float(over), device=self.workers.device)
+            distributed.broadcast(flag, 0)
+            over = bool(flag)
+        return over
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint."""
+        state = {
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": step,
+            "preset": self.args.preset,
+            "scale": self.args.scale,
+        }
+        save_checkpoint(self.latest, state)
+        self.saved = time.monotonic()
+
+    def close(self) -> None:
+        """End the curves, and leave the other processes."""
+        if self.writer is not None:
+            self.writer.close()
+        if self.workers.count > 1:
+            distributed.destroy_process_group()
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that the training of NetD and of the whole network share."""
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--extractor", type=Path, help="checkpoint of training.train_extractor")
+    start.add_argument("--start-from", metavar="MODEL", help="a model or .safetensors file, its extractor included")
+    add = parser.add_argument
+    add("--pool", type=Path, required=True, help="folder that training.render_pool or training.prepare_* wrote")
+    add("--pool-on-device", action="store_true", help="hold the pool in the device's memory and draw there")
+    add("--out", type=Path, required=True, help="folder for checkpoints and curves")
+    add("--preset", default="fast", choices=("paper", "base", "fast"), help="default: %(default)s")
+    add("--scale", type=int, default=4, choices=(4, 2, 1), help="default: %(default)s")
+    add("--steps", type=int, default=300000, help="length of the run (default: %(default)s)")
+    add("--max-minutes", type=float, default=float("inf"), help="stop and save after so long")
+    add("--clips", type=int, default=8, help="clips per batch and process (default: %(default)s)")
+    add("--frames", type=int, default=8, help="frames per clip (default: %(default)s)")
+    add("--crop", type=int, default=64, help="crop size in LR pixels (default: %(default)s)")
+    add("--exposure-mode", default="mixed", choices=("constant", "walk", "mixed"), help="default: %(default)s")
+    add("--known-exposure", type=float, default=0.2, help="part of the clips given their exposure (%(default)s)")
+    add("--degrade", type=float, default=0.0, metavar="P", help="part of the clips with noise, halos and compression")
+    add("--learning-rate", type=float, default=2e-4, help="default: %(default)s")
+    add("--warmup", type=int, default=500, help="steps of rising learning rate (default: %(default)s)")
+    add("--decay", type=float, default=0.3, help="last part of the run, with falling learning rate (%(default)s)")
+    add("--max-norm", type=float, default=1.0, help="gradient norm is clipped here (default: %(default)s)")
+    add("--degradation-frames", type=int, default=1, help="frames per batch that are rebuilt (default: %(default)s)")
+    add("--flow-weight", type=float, default=0.01, help="weight of the flow loss, per LR pixel (default: %(default)s)")
+    add("--save-minutes", type=float, default=4, help="time between checkpoints (default: %(default)s)")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add("--compile", action="store_true", help="compile the blocks: minutes at the start, then faster steps")
+
+
+def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
+    """Build the network on `device`, in training mode, with what the options of `add_run_arguments` start it from."""
+    network = FMANetPP(preset(args.preset, args.scale))
+    network.to(device).to(memory_format=torch.channels_last).train()
+    assert network.extractor is not None
+    if args.start_from:
+        afresh = start_from(network, load_model(args.start_from).network.to(device))
+        print(f"from {args.start_from}; afresh: {', '.join(afresh) or 'nothing'}")
+    else:
+        stage_1 = load_checkpoint(args.extractor, device)
+        network.extractor.load_state_dict(stage_1["extractor"])
+        network.anchors.copy_(stage_1["anchors"])
+        network.reading_temperature.copy_(stage_1["reading_temperature"])
+    return network
+
+
+def guidance_exposure(exposure: Tensor, generator: np.random.Generator, known: float) -> Tensor:
+    """True exposures (B, T) for a part `known` of the clips, NaN (ask the extractor) for the rest."""
+    given = torch.from_numpy(generator.random(len(exposure)) < known).to(exposure.device)
+    return torch.where(given[:, None], exposure, torch.nan)
+
+
+def panels(batch: Batch, output: Tensor | None = None) -> dict[str, Tensor]:
+    """Pictures of the middle frame of a batch's first clip: input (enlarged), output if there is one, and truth."""
+    t = batch.lr.shape[1] // 2
+    size = batch.hr.shape[-2:]
+    shown = {"1 input": F.interpolate(batch.lr[:1, t], size=size)[0], "3 truth": batch.hr[0, t]}
+    return shown if output is None else {**shown, "2 output": output[0, t]}

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from training.scenes.pool import Batch
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPOutput
 from vsfmanet.ops.dynamic_filter import flow_guided_dynamic_filter
+from vsfmanet.ops.warp import flow_warp
+
+CONSISTENCY_SHARPNESS = 50.0
+"""How fast the weight of a pixel falls with the squared difference of its colour from where it came from."""
+
+MIN_BLUR = 1.0
+"""Length of the motion blur in LR pixels from which the reblur loss looks at a pixel."""
 
 
 def supervised_contrastive(embed: Tensor, label: Tensor, temperature: float = 0.5) -> Tensor:
@@ -48,8 +58,52 @@ def image_flow_loss(image_flow: Tensor, flow: Tensor, visible: Tensor) -> Tensor
     return (error * visible).sum() / visible.sum().clamp(min=1)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Degradation:
+    """What NetD alone says of clips; the fields are those of `FMANetPPOutput`."""
+
+    image_flow: Tensor | None
+    """(B, T, 2, 3, H, W)."""
+    kernel_feat: Tensor
+    """(B, T, C, H, W)."""
+
+
+def estimate_degradation(
+    network: FMANetPP, lr: Tensor, exposure: Tensor | None, embed: Tensor | None = None
+) -> Degradation:
+    """Run NetD alone on clips.
+
+    Args:
+        network: Training form.
+        lr: (B, T, 3, H, W) in [0, 1].
+        exposure: (B, T) in (0, 1]; NaN or None: ask the extractor.
+        embed: (B, T, U), replaces the embeddings altogether.
+    """
+    clips, frames = lr.shape[:2]
+    flat = lr.flatten(0, 1)
+    known = exposure.flatten() if exposure is not None else None
+    guidance = embed.flatten(0, 1) if embed is not None else network.embed(flat, known)
+    position = torch.arange(clips * frames, device=lr.device).view(clips, frames)
+    following = torch.cat([position[:, 1:], position[:, -1:]], dim=1).flatten()
+    previous = torch.cat([position[:, :1], position[:, :-1]], dim=1).flatten()
+    netd = network.degradation
+    feat = netd.stem(flat.contiguous(memory_format=torch.channels_last))
+    flow = netd.initial_flow(flat, (flat[following], flat[previous]))
+    for block in netd.blocks:
+        feat, flow = block(feat, (feat[following], feat[previous]), flow, guidance)
+    image_flow = netd.sharp_flow(flow).unflatten(1, (2, 3))
+    return Degradation(
+        image_flow=image_flow.unflatten(0, (clips, frames)),
+        kernel_feat=netd.kernel_feat(feat).unflatten(0, (clips, frames)),
+    )
+
+
 def degradation_loss(
-    network: FMANetPP, out: FMANetPPOutput, batch: Batch, frames: Tensor, warp_weight: float = 1e-4
+    network: FMANetPP,
+    out: FMANetPPOutput | Degradation,
+    batch: Batch,
+    frames: Tensor,
+    warp_weight: float = 1e-4,
 ) -> Tensor:
     """First two terms of Eq. 9, for some frames: the blurred frame rebuilt from sharp ones, and the warped sharp ones.
 
@@ -65,13 +119,116 @@ def degradation_loss(
     """
     assert out.image_flow is not None
     clip, t = frames.unbind(dim=1)
-    last = batch.hr.shape[1] - 1
-    sharp = torch.stack([batch.hr[clip, (t + step).clamp(0, last)] for step in (-1, 0, 1)], dim=1)
-    rebuilt, warped = flow_guided_dynamic_filter(
-        sharp,
-        out.image_flow[clip, t],
-        network.degradation.kernels(out.kernel_feat[clip, t]),
-        scale=network.config.scale,
-        kernel_size=network.config.kernel_size,
+    logits = network.degradation.kernels(out.kernel_feat[clip, t])
+    rebuilt, warped = rebuild(network, batch.hr, out.image_flow[clip, t], logits, frames)
+    own = batch.hr[clip, t][:, None]
+    return (rebuilt - batch.clean[clip, t]).abs().mean() + warp_weight * (warped - own).abs().mean()
+
+
+def rebuild(network: FMANetPP, hr: Tensor, image_flow: Tensor, logits: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Blur and reduce some frames of sharp clips by the dynamic filter.
+
+    Args:
+        network: Its scale and kernel size count.
+        hr: (B, T, 3, s*H, s*W) sharp frames, in [0, 1].
+        image_flow: (K, 2, 3, H, W) of the chosen frames.
+        logits: (K, 3*kd^2, H, W) of the chosen frames.
+        frames: (K, 2), integer: clip and frame.
+
+    Returns:
+        LR frames (K, 3, H, W), and the warped neighbours (K, 2, 3, s*H, s*W): previous, next.
+    """
+    clip, t = frames.unbind(dim=1)
+    last = hr.shape[1] - 1
+    sharp = torch.stack([hr[clip, (t + step).clamp(0, last)] for step in (-1, 0, 1)], dim=1)
+    return flow_guided_dynamic_filter(
+        sharp, image_flow, logits, scale=network.config.scale, kernel_size=network.config.kernel_size
     )
-    return (rebuilt - batch.lr[clip, t]).abs().mean() + warp_weight * (warped - sharp[:, 1:2]).abs().mean()
+
+
+def reblur_loss(network: FMANetPP, out: FMANetPPOutput, batch: Batch, frames: Tensor) -> Tensor:
+    """Hold some restored frames to their blurred input: the cycle through the network's own degradation.
+
+    Kernels and flow are taken as they are (no gradient), so that only the restored frames are moved; only pixels whose
+    motion blur is `MIN_BLUR` or longer count, since elsewhere the first term of Eq. 10 says more.
+
+    Args:
+        network: Training form.
+        out: What it gave for `batch`.
+        batch: Clips of T frames, with exact flow and exposure.
+        frames: (K, 2), integer: clip and frame of those that are reblurred.
+
+    Returns:
+        Scalar; 0 where nothing is blurred.
+
+    Source: M2AENet's reblur consistency, with the dynamic filter of FMA-Net++ (arXiv 2512.04390), Eq. 5-7.
+    """
+    assert out.image_flow is not None
+    clip, t = frames.unbind(dim=1)
+    with torch.no_grad():
+        logits = network.degradation.kernels(out.kernel_feat[clip, t])
+    rebuilt, _ = rebuild(network, out.frames, out.image_flow[clip, t].detach(), logits, frames)
+    speed = batch.flow[clip, t].norm(dim=2).amax(dim=1)  # (K, H, W): the faster of the two neighbours
+    blurred = (speed * batch.exposure[clip, t][:, None, None] >= MIN_BLUR).float()
+    error = (rebuilt - batch.clean[clip, t]).abs().mean(dim=1)
+    return (error * blurred).sum() / blurred.sum().clamp_min(1)
+
+
+def warp_frames(frames: Tensor, flow: Tensor) -> Tensor:
+    """Sample frames (N, 3, H, W) at p + flow(p), flow (N, 2, H, W) in pixels; the border is repeated."""
+    return flow_warp(frames, flow, padding="border")
+
+
+@torch.no_grad()
+def consistency(frames: Tensor, neighbours: Tensor, flow: Tensor) -> Tensor:
+    """How well sharp frames are explained by a neighbour, moved.
+
+    Args:
+        frames: (N, 3, H, W) in [0, 1].
+        neighbours: (N, 3, H, W).
+        flow: (N, 2, H, W) in pixels, from `frames` to `neighbours`.
+
+    Returns:
+        (N, 1, H, W): exp(-50 d^2), d the distance in colour; 0 where the flow leaves the frame.
+
+    Source: Lai et al., "Learning Blind Video Temporal Consistency" (ECCV 2018), Eq. 4.
+    """
+    difference = (frames - warp_frames(neighbours, flow)).square().sum(dim=1, keepdim=True)
+    inside = flow_warp(torch.ones_like(frames[:, :1]), flow) > 0.999
+    return (-CONSISTENCY_SHARPNESS * difference).exp() * inside
+
+
+def temporal_loss(output: Tensor, batch: Batch) -> Tensor:
+    """Hold restored frames to their neighbours, moved by the exact motion, where truth agrees and is not occluded.
+
+    Args:
+        output: (B, T, 3, s*H, s*W), what the network gave.
+        batch: Clips of T frames, with exact flow.
+
+    Returns:
+        Scalar: mean absolute difference over both directions; 0 for clips of one frame.
+
+    Source: JFFRA's occlusion-aware temporal loss; the mask is that of Lai et al. (ECCV 2018). With weight alone it
+    would be least for a frozen clip, so it is to be kept small.
+    """
+    frames = output.shape[1]
+    scale = output.shape[-1] // batch.lr.shape[-1]
+    total, weight = output.new_zeros(()), output.new_zeros(())
+    for direction, (own, other) in enumerate(((slice(0, -1), slice(1, None)), (slice(1, None), slice(0, -1)))):
+        if frames < 2:
+            break
+        flow = enlarge_flow(batch.flow[:, own, direction].flatten(0, 1), scale)
+        visible = F.interpolate(batch.visible[:, own, direction].flatten(0, 1)[:, None], scale_factor=scale)
+        here, there = batch.hr[:, own].flatten(0, 1), batch.hr[:, other].flatten(0, 1)
+        mask = consistency(here, there, flow) * visible
+        moved = warp_frames(output[:, other].flatten(0, 1), flow)
+        total = total + ((output[:, own].flatten(0, 1) - moved).abs() * mask).sum()
+        weight = weight + 3 * mask.sum()
+    return total / weight.clamp_min(1)
+
+
+def enlarge_flow(flow: Tensor, scale: int) -> Tensor:
+    """Flow (N, 2, H, W) in LR pixels to (N, 2, s*H, s*W) in HR pixels."""
+    if scale == 1:
+        return flow
+    return scale * F.interpolate(flow, scale_factor=scale, mode="bilinear", align_corners=False)

@@ -7,6 +7,7 @@ import argparse
 import json
 import multiprocessing
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -37,11 +38,15 @@ class PoolSettings:
     """Length of a sequence."""
     photos: str
     """Hash of the photographs' names, in order."""
+    nonrigid: float = 0.0
+    """Chance of each layer to bend; pools from before this setting have none."""
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
         if self.size % self.scale:
             raise ConfigError(f"render_pool: size ({self.size}) must be a multiple of scale ({self.scale})")
+        if not 0 <= self.nonrigid <= 1:
+            raise ConfigError(f"render_pool: nonrigid must be in 0 ... 1, got {self.nonrigid}")
 
 
 def main() -> None:
@@ -54,6 +59,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--size", type=int, default=256, help="HR rows and columns")
     parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--nonrigid", type=float, default=0.0, help="chance of each layer to bend (default: none does)")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
@@ -66,6 +72,7 @@ def main() -> None:
         size=args.size,
         frames=args.frames,
         photos=sha256(names.encode()).hexdigest(),
+        nonrigid=args.nonrigid,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     write_settings(settings, args.out / "pool.json")
@@ -73,12 +80,27 @@ def main() -> None:
     missing = [index for index in range(args.count) if not sequence_folder(args.out, index).exists()]
     render = partial(render_one, photos=photos, settings=settings, pool=args.out, device=args.device)
     start = time.monotonic()
+    for done, _ in enumerate(finished(render, missing, args.workers), start=1):
+        rate = done / (time.monotonic() - start)
+        left = (len(missing) - done) / rate
+        print(f"{args.count - len(missing) + done}/{args.count}  {rate:.2f}/s  {left:.0f} s left", flush=True)
+    if missing:
+        seconds = time.monotonic() - start
+        made = len(missing) * args.frames
+        print(
+            f"{len(missing)} sequences of {args.frames} frames of {args.size} x {args.size}, five exposures each, in "
+            f"{seconds:.0f} s on {args.workers} {args.device} workers: {made / seconds:.2f} frames/s"
+        )
+
+
+def finished[T](work: Callable[[T], None], tasks: Iterable[T], workers: int) -> Iterator[None]:
+    """Do `work` for all tasks, in this process if one worker is asked for, and yield whenever one is done."""
+    if workers == 1:
+        yield from map(work, tasks)
+        return
     # Spawned, since a forked process cannot use CUDA and inherits torch's thread pools in an unknown state.
-    with multiprocessing.get_context("spawn").Pool(args.workers, initializer=use_one_thread) as workers:
-        for done, _ in enumerate(workers.imap_unordered(render, missing), start=1):
-            rate = done / (time.monotonic() - start)
-            left = (len(missing) - done) / rate
-            print(f"{args.count - len(missing) + done}/{args.count}  {rate:.2f}/s  {left:.0f} s left", flush=True)
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=use_one_thread) as processes:
+        yield from processes.imap_unordered(work, tasks)
 
 
 def use_one_thread() -> None:
@@ -93,16 +115,18 @@ def write_settings(settings: PoolSettings, path: Path) -> None:
     Raises:
         ConfigError: The pool was begun with others.
     """
-    text = json.dumps(asdict(settings), indent=2) + "\n"
-    if path.exists() and path.read_text() != text:
+    if not path.exists():
+        path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    elif PoolSettings(**json.loads(path.read_text())) != settings:
         raise ConfigError(f"render_pool: {path} holds other settings than asked for; name another --out")
-    path.write_text(text)
 
 
 def render_one(index: int, *, photos: list[Path], settings: PoolSettings, pool: Path, device: str) -> None:
     """Draw, render and save sequence `index`."""
     generator = np.random.default_rng([settings.seed, index])
-    scene = random_scene(generator, photos, height=settings.size, width=settings.size, frames=settings.frames)
+    scene = random_scene(
+        generator, photos, height=settings.size, width=settings.size, frames=settings.frames, nonrigid=settings.nonrigid
+    )
     save_sequence(render_sequence(scene, scale=settings.scale, device=device), sequence_folder(pool, index))
 
 

@@ -12,6 +12,7 @@ the embeddings of known exposures stand in for the extractor in a part of the cl
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,13 +25,12 @@ from training.loop import (
     guidance_exposure,
     join_workers,
     load_checkpoint,
-    load_extractor,
     panels,
+    start_network,
 )
 from training.losses import degradation_loss, image_flow_loss, reblur_loss, temporal_loss
 from training.scenes.pool import Batch, open_pool
-from vsfmanet.networks.fmanetpp import FMANetPP, preset, start_from
-from vsfmanet.weights import load_model
+from vsfmanet.networks.fmanetpp import FMANetPP
 
 TEMPORAL_RAMP = (0.2, 0.4)
 """Parts of the run between which the weight of the temporal loss rises from 0."""
@@ -39,9 +39,6 @@ TEMPORAL_RAMP = (0.2, 0.4)
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument("--extractor", type=Path, help="checkpoint of training.train_extractor")
-    start.add_argument("--start-from", metavar="MODEL", help="a model or .safetensors file, its extractor included")
     parser.add_argument("--degradation", type=Path, help="checkpoint of training.train_degradation, to start NetD from")
     add_run_arguments(parser)
     add = parser.add_argument
@@ -51,33 +48,19 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_network(args: argparse.Namespace, device: str) -> FMANetPP:
-    """Build the network on `device`, with whatever it is to start from."""
-    network = FMANetPP(preset(args.preset, args.scale))
-    network.to(device).to(memory_format=torch.channels_last).train()
-    assert network.extractor is not None
-    network.extractor.requires_grad_(False)
-    if args.start_from:
-        afresh = start_from(network, load_model(args.start_from).network.to(device))
-        print(f"from {args.start_from}; afresh: {', '.join(afresh) or 'nothing'}")
-    else:
-        load_extractor(network, args.extractor, device)
-    if args.degradation:
-        stage_2 = load_checkpoint(args.degradation, device)["averaged"]
-        learned = {name: value for name, value in stage_2.items() if name.startswith(("degradation.", "exposure_emb"))}
-        network.load_state_dict(learned, strict=False)
-    if args.compile:
-        for block in network.blocks:
-            block.compile(dynamic=False)
-    return network
-
-
 def main() -> None:
     """Train."""
     args = parse_arguments()
     workers = join_workers(args.device)
     torch.manual_seed(args.seed)
-    network = build_network(args, workers.device)
+    network = start_network(args, workers.device)
+    assert network.extractor is not None
+    network.extractor.requires_grad_(False)
+    if args.degradation:
+        take_degradation(network, args.degradation)
+    if args.compile:
+        for block in network.blocks:
+            block.compile(dynamic=False)
     run = Run(args, network, workers)
     pool = open_pool(args.pool, workers.device if args.pool_on_device else None)
 
@@ -95,7 +78,7 @@ def main() -> None:
         return clips, guidance_exposure(clips.exposure, generator, args.known_exposure), torch.from_numpy(rebuilt)
 
     for step, (clips, exposure, rebuilt) in ahead(batch, run.first, args.steps):
-        clips, exposure, rebuilt = (item.to(workers.device) for item in (clips, exposure, rebuilt))
+        clips, exposure, rebuilt = clips.to(workers.device), exposure.to(workers.device), rebuilt.to(workers.device)
         with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
             out = network(clips.lr, exposure)
             restoration = (out.frames - clips.hr).abs().mean()
@@ -111,9 +94,16 @@ def main() -> None:
                 values["reblur"] = reblur_loss(network, out, clips, rebuilt)
             loss = loss + args.reblur_weight * values["reblur"]
         values["norm"] = run.update(step, loss)
-        if run.record(step, values, lambda clips=clips, out=out: panels(clips, out.frames)):
+        if run.record(step, values, partial(panels, clips, out.frames)):
             break
     run.close()
+
+
+def take_degradation(network: FMANetPP, path: Path) -> None:
+    """Take NetD, and the embeddings of known exposures that it was trained with, from a checkpoint of stage 2."""
+    averaged = load_checkpoint(path)["averaged"]
+    learned = {name: value for name, value in averaged.items() if name.startswith(("degradation.", "exposure_embeds"))}
+    network.load_state_dict(learned, strict=False)
 
 
 def ramp(position: float, start: float, end: float) -> float:

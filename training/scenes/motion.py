@@ -1,9 +1,11 @@
-"""Smooth random motion: a path of homographies that is defined at every instant, not at frames only."""
+"""Smooth random motion that is defined at every instant, not at frames only: paths of homographies, and bending."""
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 SHAKE_SLOWEST, SHAKE_FASTEST = 0.03, 0.4
 """Band of hand shake in cycles per frame: 0.7 to 10 Hz at 24 frames per second, the range of sway and tremor."""
@@ -19,6 +21,18 @@ MAX_ZOOM = 0.015
 
 MAX_PERSPECTIVE = 4e-5
 """Mean change of each perspective term per frame in 1 / pixel, at most."""
+
+BEND_WAVES = 4
+"""Plane waves of a deformation."""
+
+BEND_SLOPE = (0.05, 0.3)
+"""Range of the largest strain of a deformation; below 1 it can be undone, and up to 0.3 a picture looks elastic."""
+
+BEND_SLOWEST, BEND_FASTEST = 0.02, 0.2
+"""Band of its waves in cycles per frame: from drifting smoke to a flag in the wind."""
+
+BEND_STEPS = 30
+"""Fixed-point steps that undo a deformation: 0.3^30 of what there is to undo is left, which is nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,3 +124,67 @@ def random_path(generator: np.random.Generator, *, speed: float, frames: int, ra
         drift[rows] = scale * pan_scale * pan[rows]
         amplitude[rows] = scale * shake_scale * shake[rows]
     return Path(drift=drift, frequency=frequency, amplitude=amplitude, phase=phase, origin_time=(frames - 1) / 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deformation:
+    """Non-rigid motion: a texture that bends by running plane waves. Point p of it shows what lies at p + d(p, t)."""
+
+    wave: NDArray[np.float64]
+    """(K, 2) radians per texture pixel, right and down."""
+    amplitude: NDArray[np.float64]
+    """(K, 2) texture pixels."""
+    frequency: NDArray[np.float64]
+    """(K,) radians per frame."""
+    phase: NDArray[np.float64]
+    """(K,) radians."""
+
+    @property
+    def largest(self) -> float:
+        """Bound of the displacement, texture pixels."""
+        return float(np.linalg.norm(self.amplitude, axis=1).sum())
+
+    @property
+    def fastest(self) -> float:
+        """Bound of its change, texture pixels per frame."""
+        return float((np.linalg.norm(self.amplitude, axis=1) * np.abs(self.frequency)).sum())
+
+    def displacement(self, x: Tensor, y: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate d at texture points x, y and `times` (frames), which broadcast; returns its two parts."""
+        right, down = torch.zeros_like(x), torch.zeros_like(y)
+        for (wave_x, wave_y), (right_most, down_most), frequency, phase in zip(
+            self.wave.tolist(), self.amplitude.tolist(), self.frequency.tolist(), self.phase.tolist(), strict=True
+        ):
+            swing = (wave_x * x + wave_y * y + (frequency * times + phase)).sin()
+            right, down = right + right_most * swing, down + down_most * swing
+        return right, down
+
+    def bent(self, points: NDArray[np.float64], time: float) -> NDArray[np.float64]:
+        """Where in the texture lies what `points` (n, 2) show at `time`; same shape."""
+        x, y = torch.from_numpy(points).unbind(dim=1)
+        shift = self.displacement(x, y, torch.tensor(time, dtype=torch.float64))
+        return points + torch.stack(shift, dim=1).numpy()
+
+    def unbent(self, points: NDArray[np.float64], time: float) -> NDArray[np.float64]:
+        """Which points show at `time` what lies at `points` (n, 2): the inverse of `bent`, by fixed-point steps."""
+        found = points
+        for _ in range(BEND_STEPS):
+            found = points - (self.bent(found, time) - found)
+        return found
+
+
+def random_deformation(generator: np.random.Generator, size: float) -> Deformation:
+    """Draw a deformation of things of `size` pixels: waves of a third to three times their size."""
+    angle = generator.uniform(0, 2 * np.pi, BEND_WAVES)
+    length = size * np.exp(generator.uniform(-np.log(3), np.log(3), BEND_WAVES))
+    wave = 2 * np.pi / length[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    direction = generator.uniform(0, 2 * np.pi, BEND_WAVES)
+    share = generator.dirichlet(np.ones(BEND_WAVES)) * generator.uniform(*BEND_SLOPE)
+    amplitude = (share * length / (2 * np.pi))[:, None] * np.stack([np.cos(direction), np.sin(direction)], axis=1)
+    cycles = np.exp(generator.uniform(np.log(BEND_SLOWEST), np.log(BEND_FASTEST), BEND_WAVES))
+    return Deformation(
+        wave=wave,
+        amplitude=amplitude,
+        frequency=2 * np.pi * cycles,
+        phase=generator.uniform(0, 2 * np.pi, BEND_WAVES),
+    )

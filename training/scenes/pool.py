@@ -1,6 +1,8 @@
 """A folder of rendered sequences, and random training batches from it."""
 
 import os
+from collections.abc import Callable
+from collections.abc import Sequence as Positions
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.scenes.degrade import degrade_clips
 from training.scenes.exposure import random_exposure
 from training.scenes.render import Sequence
 from vsfmanet.errors import ConfigError, SourceError
@@ -25,7 +28,9 @@ class Batch:
     """B training clips of T frames; HR is s times LR. Flow and visibility have directions next, previous."""
 
     lr: Tensor
-    """(B, T, 3, h, w) blurred LR frames in [0, 1]."""
+    """(B, T, 3, h, w) blurred LR frames in [0, 1], what a network is given: with noise and compression, if any."""
+    clean: Tensor
+    """(B, T, 3, h, w) the blurred LR frames before noise and compression."""
     hr: Tensor
     """(B, T, 3, s*h, s*w) sharp frames in [0, 1]."""
     exposure: Tensor
@@ -41,6 +46,20 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """Where an item of a batch begins in its sequence, and the exposure level of each of its frames."""
+
+    levels: NDArray[np.int64]
+    """(T,) in 1..5."""
+    first: int
+    """Index of the first frame."""
+    top: int
+    """First LR row."""
+    left: int
+    """First LR column."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
     """One item of a batch, before it is stacked; the shapes are those of `Batch` without B, bytes not yet scaled."""
 
@@ -50,6 +69,10 @@ class Clip:
     """(T,) levels in 1..5."""
     flow: NDArray[np.float16]
     visible: NDArray[np.uint8]
+
+
+type Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""The fields of a `Clip`."""
 
 
 def sequence_folder(pool: Path, index: int) -> Path:
@@ -95,7 +118,15 @@ class Pool:
         return self._open[path]
 
     def sample(
-        self, generator: np.random.Generator, *, clips: int, frames: int, crop: int, exposure_mode: str
+        self,
+        generator: np.random.Generator,
+        *,
+        clips: int,
+        frames: int,
+        crop: int,
+        exposure_mode: str,
+        degrade: float = 0.0,
+        among: Positions[int] | None = None,
     ) -> Batch:
         """Draw a batch: random sequences, crops, stretches of time, exposures, flips, transposition and reversal.
 
@@ -105,6 +136,8 @@ class Pool:
             frames: T, at most that of the sequences.
             crop: h and w in LR pixels, at most those of the sequences.
             exposure_mode: "constant", "walk" or "mixed", see `random_exposure`.
+            degrade: Part of the clips whose `lr` gets noise, halos and compression, see `degrade_clip`.
+            among: Positions of the sequences to draw from; None for all.
 
         Returns:
             The batch, in float32 on the host.
@@ -112,26 +145,107 @@ class Pool:
         Raises:
             ConfigError: The sequences are shorter or smaller than asked for, or the mode is unknown.
         """
+        positions = range(len(self)) if among is None else among
         items = []
         for _ in range(clips):
-            sequence = self.sequence(int(generator.integers(len(self))))
-            clip = random_clip(generator, sequence, frames=frames, crop=crop, exposure_mode=exposure_mode)
-            items.append(augmented(generator, clip))
-
+            position = positions[int(generator.integers(len(positions)))]
+            items.append(self.draw(generator, position, frames=frames, crop=crop, exposure_mode=exposure_mode))
+        clean, hr, levels, flow, visible = (torch.stack(parts) for parts in zip(*items, strict=True))
         return Batch(
-            lr=torch.from_numpy(np.stack([item.lr for item in items])) / 255,
-            hr=torch.from_numpy(np.stack([item.hr for item in items])) / 255,
-            exposure=torch.from_numpy(np.stack([item.exposure for item in items])).float() / LEVELS,
-            flow=torch.from_numpy(np.stack([item.flow for item in items])).float(),
-            visible=torch.from_numpy(np.stack([item.visible for item in items])).float(),
+            lr=degrade_clips(generator, clean, degrade) / 255,
+            clean=clean / 255,
+            hr=hr / 255,
+            exposure=levels.float() / LEVELS,
+            flow=flow.float(),
+            visible=visible.float(),
         )
 
+    def draw(
+        self, generator: np.random.Generator, position: int, *, frames: int, crop: int, exposure_mode: str
+    ) -> Tensors:
+        """Draw an item of a batch from the sequence at `position`; arguments as in `sample`."""
+        sequence = self.sequence(position)
+        clip = random_clip(generator, sequence, frames=frames, crop=crop, exposure_mode=exposure_mode)
+        clip = augmented(generator, clip)
+        arrays = (clip.lr, clip.hr, clip.exposure, clip.flow, clip.visible)
+        lr, hr, levels, flow, visible = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+        return lr, hr, levels, flow, visible
 
-def random_clip(
-    generator: np.random.Generator, sequence: Sequence, *, frames: int, crop: int, exposure_mode: str
-) -> Clip:
-    """Draw a stretch of time, a crop and exposures; arguments as in `Pool.sample`."""
-    _, length, _, height, width = sequence.lr.shape
+
+class DevicePool(Pool):
+    """A pool held in a device's memory, with the same batches for the same generator; nothing is left to the host.
+
+    A thousand sequences of 8 frames of 256 x 256 take 2.3 GB.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        super().__init__(folder)
+        self._green: list[NDArray[np.uint8]] = []
+        """(T, h, w) of each sequence, all that choosing a crop needs: it stays on the host, so that nothing waits."""
+        self._held: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for path in self._paths:
+            lr, hr, flow, visible = (np.load(path / f"{name}.npy") for name in ARRAYS)
+            self._green.append(np.ascontiguousarray(lr[0, :, 1]))
+            held = [torch.from_numpy(array).to(device) for array in (lr, hr, flow, visible)]
+            self._held.append((held[0], held[1], held[2], held[3]))
+
+    def draw(
+        self, generator: np.random.Generator, position: int, *, frames: int, crop: int, exposure_mode: str
+    ) -> Tensors:
+        """Draw an item of a batch from the sequence at `position`, on the device; arguments as in `sample`."""
+        lr, hr, flow, visible = self._held[position]
+        cut = draw_cut(generator, self._green[position], frames=frames, crop=crop, exposure_mode=exposure_mode)
+        horizontal, vertical, transpose, reverse = draw_symmetries(generator)
+        scale = hr.shape[-1] // lr.shape[-1]
+        stretch = slice(cut.first, cut.first + frames)
+        rows, columns = slice(cut.top, cut.top + crop), slice(cut.left, cut.left + crop)
+        hr_rows, hr_columns = (slice(scale * part.start, scale * part.stop) for part in (rows, columns))
+        chosen = [lr[level - 1, cut.first + t, :, rows, columns] for t, level in enumerate(cut.levels.tolist())]
+        lr, hr = torch.stack(chosen), hr[stretch, :, hr_rows, hr_columns]
+        flow, visible = flow[stretch, ..., rows, columns].clone(), visible[stretch, ..., rows, columns].clone()
+        flow[-1, 0] = flow[0, 1] = 0
+        visible[-1, 0] = visible[0, 1] = 1
+        levels = torch.from_numpy(cut.levels).to(lr.device)
+        mirror = [axis for axis, wanted in ((-1, horizontal), (-2, vertical)) if wanted]
+        lr, hr, flow, visible = (item.flip(mirror) for item in (lr, hr, flow, visible))
+        if horizontal:
+            flow[:, :, 0] *= -1
+        if vertical:
+            flow[:, :, 1] *= -1
+        if transpose:
+            lr, hr, visible = (item.transpose(-1, -2) for item in (lr, hr, visible))
+            flow = flow.flip(2).transpose(-1, -2)
+        if reverse:
+            lr, hr, levels = (item.flip(0) for item in (lr, hr, levels))
+            flow, visible = flow.flip(0, 1), visible.flip(0, 1)
+        return lr, hr, levels, flow, visible
+
+
+def open_pool(folder: Path, device: str | None = None) -> Pool:
+    """Open a pool on disk, or hold it in the memory of `device`.
+
+    Raises:
+        SourceError: There is no sequence in `folder`.
+    """
+    return Pool(folder) if device is None else DevicePool(folder, device)
+
+
+def draw_cut(
+    generator: np.random.Generator, green: NDArray[np.uint8], *, frames: int, crop: int, exposure_mode: str
+) -> Cut:
+    """Draw a stretch of time, a crop and exposures.
+
+    Args:
+        generator: Source of all randomness.
+        green: (T, h, w), green of a whole sequence at the first level.
+        frames: As in `Pool.sample`.
+        crop: As in `Pool.sample`.
+        exposure_mode: As in `Pool.sample`.
+
+    Raises:
+        ConfigError: The sequence is shorter or smaller than asked for, or the mode is unknown.
+    """
+    length, height, width = green.shape
     if frames > length or crop > min(height, width):
         raise ConfigError(
             f"Pool.sample: at most {length} frames and a crop of {min(height, width)} are in the pool, "
@@ -139,9 +253,18 @@ def random_clip(
         )
     levels = random_exposure(generator, frames, exposure_mode)
     first = int(generator.integers(length - frames + 1))
-    top, left = detailed_corner(generator, sequence.lr[0, first + frames // 2], crop)
-    scale = sequence.hr.shape[-1] // width
-    stretch, rows, columns = slice(first, first + frames), slice(top, top + crop), slice(left, left + crop)
+    top, left = detailed_corner(generator, green[first + frames // 2], crop)
+    return Cut(levels=levels, first=first, top=top, left=left)
+
+
+def random_clip(
+    generator: np.random.Generator, sequence: Sequence, *, frames: int, crop: int, exposure_mode: str
+) -> Clip:
+    """Draw a stretch of time, a crop and exposures; arguments as in `Pool.sample`."""
+    cut = draw_cut(generator, sequence.lr[0, :, 1], frames=frames, crop=crop, exposure_mode=exposure_mode)
+    scale = sequence.hr.shape[-1] // sequence.lr.shape[-1]
+    top, left, instants = cut.top, cut.left, np.arange(cut.first, cut.first + frames)
+    stretch, rows, columns = slice(cut.first, cut.first + frames), slice(top, top + crop), slice(left, left + crop)
     flow, visible = (
         sequence.flow[stretch, ..., rows, columns].copy(),
         sequence.visible[stretch, ..., rows, columns].copy(),
@@ -149,9 +272,9 @@ def random_clip(
     flow[-1, 0] = flow[0, 1] = 0  # what was the neighbour is not in this clip
     visible[-1, 0] = visible[0, 1] = 1
     return Clip(
-        lr=sequence.lr[levels - 1, np.arange(first, first + frames), :, rows, columns],
+        lr=sequence.lr[cut.levels - 1, instants, :, rows, columns],
         hr=sequence.hr[stretch, :, top * scale : (top + crop) * scale, left * scale : (left + crop) * scale],
-        exposure=levels,
+        exposure=cut.levels,
         flow=flow,
         visible=visible,
     )
@@ -162,7 +285,7 @@ def detailed_corner(generator: np.random.Generator, frame: NDArray[np.uint8], cr
 
     Args:
         generator: Source of all randomness.
-        frame: (3, h, w).
+        frame: (h, w).
         crop: Size in pixels.
 
     Returns:
@@ -170,19 +293,24 @@ def detailed_corner(generator: np.random.Generator, frame: NDArray[np.uint8], cr
     """
     tops = generator.integers(frame.shape[-2] - crop + 1, size=CROP_TRIES)
     lefts = generator.integers(frame.shape[-1] - crop + 1, size=CROP_TRIES)
-    green = frame[1].astype(np.int16)
+    values = frame.astype(np.int16)
 
     def detail(corner: tuple[int, int]) -> float:
-        patch = green[corner[0] : corner[0] + crop, corner[1] : corner[1] + crop]
+        patch = values[corner[0] : corner[0] + crop, corner[1] : corner[1] + crop]
         return float(np.abs(np.diff(patch, axis=0)).mean() + np.abs(np.diff(patch, axis=1)).mean())
 
     return max(((int(top), int(left)) for top, left in zip(tops, lefts, strict=True)), key=detail)
 
 
+def draw_symmetries(generator: np.random.Generator) -> tuple[bool, ...]:
+    """Draw whether each of `SYMMETRIES` is applied, with a chance of one half."""
+    return tuple(bool(generator.random() < 0.5) for _ in SYMMETRIES)
+
+
 def augmented(generator: np.random.Generator, clip: Clip) -> Clip:
     """Apply each of the four symmetries with a chance of one half."""
-    for symmetry in (flipped_horizontally, flipped_vertically, transposed, reversed_in_time):
-        if generator.random() < 0.5:
+    for symmetry, wanted in zip(SYMMETRIES, draw_symmetries(generator), strict=True):
+        if wanted:
             clip = symmetry(clip)
     return clip
 
@@ -231,3 +359,11 @@ def reversed_in_time(clip: Clip) -> Clip:
         flow=clip.flow[::-1, ::-1],
         visible=clip.visible[::-1, ::-1],
     )
+
+
+SYMMETRIES: tuple[Callable[[Clip], Clip], ...] = (
+    flipped_horizontally,
+    flipped_vertically,
+    transposed,
+    reversed_in_time,
+)

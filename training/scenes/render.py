@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from training.scenes.motion import BEND_SLOPE
 from training.scenes.photos import downscale, to_code
 from training.scenes.scene import Layer, Scene, frame_corners, project
 from vsfmanet.networks.exposure_extractor import LEVELS
@@ -83,7 +84,10 @@ def subframe_count(scene: Scene, index: int, max_subframes: int) -> int:
     for layer in scene.layers:
         maps = layer.homographies(times)
         steps = project(np.linalg.inv(maps[1:]) @ maps[:-1], corners) - corners
-        longest = max(longest, float(np.linalg.norm(steps, axis=-1).sum(axis=0).max()))
+        length = float(np.linalg.norm(steps, axis=-1).sum(axis=0).max())
+        if layer.deformation is not None:
+            length = length * (1 + BEND_SLOPE[1]) + layer.deformation.fastest
+        longest = max(longest, length)
     wanted = int(np.ceil(longest * SUBFRAMES_PER_PIXEL / SUBFRAME_STEP)) * SUBFRAME_STEP
     return int(np.clip(wanted, SUBFRAME_STEP, max_subframes))
 
@@ -115,13 +119,12 @@ def render_exposures(scene: Scene, textures: list[Tensor], index: int, count: in
 def render_instants(scene: Scene, textures: list[Tensor], times: NDArray[np.float64]) -> Tensor:
     """Render the scene at `times` (n,) in frames, with no exposure; returns light (n, 3, H, W), not clamped."""
     whole = Region(top=0, bottom=scene.height, left=0, right=scene.width)
-    frames = sample_layer(textures[0], scene.layers[0].homographies(times), whole)
+    frames = sample_layer(scene.layers[0], textures[0], times, whole)
     for layer, texture in zip(scene.layers[1:], textures[1:], strict=True):
-        maps = layer.homographies(times)
-        region = covered_region(layer, maps, scene)
+        region = covered_region(layer, layer.homographies(times), scene)
         if region is None:
             continue
-        sampled = sample_layer(texture, maps, region)
+        sampled = sample_layer(layer, texture, times, region)
         under = frames[..., region.top : region.bottom, region.left : region.right]
         under += sampled[:, 3:].clamp(0, 1) * (sampled[:, :3] - under)
     return frames
@@ -129,19 +132,23 @@ def render_instants(scene: Scene, textures: list[Tensor], times: NDArray[np.floa
 
 def covered_region(layer: Layer, maps: NDArray[np.float64], scene: Scene) -> Region | None:
     """Bound the pixels that `layer` can touch under `maps` (n, 3, 3); None if it is out of the frame."""
-    corners = project(np.linalg.inv(maps), frame_corners(*layer.texture.shape[-2:])).reshape(-1, 2)
+    texture_corners = frame_corners(*layer.texture.shape[-2:])
+    if layer.deformation is not None:
+        texture_corners += np.where(texture_corners > 0, 1, -1) * layer.deformation.largest
+    corners = project(np.linalg.inv(maps), texture_corners).reshape(-1, 2)
     left, top = np.floor(corners.min(axis=0)).astype(int)
     right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 1
     region = Region(top=max(top, 0), bottom=min(bottom, scene.height), left=max(left, 0), right=min(right, scene.width))
     return region if region.top < region.bottom and region.left < region.right else None
 
 
-def sample_layer(texture: Tensor, maps: NDArray[np.float64], region: Region) -> Tensor:
-    """Sample a texture through homographies, bicubically (a = -0.75).
+def sample_layer(layer: Layer, texture: Tensor, times: NDArray[np.float64], region: Region) -> Tensor:
+    """Sample a layer's texture at some instants, bicubically (a = -0.75).
 
     Args:
-        texture: (C, H, W).
-        maps: (n, 3, 3) from frame pixels to texture pixels.
+        layer: What moves.
+        texture: Its texture (C, H, W), on the device.
+        times: (n,) in frames.
         region: Frame pixels to compute.
 
     Returns:
@@ -149,13 +156,35 @@ def sample_layer(texture: Tensor, maps: NDArray[np.float64], region: Region) -> 
     """
     height, width = texture.shape[-2:]
     normalise = np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]])
-    rows = torch.from_numpy(normalise @ maps).float().to(texture.device)[..., None, None]  # (n, 3, 3, 1, 1)
+    maps = normalise @ layer.homographies(times)
+    rows = torch.from_numpy(maps).float().to(texture.device)[..., None, None]  # (n, 3, 3, 1, 1)
     x = torch.arange(region.left, region.right, device=texture.device, dtype=torch.float32)
     y = torch.arange(region.top, region.bottom, device=texture.device, dtype=torch.float32)[:, None]
     along_x, along_y, depth = (rows[:, i, 0] * x + (rows[:, i, 1] * y + rows[:, i, 2]) for i in range(3))
-    grid = torch.stack([along_x / depth, along_y / depth], dim=-1)
+    column, row = along_x / depth, along_y / depth
+    if layer.deformation is not None:
+        instants = torch.from_numpy(times).float().to(texture.device)[:, None, None]
+        pixel_x, pixel_y = ((column + 1) * width - 1) / 2, ((row + 1) * height - 1) / 2
+        right, down = layer.deformation.displacement(pixel_x, pixel_y, instants)
+        column, row = column + right * (2 / width), row + down * (2 / height)
+    grid = torch.stack([column, row], dim=-1)
     stack = texture.expand(len(maps), -1, -1, -1)
     return functional.grid_sample(stack, grid, mode="bicubic", padding_mode="border", align_corners=False)
+
+
+def texture_points(layer: Layer, points: NDArray[np.float64], time: float) -> NDArray[np.float64]:
+    """Where in the texture lies what the frame's `points` (n, 2) show at `time`; same shape."""
+    shown = project(layer.homographies(np.array([time]))[0], points)
+    return shown if layer.deformation is None else layer.deformation.bent(shown, time)
+
+
+def moved_points(layer: Layer, points: NDArray[np.float64], start: float, end: float) -> NDArray[np.float64]:
+    """Where in the frame is at `end` what is at `points` (n, 2) at `start`; same shape."""
+    before, after = layer.homographies(np.array([start, end]))
+    if layer.deformation is None:
+        return project(np.linalg.inv(after) @ before, points)
+    held = layer.deformation.unbent(texture_points(layer, points, start), end)
+    return project(np.linalg.inv(after), held)
 
 
 def render_flow(scene: Scene, scale: int) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
@@ -177,24 +206,23 @@ def render_flow(scene: Scene, scale: int) -> tuple[NDArray[np.float16], NDArray[
     h, w = height // scale, width // scale
     flow = np.zeros((scene.frames, 2, 2, h, w), dtype=np.float16)
     visible = np.ones((scene.frames, 2, h, w), dtype=np.uint8)
-    maps = [layer.homographies(np.arange(scene.frames, dtype=np.float64)) for layer in scene.layers]
     y, x = np.mgrid[:height, :width]
     pixels = np.stack([x.ravel(), y.ravel()], axis=-1).astype(np.float64)  # (H * W, 2)
     for index in range(scene.frames):
         owner = np.zeros(len(pixels), dtype=np.int64)
         for number, layer in enumerate(scene.layers[1:], start=1):
-            owner[opacity_at(layer, project(maps[number][index], pixels)) > 0.5] = number
+            owner[opacity_at(layer, texture_points(layer, pixels, index)) > 0.5] = number
         for direction, neighbour in enumerate((index + 1, index - 1)):
             if not 0 <= neighbour < scene.frames:
                 continue
             target = np.empty_like(pixels)
-            for number, layer_maps in enumerate(maps):
+            for number, layer in enumerate(scene.layers):
                 own = owner == number
-                target[own] = project(np.linalg.inv(layer_maps[neighbour]) @ layer_maps[index], pixels[own])
+                target[own] = moved_points(layer, pixels[own], index, neighbour)
             seen = ((target >= 0) & (target <= (width - 1, height - 1))).all(axis=-1)
             for number, layer in enumerate(scene.layers[1:], start=1):
                 behind = np.flatnonzero(seen & (owner < number))
-                hidden = opacity_at(layer, project(maps[number][neighbour], target[behind])) > 0.5
+                hidden = opacity_at(layer, texture_points(layer, target[behind], neighbour)) > 0.5
                 seen[behind[hidden]] = False
             blocks = (target - pixels).reshape(h, scale, w, scale, 2).mean(axis=(1, 3)) / scale
             flow[index, direction] = blocks.transpose(2, 0, 1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from training.scenes.motion import Path, random_path
+from training.scenes.motion import Deformation, Path, random_deformation, random_path
 from training.scenes.photos import detail, detailed_corner, load_photo, reduced
 
 MARGIN = 4
@@ -38,6 +38,8 @@ class Layer:
     """x, y of the frame's pixel that shows the anchor at the path's origin."""
     anchor: tuple[float, float]
     """x, y in the texture."""
+    deformation: Deformation | None = None
+    """How the texture bends by itself, if it does."""
 
     def homographies(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
         """Maps from frame pixels to texture pixels at `times` (n,) in frames; returns (n, 3, 3)."""
@@ -87,6 +89,7 @@ def random_scene(
     frames: int,
     speed: float | None = None,
     layers: int | None = None,
+    nonrigid: float = 0.0,
 ) -> Scene:
     """Draw a scene; it depends on the generator's state and the arguments alone.
 
@@ -98,6 +101,7 @@ def random_scene(
         frames: Length, at least 1.
         speed: Mean speed of the camera in HR pixels per frame; None draws it.
         layers: Number of moving cut-outs; None draws 0, 1 or 2.
+        nonrigid: Chance of each layer to bend, in [0, 1]; at 0 nothing is drawn for it.
 
     Returns:
         The scene.
@@ -107,8 +111,13 @@ def random_scene(
     """
     speed = random_speed(generator) if speed is None else speed
     count = int(generator.choice(3, p=(0.4, 0.35, 0.25))) if layers is None else layers
-    background = random_background(generator, photos, height=height, width=width, frames=frames, speed=speed)
-    cutouts = [random_cutout(generator, photos, height=height, width=width, frames=frames) for _ in range(count)]
+    background = random_background(
+        generator, photos, height=height, width=width, frames=frames, speed=speed, nonrigid=nonrigid
+    )
+    cutouts = [
+        random_cutout(generator, photos, height=height, width=width, frames=frames, nonrigid=nonrigid)
+        for _ in range(count)
+    ]
     return Scene(layers=(background, *cutouts), height=height, width=width, frames=frames)
 
 
@@ -120,15 +129,18 @@ def random_background(
     width: int,
     frames: int,
     speed: float,
+    nonrigid: float = 0.0,
 ) -> Layer:
     """Draw a photograph and a camera path that stays inside it; arguments as in `random_scene`."""
+    bend = random_deformation(generator, max(height, width)) if nonrigid and generator.random() < nonrigid else None
+    margin = MARGIN + (0.0 if bend is None else np.ceil(bend.largest))
     centre = ((width - 1) / 2, (height - 1) / 2)
     times = np.linspace(-0.5, frames - 0.5, 8 * frames + 1)
     for attempt in range(PHOTO_TRIES):
         path = random_path(generator, speed=speed, frames=frames, radius=max(height, width) / 2)
         codes = load_photo(photos[int(generator.integers(len(photos)))])
         seen = project(path.homographies(times, centre), frame_corners(height, width)).reshape(-1, 2)
-        low, high = np.floor(seen.min(axis=0)) - MARGIN, np.ceil(seen.max(axis=0)) + MARGIN
+        low, high = np.floor(seen.min(axis=0)) - margin, np.ceil(seen.max(axis=0)) + margin
         box_width, box_height = (int(size) for size in high - low + 1)
         largest = min(codes.shape[-2] / (box_height + 1), codes.shape[-1] / (box_width + 1), MAX_REDUCTION)
         last = attempt == PHOTO_TRIES - 1
@@ -139,7 +151,8 @@ def random_background(
         texture = light[:, top : top + box_height, left : left + box_width].contiguous()
         if last or detail(texture).mean() > MIN_DETAIL:
             break
-    return Layer(texture=texture, path=path, centre=centre, anchor=(float(-low[0]), float(-low[1])))
+    anchor = (float(-low[0]), float(-low[1]))
+    return Layer(texture=texture, path=path, centre=centre, anchor=anchor, deformation=bend)
 
 
 def mirrored(light: Tensor, height: int, width: int) -> Tensor:
@@ -152,9 +165,16 @@ def mirrored(light: Tensor, height: int, width: int) -> Tensor:
 
 
 def random_cutout(
-    generator: np.random.Generator, photos: Sequence[FilePath], *, height: int, width: int, frames: int
+    generator: np.random.Generator,
+    photos: Sequence[FilePath],
+    *,
+    height: int,
+    width: int,
+    frames: int,
+    nonrigid: float = 0.0,
 ) -> Layer:
     """Draw a soft-edged blob of a photograph that crosses the frame; arguments as in `random_scene`."""
+    bends = bool(nonrigid) and generator.random() < nonrigid
     radius = generator.uniform(0.1, 0.3) * min(height, width)
     opacity = random_blob(generator, radius)
     codes = load_photo(photos[int(generator.integers(len(photos)))])
@@ -168,6 +188,7 @@ def random_cutout(
         path=random_path(generator, speed=random_speed(generator), frames=frames, radius=radius),
         centre=(float(generator.uniform(0.1, 0.9) * width), float(generator.uniform(0.1, 0.9) * height)),
         anchor=(half, half),
+        deformation=random_deformation(generator, 2 * radius) if bends else None,
     )
 
 
