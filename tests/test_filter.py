@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import tomllib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -413,10 +413,21 @@ class RecordingRestorer(MixingRestorer):
 
     made: list[RecordingRestorer] = []  # noqa: RUF012
 
-    def __init__(self, model: str, *, device: str, device_index: int, precision: str) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str,
+        device_index: int,
+        precision: str,
+        backend: str,
+        tile: tuple[int, int] | None,
+        notify: Callable[[str], None],
+    ) -> None:
         super().__init__(scale=1 if model == "deblur" else 4)
         self.name = Path(model).stem
-        self.arguments = (model, device, device_index, precision)
+        self.arguments = (model, device, device_index, precision, backend, tile)
+        self.notify = notify
         self.made.append(self)
         if model == "nothing":
             raise ConfigError("restore: model must be one of a, b, got 'nothing'; choose one")
@@ -430,13 +441,15 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[RecordingRestorer]:
 
 
 def test_restore_hands_model_and_device_to_the_restorer(recording: list[RecordingRestorer]) -> None:
-    clip = vsfmanet.restore(noise_clip(2), model="deblur", device="cpu", device_index=1, precision="fp32")
+    clip = vsfmanet.restore(
+        noise_clip(2), model="deblur", device="cpu", device_index=1, precision="fp32", backend="onnx", tile=(64, 32)
+    )
     assert (clip.width, clip.height) == (16, 12)
     assert clip.get_frame(0).props["FMANetModel"] == "deblur"
     vsfmanet.restore(noise_clip(2))
     assert [restorer.arguments for restorer in recording] == [
-        ("deblur", "cpu", 1, "fp32"),
-        ("fmanetpp_x4_fast", "auto", 0, "auto"),
+        ("deblur", "cpu", 1, "fp32", "onnx", (64, 32)),
+        ("fmanetpp_x4_fast", "auto", 0, "auto", "auto", None),
     ]
 
 

@@ -75,6 +75,21 @@ def test_the_warp_reads_flow_and_features_however_they_lie() -> None:
     assert torch.equal(kernels.warp_neighbours(feat, pair, still, 3), expected)
 
 
+@needs_kernels
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("channels", "groups"), [(12, 3), (7, 3)])
+@torch.inference_mode()
+def test_the_warp_of_a_part_is_that_part_of_the_warp(dtype: torch.dtype, channels: int, groups: int) -> None:
+    feat, *neighbours = torch.rand(3, 2, channels, 19, 23).to(dtype)
+    pair, flow = (neighbours[0], neighbours[1]), flow_of(2, groups, 19, 23, reach=9.0)
+    part = (..., slice(4, 13), slice(6, 23))
+    for warp in (kernels.warp_neighbours, warp_neighbours_reference):
+        found = warp(feat[part], pair, flow[part], groups, (4, 6))
+        close(found, warp(feat, pair, flow, groups)[part], WARP_TOLERANCE)
+    with pytest.raises(ShapeError, match=r"for a part at \(11, 6\)"):
+        kernels.warp_neighbours(feat[part], pair, flow[part], groups, (11, 6))
+
+
 @torch.inference_mode()
 def test_neighbours_of_another_size_are_refused() -> None:
     feat, small = torch.rand(1, 4, 8, 8), torch.rand(1, 4, 8, 7)
@@ -193,4 +208,4 @@ def test_a_library_is_compiled_once_and_source_that_fails_is_reported(
     with pytest.raises(subprocess.SubprocessError, match="failed"):
         build._build(source, tmp_path / "cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build.cache_folder() == tmp_path / "vsfmanet" / "kernels"
+    assert build.cache_folder("kernels") == tmp_path / "vsfmanet" / "kernels"

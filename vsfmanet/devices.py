@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import torch
 
 from vsfmanet.errors import ConfigError, DeviceError
 
+BACKENDS = ("torch", "onnx", "tensorrt")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(name: str, index: int = 0) -> torch.device:
-    """Device by the user's name for it.
+def pick_backend(name: str) -> str:
+    """What runs the network: "torch", "onnx" or "tensorrt".
 
     Args:
-        name: "auto" (a CUDA device if there is one, else the CPU), "cpu" or "cuda".
-        index: Which CUDA device, from 0.
+        name: One of these, or "auto" for torch.
 
     Raises:
         ConfigError: The name is none of these.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise ConfigError(f"backend: needs 'auto', {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    return BACKENDS[0] if name == "auto" else name
+
+
+def pick_device(name: str, index: int = 0, *, backend: str = "torch") -> torch.device:
+    """Device by the user's name for it.
+
+    Args:
+        name: "auto" (a CUDA device if there is one and the backend can use it, else the CPU), "cpu" or "cuda".
+        index: Which CUDA device, from 0.
+        backend: What runs the network; onnx is for the CPU here, and tensorrt for CUDA.
+
+    Raises:
+        ConfigError: The name is none of these, or the backend cannot use it.
         DeviceError: There is no such device.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device: needs 'auto', 'cpu' or 'cuda', got {name!r}")
+    if {"onnx": "cuda", "tensorrt": "cpu"}.get(backend) == name:
+        raise ConfigError(
+            f"device: backend {backend!r} does not run there, got {name!r}; use 'auto' or another backend"
+        )
+    if backend != "torch":
+        name = {"onnx": "cpu", "tensorrt": "cuda"}[backend]
     count = torch.cuda.device_count() if name != "cpu" else 0
     if name == "cpu" or (name == "auto" and not count):
         return torch.device("cpu")
@@ -41,17 +66,22 @@ def has_fast_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
+def pick_precision(name: str, device: torch.device, *, backend: str = "torch") -> torch.dtype:
     """Type of the network's weights and features; images and flows are fp32 always.
 
     Args:
         name: "fp32", "bf16", "fp16" or "auto": bf16 where the device has it in hardware, else fp16 on CUDA and fp32
             on the CPU.
         device: Where the network runs.
+        backend: What runs it; onnx knows fp32 alone on the CPU.
 
     Raises:
-        ConfigError: The name is none of these, or fp16 is asked of a CPU.
+        ConfigError: The name is none of these, or one that the backend or a CPU does not compute.
     """
+    if backend == "onnx" and name in ("auto", "bf16", "fp16"):
+        if name != "auto":
+            raise ConfigError(f"precision: backend 'onnx' computes in 'fp32', got {name!r}; use backend='torch'")
+        name = "fp32"
     if name == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
@@ -61,3 +91,14 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("precision: fp16 is for CUDA devices, got the CPU; use 'bf16' or 'fp32'")
     return PRECISIONS[name]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device can still give, or the host for the CPU; None where nobody knows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        return None
+    return int(found[1]) * 1024 if found else None

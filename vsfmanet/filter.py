@@ -27,7 +27,7 @@ from vsfmanet.segments import MAX_LENGTH, SegmentGrid, default_length
 if TYPE_CHECKING:
     from vsfmanet.restorer import FrameRestorer, Restored
 
-_SCENE_START = "FMANetSceneStart"
+SCENE_START = "FMANetSceneStart"
 _RESTORED = "FMANetRestored"
 _READ_AHEAD = 16
 """Source frames kept beyond a window, so that none is decoded twice while later windows are being read."""
@@ -48,9 +48,13 @@ class RestoreSettings:
     model: str = "fmanetpp_x4_fast"
     """Name that goes into the property `FMANetModel`."""
     exposure: ExposureArgument = "auto"
-    """Exposure of all frames in (0, 1], "auto", the path of a sidecar file, or a function."""
+    """Exposure of all frames in (0, 1], "auto", "estimate", the path of a sidecar file, or a function."""
     source_path: str | os.PathLike[str] | None = None
     """File that the clip comes from, for its camera telemetry."""
+    device: str = "auto"
+    """Where exposures are estimated: "auto", "cpu" or "cuda"."""
+    device_index: int = 0
+    """Which of several devices."""
     segment: int | None = None
     """Frames that one run of the network returns, 1 ... 64; None for `default_length`."""
     sc_threshold: float | None = None
@@ -85,6 +89,8 @@ def restore(
     device: str = "auto",
     device_index: int = 0,
     precision: str = "auto",
+    backend: str = "auto",
+    tile: tuple[int, int] | None = None,
     segment: int | None = None,
     sc_threshold: float | None = None,
     output_format: int | vs.VideoFormat | None = None,
@@ -101,11 +107,18 @@ def restore(
             frame's number and properties, on which alone its answer must depend. "auto", and frames for which file or
             function say nothing (an empty cell, null, None), take the frame's property `FMANetExposure`, else
             `ExposureTime` (in seconds) over its duration, else the camera's telemetry, else what the network sees.
+            "estimate" is the same with one source more before the network: blur extent over the motion between frames,
+            where both can be seen clearly, or could within 8 frames of the same scene.
         source_path: file that the clip shows, all of it and in order: its telemetry is used if it is an MP4 from a
             GoPro. Where frames are to be cut away, use `exposure` before the cut.
         device: "auto", "cpu" or "cuda".
         device_index: which of several devices.
         precision: "auto", "fp32", "bf16" or "fp16".
+        backend: "auto" (torch), "torch", "onnx" (onnxruntime on the CPU, fp32) or "tensorrt" (unverified). The last two
+            build the network for the clip's size when the first frame is asked for, and keep it on disk.
+        tile: width and height in input pixels, at least 16, of the parts in which frames are computed, to spare memory.
+            The result is the same up to rounding: parts overlap as far as they depend on each other, and there is
+            nothing to blend. None means whole frames, and parts from where memory runs out, with a warning.
         segment: frames that one run of the network returns, 1 to 64. No effect on pixels.
         sc_threshold: where scenes start. None trusts `_SceneChangePrev` and `_SceneChangeNext`, and detects where
             neither is set. A number in (0, 1] detects with this mean absolute difference of luma. 0 means nowhere.
@@ -113,7 +126,8 @@ def restore(
 
     Returns:
         The restored clip. Beside their own properties its frames carry `FMANetModel`, `FMANetExposure`,
-        `FMANetExposureSource` ("argument", "prop", "telemetry" or "network"), `FMANetExposureConfidence` (0 to 1), and,
+        `FMANetExposureSource` ("argument", "prop", "telemetry", "estimate" or "network"), `FMANetExposureConfidence` (0
+        to 1; below 0.5 the estimate is that of a frame near), and,
         as the first and last frame that the pixels depend on, `FMANetWindowStart` and `FMANetWindowEnd`.
 
     Raises:
@@ -128,6 +142,8 @@ def restore(
             model=model,
             exposure=exposure,
             source_path=source_path,
+            device=device,
+            device_index=device_index,
             segment=segment,
             sc_threshold=sc_threshold,
             output_format=output_format,
@@ -136,7 +152,15 @@ def restore(
 
         from vsfmanet.restorer import Restorer  # with the networks and their weights
 
-        restorer = Restorer(model, device=device, device_index=device_index, precision=precision)
+        restorer = Restorer(
+            model,
+            device=device,
+            device_index=device_index,
+            precision=precision,
+            backend=backend,
+            tile=tile,
+            notify=lambda text: vs.core.log_message(vs.MESSAGE_TYPE_WARNING, text),
+        )
         try:
             # Its name of the model, because the argument may be the path of a file.
             return _restore_with(source, restorer, replace(settings, model=restorer.name))
@@ -152,6 +176,8 @@ def exposure(
     *,
     exposure: ExposureArgument = "auto",
     source_path: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    device_index: int = 0,
 ) -> vs.VideoNode:
     """Write each frame's exposure into its properties, as far as anything but the network knows it.
 
@@ -159,13 +185,16 @@ def exposure(
     them. So this is for the clip as its source returns it, before any of that.
 
     Args:
-        clip: any clip.
+        clip: any clip; for "estimate" one that `restore` takes.
         exposure: as for `restore`.
         source_path: as for `restore`.
+        device: where to estimate, "auto", "cpu" or "cuda".
+        device_index: which of several devices.
 
     Returns:
         The clip. Frames whose exposure is known carry `FMANetExposure` in (0, 1], `FMANetExposureSource` ("argument",
-        "prop" or "telemetry") and `FMANetExposureConfidence`, 1; the others are as they were.
+        "prop", "telemetry" or "estimate") and `FMANetExposureConfidence`, 1 or that of the estimate; the others are as
+        they were.
 
     Raises:
         vs.Error: an argument cannot be taken.
@@ -174,18 +203,39 @@ def exposure(
         if not isinstance(clip, vs.VideoNode):
             raise FormatError(f"clip must be a video clip, got {type(clip).__name__}; pass what a source returns")
         known_exposures = _exposures(clip, exposure, source_path)
+        looked_at = clip
+        if known_exposures.estimates:
+            rgb = frames.to_rgb(frames.tag_colour(frames.check_clip(clip)))
+            looked_at = _with_estimates(_mark_scenes(rgb, None), known_exposures, device, device_index)
     except VsfmanetError as error:
         raise vs.Error(f"exposure: {str(error).removeprefix('restore: ')}") from error
 
-    def tag(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
-        known = known_exposures.resolve(n, f.props)
+    def tag(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
+        known = known_exposures.resolve(n, f[1].props)
         if known is None:
-            return f
-        frame = f.copy()
-        frame.props.update(_exposure_props(known.value, known.source, confidence=1.0))
+            return f[0]
+        frame = f[0].copy()
+        frame.props.update(_exposure_props(known.value, known.source, confidence=known.confidence))
         return frame
 
-    return clip.std.ModifyFrame(clip, tag)
+    return clip.std.ModifyFrame([clip, looked_at], tag)
+
+
+def _with_estimates(marked: vs.VideoNode, known: Exposures, device: str, device_index: int) -> vs.VideoNode:
+    """The clip of `_mark_scenes`, where nothing else knows the exposure with what blur and motion show of it.
+
+    Raises:
+        WeightsError: the weights of the blur analyser are missing.
+        DeviceError: there is no such device.
+    """
+    from vsfmanet.blur import with_exposures_by_sight  # with the blur analyser
+
+    seen = with_exposures_by_sight(marked, device=device, device_index=device_index)
+
+    def ask(n: int, f: vs.VideoFrame) -> vs.VideoNode:
+        return seen if known.resolve(n, f.props) is None else marked
+
+    return marked.std.FrameEval(ask, prop_src=[marked])
 
 
 def _exposures(clip: vs.VideoNode, argument: ExposureArgument, source_path: str | os.PathLike[str] | None) -> Exposures:
@@ -225,6 +275,7 @@ def _restore_with(clip: vs.VideoNode, restorer: FrameRestorer, settings: Restore
     Raises:
         FormatError: the output format cannot be made.
         ExposureError: the file of exposures or the source cannot be used.
+        WeightsError: exposures are to be estimated without the weights of the blur analyser.
     """
     width, height = clip.width * restorer.scale, clip.height * restorer.scale
     target = clip.format if settings.output_format is None else frames.named_format(settings.output_format)
@@ -237,7 +288,10 @@ def _restore_with(clip: vs.VideoNode, restorer: FrameRestorer, settings: Restore
     tagged = frames.tag_colour(clip)
     tagged.std.SetVideoCache(mode=1, fixedsize=1, maxsize=grid.slots + _READ_AHEAD)
     source = _mark_scenes(frames.to_rgb(tagged), settings.sc_threshold)
-    run = _SegmentRun(restorer, grid, settings.model, _exposures(clip, settings.exposure, settings.source_path))
+    known = _exposures(clip, settings.exposure, settings.source_path)
+    if known.estimates:
+        source = _with_estimates(source, known, settings.device, settings.device_index)
+    run = _SegmentRun(restorer, grid, settings.model, known)
     host = _host(source, grid, run)
     rgb = _unpacked(host, grid, like=clip.std.BlankClip(format=vs.RGBS, width=width, height=height, keep=True))
     return _with_props(frames.from_rgb(rgb, tagged, target), tagged)
@@ -267,13 +321,13 @@ def _mark_scenes(rgb: vs.VideoNode, threshold: float | None) -> vs.VideoNode:
 
     def mark(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
         frame = f[0].copy()
-        frame.props[_SCENE_START] = int(starts_scene(n, f[1:]))
+        frame.props[SCENE_START] = int(starts_scene(n, f[1:]))
         return frame
 
-    return rgb.std.ModifyFrame([rgb, *(_shifted(thumbnail, offset) for offset in offsets)], mark)
+    return rgb.std.ModifyFrame([rgb, *(shifted(thumbnail, offset) for offset in offsets)], mark)
 
 
-def _shifted(clip: vs.VideoNode, offset: int) -> vs.VideoNode:
+def shifted(clip: vs.VideoNode, offset: int) -> vs.VideoNode:
     """A clip of the same length whose frame n is frame n + `offset`, or the nearest that exists."""
     if offset == 0:
         return clip
@@ -357,7 +411,7 @@ class _Window:
 
     def starts_scene(self, n: int) -> bool:
         """Whether a cut lies between frames n-1 and n."""
-        return bool(self._slot(n).props.get(_SCENE_START, 0))
+        return bool(self._slot(n).props.get(SCENE_START, 0))
 
     def reach(self, n: int) -> tuple[int, int]:
         """First and last frame that the pixels of frame `n` depend on: its context, within its scene."""
@@ -418,7 +472,8 @@ class _SegmentRun:
         start, end = window.reach(n)
         frame = frames.write_frame(restored.frame)
         source = "network" if known is None else known.source
-        frame.props.update(_exposure_props(restored.exposure, source, confidence=restored.confidence))
+        confidence = restored.confidence if known is None else known.confidence
+        frame.props.update(_exposure_props(restored.exposure, source, confidence=confidence))
         frame.props.update(FMANetModel=self._model, FMANetWindowStart=start, FMANetWindowEnd=end)
         return frame
 

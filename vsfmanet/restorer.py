@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -10,9 +12,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vsfmanet.devices import pick_device, pick_precision
+from vsfmanet.devices import free_memory, pick_backend, pick_device, pick_precision
+from vsfmanet.engines import Engine
+from vsfmanet.engines.cache import EngineCache
+from vsfmanet.engines.eager import EagerEngine, TiledEngine
+from vsfmanet.errors import ConfigError, DeviceError
+from vsfmanet.kernels.build import cache_folder
 from vsfmanet.networks.fmanetpp import FMANetPP
+from vsfmanet.tiling import MemoryPlan, check_tile, is_out_of_memory, memory_needed
 from vsfmanet.weights import load_model
+
+_log = logging.getLogger(__name__)
 
 
 class FrameSource(Protocol):
@@ -99,46 +109,75 @@ class Restorer:
     All work runs in one thread of its own: torch keeps a pool of threads per calling thread, and VapourSynth calls from
     many.
 
+    When the device's memory is short, the restorer becomes more sparing, step by step and for good: frames in 2, 4 and
+    8 parts, then features kept in the host's memory. The frame at which that happens, and all after it, are the same
+    up to rounding. What was changed is told through `notify`.
+
     Args:
         model: Name in the manifest, or path of a safetensors file.
         device: "auto" (a CUDA device if there is one), "cpu" or "cuda".
         device_index: Which CUDA device.
         precision: "auto", "fp32", "bf16" or "fp16".
+        backend: "auto" (torch), "torch", "onnx" or "tensorrt"; the latter two are built when the first frame comes.
+        tile: Width and height in input pixels of the parts in which frames are computed, 16 or more; None for whole
+            frames while memory lasts. The result is the same up to rounding.
+        notify: Called with a line for the user, from the thread that calls `restore`; the log by default.
 
     Raises:
         WeightsError: The model is unknown or its file is not usable.
-        DeviceError: There is no such device.
+        DeviceError: There is no such device. `restore` raises it where memory is too small whatever is done.
         ConfigError: An argument is none of those listed, or the device has no such precision.
 
     Source: FMA-Net++ (arXiv 2512.04390); the streaming form is ours, and exact because no level is recurrent.
     """
 
-    def __init__(self, model: str, *, device: str = "auto", device_index: int = 0, precision: str = "auto") -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "auto",
+        device_index: int = 0,
+        precision: str = "auto",
+        backend: str = "auto",
+        tile: tuple[int, int] | None = None,
+        notify: Callable[[str], None] = _log.warning,
+    ) -> None:
+        self._plan = MemoryPlan(tile=check_tile(tile))
+        self._backend = pick_backend(backend)
+        if self._plan.tile is not None and self._backend != "torch":
+            raise ConfigError(f"restore: tile is for backend 'torch', got {backend!r}; leave one of them out")
+        self.device = pick_device(device, device_index, backend=self._backend)
+        self.dtype = pick_precision(precision, self.device, backend=self._backend)
         loaded = load_model(model)
         self.name, self.sha256, self.scale = loaded.name, loaded.sha256, loaded.scale
-        self.device = pick_device(device, device_index)
-        self.dtype = pick_precision(precision, self.device)
         self.context = loaded.network.config.context
         self._network: FMANetPP | None = loaded.network
         # The extractor stays in fp32: it is cheap, and levels differ by little.
         loaded.network.to(self.device)
         for part in (loaded.network.degradation, loaded.network.restoration):
             part.to(self.dtype).to(memory_format=torch.channels_last)
+        self._engine: Engine | None = self._engine_for(self._plan)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vsfmanet")
         self._source: FrameSource | None = None
         self._stream: _Stream | None = None
         self._next = -1
+        self._notify = notify
+        self._notices: list[str] = []
         self.level_evaluations = 0
         """Levels computed so far, over all frames; 2M per frame when they come in order."""
 
     def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
         """Restore frames `first` ... `stop - 1` of `source`, in order; see `FrameRestorer`."""
-        return self._thread.submit(self._restore, source, first, stop).result()
+        try:
+            return self._thread.submit(self._restore, source, first, stop).result()
+        finally:
+            while self._notices:
+                self._notify(self._notices.pop(0))
 
     def close(self) -> None:
         """Release state, network and thread; the restorer cannot be used after that."""
         self._thread.shutdown()
-        self._stream = self._source = self._network = None
+        self._stream = self._source = self._network = self._engine = None
 
     def __enter__(self) -> Restorer:
         """Use as a context manager, which closes it."""
@@ -151,29 +190,87 @@ class Restorer:
     @torch.inference_mode()
     def _restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
         self._source = source
-        out = []
         try:
-            for n in range(first, stop):
-                if self._stream is None or self._next != n:
-                    self._stream = self._open(n)
-                record = next(self._stream, None)
-                if record is None:  # the scene ended before n: a new one starts with it
-                    self._stream = self._open(n)
-                    record = next(self._stream)
-                while record.index < n:  # the scene starts less than 2M frames before n
-                    record = next(self._stream)
-                out.append(self._finish(record))
-                self._next = n + 1
+            return [self._frame(n) for n in range(first, stop)]
         except BaseException:
             self._stream = None
             raise
         finally:
             self._source = None
-        return out
+
+    def _frame(self, n: int) -> Restored:
+        """Frame `n`, by the first plan from the present one on for which memory is enough."""
+        while True:
+            try:
+                return self._advance(n)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0] or "out of memory"
+            # Not inside the handler: the error would keep alive what is to be released.
+            self._stream = None
+            self._be_more_sparing(n, reason)
+
+    def _advance(self, n: int) -> Restored:
+        """Frame `n`, by the chain that is there if it comes next."""
+        if self._stream is None or self._next != n:
+            self._stream = self._open(n)
+        record = next(self._stream, None)
+        if record is None:  # the scene ended before n: a new one starts with it
+            self._stream = self._open(n)
+            record = next(self._stream)
+        while record.index < n:  # the scene starts less than 2M frames before n
+            record = next(self._stream)
+        finished = self._finish(record)
+        self._next = n + 1
+        return finished
+
+    def _be_more_sparing(self, n: int, reason: str) -> None:
+        """Take the next plan, after frame `n` met a lack of memory.
+
+        Raises:
+            DeviceError: There is none.
+        """
+        assert self._source is not None
+        assert self._network is not None
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.empty_cache()
+        height, width = self._source.frame(n).shape[1:]
+        free = free_memory(self.device)
+        needed = memory_needed(self._network.config, height, width, self.dtype, self._plan)
+        plan = self._plan.smaller(height, width, can_offload=on_gpu)
+        if plan is None:
+            share = math.sqrt(min(1.0, free / needed)) if free else 0.5
+            raise DeviceError(
+                f"restore: about {needed >> 20} MiB of memory are needed for {width}x{height} in {self._plan}, got "
+                f"{'an unknown amount' if free is None else f'{free >> 20} MiB'} free on {self.device} ({reason}); a "
+                f"clip of {_even(width * share)}x{_even(height * share)} fits: scale or crop it, free memory, or use "
+                + ("device='cpu'" if on_gpu else "a machine with more")
+            )
+        self._plan, self._engine = plan, self._engine_for(plan)
+        self._notices.append(
+            f"restore: out of memory at frame {n}: from here on {plan}, with the same result up to rounding ({reason})"
+        )
+
+    def _engine_for(self, plan: MemoryPlan) -> Engine:
+        assert self._network is not None
+        if plan.tile is not None:
+            return TiledEngine(self._network, plan.tile)
+        if self._backend == "torch":
+            return EagerEngine(self._network)
+        cache = EngineCache(cache_folder("engines"))
+        if self._backend == "onnx":
+            from vsfmanet.engines.onnx import onnx_engine
+
+            return onnx_engine(self._network, weights_sha256=self.sha256, cache=cache)
+        from vsfmanet.engines.tensorrt import tensorrt_engine
+
+        return tensorrt_engine(self._network, weights_sha256=self.sha256, cache=cache, device=self.device)
 
     def _finish(self, record: _Record) -> Restored:
-        assert self._network is not None
-        frame = self._network.finish(record.lr, record.feat)[0]
+        assert self._engine is not None
+        frame = self._engine.finish(record.lr, record.feat.to(self.device))[0]
         return Restored(index=record.index, frame=frame.cpu(), exposure=record.exposure, confidence=record.confidence)
 
     def _open(self, n: int) -> _Stream:
@@ -200,6 +297,7 @@ class Restorer:
     def _read(self, first: int) -> _Stream:
         """Frames of one scene, ready for the first level."""
         assert self._network is not None
+        assert self._engine is not None
         n = first
         while self._source is not None and n < self._source.num_frames:
             if n > first and self._source.starts_scene(n):
@@ -211,7 +309,7 @@ class Restorer:
             exposure, confidence = given or 0.0, float(given is not None)
             if given is None and embed is not None:
                 exposure, confidence = (float(value) for value in self._network.read_exposure(embed))
-            feat = self._network.degradation.stem(self._typed(lr))
+            feat = self._resting(self._engine.stem(lr))
             embed = None if embed is None else embed.to(self.dtype)
             yield _Record(index=n, lr=lr, embed=embed, exposure=exposure, confidence=confidence, feat=feat)
             n += 1
@@ -220,23 +318,23 @@ class Restorer:
         """One level for all frames of a stream: each with the one before and the one after it."""
         assert self._network is not None
         blocks = self._network.config.num_blocks
-        block = self._network.blocks[level]
         initial_flow = self._network.degradation.initial_flow
         before: _Record | None = None
         own: _Record | None = None
 
         def run(before: _Record | None, own: _Record, after: _Record) -> _Record:
+            assert self._engine is not None
             self.level_evaluations += 1
             before = before or own
-            feat, flow = block(
-                own.feat,
-                (after.feat, before.feat),
-                initial_flow(own.lr, (after.lr, before.lr)) if own.flow is None else own.flow,
+            feat, flow = self._engine.level(
+                level,
+                own.feat.to(self.device),
+                (after.feat.to(self.device), before.feat.to(self.device)),
+                initial_flow(own.lr, (after.lr, before.lr)) if own.flow is None else own.flow.to(self.device),
                 own.embed,
-                own.guides[level - blocks] if level >= blocks else None,
-                update_flow=level < 2 * blocks - 1,
+                own.guides[level - blocks].to(self.device) if level >= blocks else None,
             )
-            return replace(own, feat=feat, flow=flow)
+            return replace(own, feat=self._resting(feat), flow=self._resting(flow))
 
         for after in records:
             if own is not None and (whole or before is not None):
@@ -247,9 +345,15 @@ class Restorer:
 
     def _bridge(self, record: _Record) -> _Record:
         """From the last level of NetD to the first of NetR."""
-        assert self._network is not None
-        feat, _, guides = self._network.bridge(self._typed(record.lr), record.feat)
-        return replace(record, feat=feat, guides=guides)
+        assert self._engine is not None
+        feat, guides = self._engine.bridge(record.lr, record.feat.to(self.device))
+        return replace(record, feat=self._resting(feat), guides=tuple(map(self._resting, guides)))
 
-    def _typed(self, lr: Tensor) -> Tensor:
-        return lr.to(self.dtype).contiguous(memory_format=torch.channels_last)
+    def _resting(self, waiting: Tensor) -> Tensor:
+        """A tensor where it is to wait for the neighbours of its frame."""
+        return waiting.cpu() if self._plan.offload else waiting
+
+
+def _even(side: float) -> int:
+    """The next smaller even number, for chroma's sake; at least 8."""
+    return max(8, int(side) // 2 * 2)

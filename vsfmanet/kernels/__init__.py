@@ -36,17 +36,24 @@ def use_kernel(x: Tensor) -> bool:
     )
 
 
-def warp_neighbours(feat: Tensor, neighbours: tuple[Tensor, Tensor], flow: Tensor, num_flows: int) -> Tensor:
+def warp_neighbours(
+    feat: Tensor,
+    neighbours: tuple[Tensor, Tensor],
+    flow: Tensor,
+    num_flows: int,
+    origin: tuple[int, int] = (0, 0),
+) -> Tensor:
     """Frames beside their warped neighbours, ready to be fused; see `warp_neighbours_reference`."""
     if not use_kernel(feat):
-        return warp_neighbours_reference(feat, neighbours, flow, num_flows)
+        return warp_neighbours_reference(feat, neighbours, flow, num_flows, origin)
     n, channels, h, w = feat.shape
-    check_neighbours(feat, neighbours, flow, num_flows)
+    check_neighbours(feat, neighbours, flow, num_flows, origin)
     images = [_packed(image.to(feat.dtype)) for image in (feat, *neighbours)]
     flow = flow.float()
     out = _like(feat, 3 * channels)
     strides = (c_long * 4)(*flow.stride())
-    _call("warp_neighbours", feat, *images, flow, out, strides, n, h, w, channels, num_flows)
+    place = (c_long * 4)(*origin, *neighbours[0].shape[2:])
+    _call("warp_neighbours", feat, *images, flow, out, strides, place, n, h, w, channels, num_flows)
     return out
 
 

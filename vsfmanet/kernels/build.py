@@ -24,17 +24,17 @@ _log = logging.getLogger(__name__)
 def library() -> ctypes.CDLL | None:
     """The kernels of `cpu.cpp` for this processor; None, with a line in the log, where they cannot be built."""
     try:
-        path = _build(_SOURCE, cache_folder())
+        path = _build(_SOURCE, cache_folder("kernels"))
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: the user has no home
         _log.info("kernels: not available, torch does their work: %s", error)
         return None
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: `vsfmanet/kernels` in the user's cache folder."""
+def cache_folder(kind: str) -> Path:
+    """Where what has been built is kept: `vsfmanet/<kind>` in the user's cache folder."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "vsfmanet" / "kernels"
+    return Path(root) / "vsfmanet" / kind
 
 
 def _build(source: Path, folder: Path) -> Path:

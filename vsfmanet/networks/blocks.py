@@ -66,28 +66,53 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor, guide: Tensor | None = None) -> Tensor:
         """Mix the channels of `x` (N, C, H, W), guided by `guide` (N, C, H, W) if built so; same shape."""
-        channels, height, width = x.shape[1:]
+        query, key, value, squares = self.project(x, guide)
+        return self.mix(value, self.matrix(gram(query, key), squares))
+
+    def project(self, x: Tensor, guide: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Query, key and value, (N, C, H, W) each, and the sums of squares (N, 2C), fp32, of query and key."""
+        channels = x.shape[1]
         if self.to_query is None:
             projected = [_project(self.to_rest, x, 2 * channels)]
         else:
             assert guide is not None
             projected = [_project(self.to_query, guide, channels), _project(self.to_rest, x, channels)]
-        pixels = [feat.permute(0, 2, 3, 1).flatten(1, 2) for feat, _ in projected]  # (N, HW, .): a view, channels-last
-        query, key, value = (part for feat in pixels for part in feat.split(channels, dim=-1))
+        query, key, value = (part for feat, _ in projected for part in feat.split(channels, dim=1))
+        return query, key, value, torch.cat([squares for _, squares in projected], dim=1)
 
-        gram = _product(query.transpose(1, 2), key).float()  # (N, C, C); CPUs and GPUs add up in fp32
-        with torch.autocast(x.device.type, enabled=False):
+    def matrix(self, gram: Tensor, squares: Tensor) -> Tensor:
+        """What the channels of the values are multiplied by, (N, C in, C out), fp32.
+
+        Args:
+            gram: (N, C, C), fp32: products of query and key, summed over the frame.
+            squares: (N, 2C), fp32: squares of query and key, summed over the frame.
+        """
+        channels = gram.shape[1]
+        with torch.autocast(gram.device.type, enabled=False):
             # Clamped before the root, whose gradient at 0 is infinite.
-            norms = torch.cat([squares for _, squares in projected], dim=1).clamp_min(1e-24).sqrt()
+            norms = squares.clamp_min(1e-24).sqrt()
             query_norm, key_norm = norms.split(channels, dim=1)
             cosine = gram / (query_norm[:, :, None] * key_norm[:, None, :])
             cosine = rearrange(cosine, "n (g c) (h d) -> n g h c d", g=self.heads, h=self.heads)
             cosine = torch.diagonal(cosine, dim1=1, dim2=2)  # (N, C/heads, C/heads, heads): own head only
             attention = (cosine * self.temperature.float()).softmax(dim=2)
             out_weight = rearrange(self.to_out.weight.float(), "o (h c) 1 1 -> o h c", h=self.heads)
-            mix = torch.einsum("ohc,ncdh->nhdo", out_weight, attention).flatten(1, 2)  # (N, C in, C out)
-        out = _product(value, mix.to(value.dtype))
-        return out.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+            return torch.einsum("ohc,ncdh->nhdo", out_weight, attention).flatten(1, 2)
+
+    def mix(self, value: Tensor, matrix: Tensor) -> Tensor:
+        """Values (N, C, H, W), each pixel's channels times `matrix` (N, C in, C out); same shape."""
+        out = _product(_pixels(value), matrix.to(value.dtype))
+        return out.unflatten(1, value.shape[2:]).permute(0, 3, 1, 2)
+
+
+def gram(query: Tensor, key: Tensor) -> Tensor:
+    """Products of channels (N, C, H, W), summed over the pixels: (N, C, C), fp32."""
+    return _product(_pixels(query).transpose(1, 2), _pixels(key)).float()  # CPUs and GPUs add up in fp32
+
+
+def _pixels(feat: Tensor) -> Tensor:
+    """(N, C, H, W) as (N, HW, C): a view, channels-last."""
+    return feat.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -231,13 +231,7 @@ class HRBABlock(nn.Module):
         Returns:
             Features (N, C, H, W) and flow (N, 6n, H, W) of the next level.
         """
-        # Beside features, flow must lie as they do, or each level would turn it around anew. Free but for the first.
-        flow = flow.contiguous(memory_format=torch.channels_last)
-        x = self.fuse(warp_neighbours(feat, neighbours, flow, self.num_flows))
-        if self.flow_feat is not None:
-            x = x + self.flow_feat(F.softsign(flow / _FLOW_UNIT).to(x.dtype))
-        if update_flow and self.flow_update is not None:
-            flow = self.flow_update(x, flow)
+        x, flow = self.aligned(feat, neighbours, flow, update_flow=update_flow)
         x = x + self.attention(self.attention_norm(x))
         x = x + self.feed_forward(self.feed_forward_norm(x))
         if self.guided:
@@ -252,6 +246,29 @@ class HRBABlock(nn.Module):
             if embed is None:
                 raise ShapeError("HRBABlock: an exposure-aware block needs the exposure embedding, got none")
             x = self.modulation(x, embed)
+        return x, flow
+
+    def aligned(
+        self,
+        feat: Tensor,
+        neighbours: tuple[Tensor, Tensor],
+        flow: Tensor,
+        *,
+        update_flow: bool = True,
+        origin: tuple[int, int] = (0, 0),
+    ) -> tuple[Tensor, Tensor]:
+        """The first part of a level: frames fused with their warped neighbours, and the flow refined by that.
+
+        Arguments and results are those of `forward`. Of a part of the image whose first row and column are `origin`,
+        `feat` and `flow` hold that part, and the neighbours all of it.
+        """
+        # Beside features, flow must lie as they do, or each level would turn it around anew. Free but for the first.
+        flow = flow.contiguous(memory_format=torch.channels_last)
+        x = self.fuse(warp_neighbours(feat, neighbours, flow, self.num_flows, origin))
+        if self.flow_feat is not None:
+            x = x + self.flow_feat(F.softsign(flow / _FLOW_UNIT).to(x.dtype))
+        if update_flow and self.flow_update is not None:
+            flow = self.flow_update(x, flow)
         return x, flow
 
 

@@ -12,7 +12,13 @@ from torch import Tensor
 from vsfmanet.errors import ShapeError
 
 
-def flow_warp(x: Tensor, flow: Tensor, *, padding: Literal["zeros", "border"] = "zeros") -> Tensor:
+def flow_warp(
+    x: Tensor,
+    flow: Tensor,
+    *,
+    padding: Literal["zeros", "border"] = "zeros",
+    origin: tuple[int, int] | None = None,
+) -> Tensor:
     """Sample `x` at `p + flow(p)`: backward warping, bilinear.
 
     Sampling runs in fp32 whatever the dtype of `x`: half floats cannot hold half pixels beyond column 1024, and the
@@ -22,27 +28,29 @@ def flow_warp(x: Tensor, flow: Tensor, *, padding: Literal["zeros", "border"] = 
         x: (N, C, H, W), any range.
         flow: (N, 2, H, W) in pixels; channel 0 points right, channel 1 down.
         padding: What lies outside the image: zeros, or the nearest pixel of its border.
+        origin: Row and column of `x` where a flow of another size begins, of which a result of that size is made.
 
     Returns:
         (N, C, H, W), in the dtype of `x`.
 
     Raises:
-        ShapeError: `flow` is not (N, 2, H, W) for the N, H, W of `x`.
+        ShapeError: `flow` is not (N, 2, H, W) for the N, H, W of `x`, and no origin is given.
     """
     n, _, h, w = x.shape
-    if flow.shape != (n, 2, h, w):
+    if origin is None and flow.shape != (n, 2, h, w):
         raise ShapeError(f"flow_warp: flow must be {(n, 2, h, w)}, got {tuple(flow.shape)}; resize it to the image")
     with torch.autocast(x.device.type, enabled=False):
         flow = flow.float()
-        column = torch.arange(w, device=x.device, dtype=torch.float32) + flow[:, 0]
-        row = torch.arange(h, device=x.device, dtype=torch.float32)[:, None] + flow[:, 1]
+        top, left = origin or (0, 0)
+        column = torch.arange(left, left + flow.shape[3], device=x.device, dtype=torch.float32) + flow[:, 0]
+        row = torch.arange(top, top + flow.shape[2], device=x.device, dtype=torch.float32)[:, None] + flow[:, 1]
         # Half-pixel convention of align_corners=False, which also holds for a side of one pixel.
         grid = torch.stack([(2 * column + 1) / w - 1, (2 * row + 1) / h - 1], dim=-1)
         out = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode=padding, align_corners=False)
     return out.to(x.dtype)
 
 
-def multi_flow_warp(x: Tensor, pairs: Tensor) -> Tensor:
+def multi_flow_warp(x: Tensor, pairs: Tensor, origin: tuple[int, int] | None = None) -> Tensor:
     """Warp groups of channels by their own flow and weight them by their own mask.
 
     The channels are split into n contiguous, nearly equal groups (the first C mod n groups get one more); group g is
@@ -52,6 +60,7 @@ def multi_flow_warp(x: Tensor, pairs: Tensor) -> Tensor:
     Args:
         x: (N, C, H, W) features of the neighbouring frame.
         pairs: (N, n, 3, H, W), fp32: flow dx, dy in pixels and mask logit z per group.
+        origin: As for `flow_warp`.
 
     Returns:
         (N, C, H, W), in the dtype of `x`.
@@ -63,25 +72,35 @@ def multi_flow_warp(x: Tensor, pairs: Tensor) -> Tensor:
     """
     count, channels, h, w = x.shape
     groups = pairs.shape[1]
-    if pairs.shape != (count, groups, 3, h, w) or groups > channels:
+    size = (h, w) if origin is None else tuple(pairs.shape[3:])
+    if pairs.shape != (count, groups, 3, *size) or groups > channels:
         raise ShapeError(
             f"multi_flow_warp: pairs must be ({count}, n <= {channels}, 3, {h}, {w}), got {tuple(pairs.shape)}"
         )
     mask = pairs[:, :, 2:].float().sigmoid().to(x.dtype)  # (N, n, 1, H, W)
     if channels % groups:
         parts = torch.tensor_split(x, groups, dim=1)  # the first C mod n parts are one larger
-        warped = [flow_warp(part, pairs[:, g, :2], padding="border") * mask[:, g] for g, part in enumerate(parts)]
+        warped = [
+            flow_warp(part, pairs[:, g, :2], padding="border", origin=origin) * mask[:, g]
+            for g, part in enumerate(parts)
+        ]
         return torch.cat(warped, dim=1)
     by_group = rearrange(x, "n (g c) h w -> (n g) c h w", g=groups)
     flow = rearrange(pairs[:, :, :2], "n g two h w -> (n g) two h w")
     return rearrange(
-        flow_warp(by_group, flow, padding="border") * rearrange(mask, "n g 1 h w -> (n g) 1 h w"),
+        flow_warp(by_group, flow, padding="border", origin=origin) * rearrange(mask, "n g 1 h w -> (n g) 1 h w"),
         "(n g) c h w -> n (g c) h w",
         g=groups,
     )
 
 
-def warp_neighbours_reference(feat: Tensor, neighbours: tuple[Tensor, Tensor], flow: Tensor, num_flows: int) -> Tensor:
+def warp_neighbours_reference(
+    feat: Tensor,
+    neighbours: tuple[Tensor, Tensor],
+    flow: Tensor,
+    num_flows: int,
+    origin: tuple[int, int] = (0, 0),
+) -> Tensor:
     """Put frames and their two neighbours, warped and masked by `multi_flow_warp`, into one tensor.
 
     Args:
@@ -89,28 +108,35 @@ def warp_neighbours_reference(feat: Tensor, neighbours: tuple[Tensor, Tensor], f
         neighbours: Next and previous frame's features, each (N, C, H, W).
         flow: (N, 6n, H, W), fp32: [direction (next, previous), pair, (dx, dy, mask logit)] in pixels.
         num_flows: n, groups of channels, each with a flow and a mask of its own.
+        origin: Row and column where `feat` and `flow` begin, if they are part of the image that the neighbours show.
 
     Returns:
         (N, 3C, H, W): own, next, previous; in the dtype of `feat`.
 
     Raises:
-        ShapeError: A neighbour is not of the shape of `feat`, `flow` is not (N, 6n, H, W), or n > C.
+        ShapeError: A neighbour does not hold `feat` at `origin`, `flow` is not (N, 6n, H, W), or n > C.
 
     Source: FMA-Net++ (arXiv 2512.04390), Eq. 4.
     """
-    check_neighbours(feat, neighbours, flow, num_flows)
+    check_neighbours(feat, neighbours, flow, num_flows, origin)
     pairs = rearrange(flow, "n (d g c) h w -> d n g c h w", d=2, g=num_flows)
-    warped = [multi_flow_warp(other, pair) for other, pair in zip(neighbours, pairs, strict=True)]
+    warped = [multi_flow_warp(other, pair, origin) for other, pair in zip(neighbours, pairs, strict=True)]
     return torch.cat([feat, *warped], dim=1)
 
 
-def check_neighbours(feat: Tensor, neighbours: tuple[Tensor, Tensor], flow: Tensor, num_flows: int) -> None:
+def check_neighbours(
+    feat: Tensor, neighbours: tuple[Tensor, Tensor], flow: Tensor, num_flows: int, origin: tuple[int, int]
+) -> None:
     """Raise ShapeError unless the arguments of `warp_neighbours` fit each other."""
     n, channels, h, w = feat.shape
-    if any(other.shape != feat.shape for other in neighbours):
+    top, left = origin
+    height, width = neighbours[0].shape[2:]
+    whole = (n, channels, height, width)
+    if any(other.shape != whole for other in neighbours) or top + h > height or left + w > width or min(origin) < 0:
         raise ShapeError(
             f"warp_neighbours: neighbours must be {tuple(feat.shape)} each, "
             f"got {' and '.join(str(tuple(other.shape)) for other in neighbours)}"
+            + ("" if origin == (0, 0) else f" for a part at {origin}")
         )
     if flow.shape != (n, 6 * num_flows, h, w) or num_flows > channels:
         raise ShapeError(

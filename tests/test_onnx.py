@@ -1,0 +1,251 @@
+"""The network outside torch: exported graphs, and the cache of what is built from them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import vapoursynth as vs
+from torch import Tensor
+
+from tests.fakes import ListSource
+from tests.test_networks import TINY, awake
+from vsfmanet import restore
+from vsfmanet.devices import pick_backend, pick_device, pick_precision
+from vsfmanet.engines import graph
+from vsfmanet.engines.cache import EngineCache, EngineSpec
+from vsfmanet.engines.eager import EagerEngine
+from vsfmanet.engines.graph import GraphEngine, Part, Run
+from vsfmanet.errors import ConfigError, DeviceError
+from vsfmanet.networks.fmanetpp import deploy
+from vsfmanet.restorer import Restorer
+from vsfmanet.weights import save_model
+
+SMALL = replace(TINY, num_blocks=1, initial_flow="matching", flow_features=True)
+SPEC = EngineSpec(
+    part="stem", weights_sha256="ab", height=8, width=9, precision="float16", runtime="TensorRT 10.9",
+    device="GPU, 9.0, driver 13000", versions="torch 2.6",
+)  # fmt: skip
+ENGINE = bytes(range(256)) + b"\nengine\n"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "small.safetensors"
+    save_model(deploy(awake(SMALL)), path)
+    return path
+
+
+class Builder:
+    """Builds, and loads what it has built and nothing else: a stand-in for a deserialiser, which runs what it gets."""
+
+    def __init__(self) -> None:
+        self.built = 0
+        self.fails = 0
+
+    def build(self) -> bytes:
+        self.built += 1
+        return ENGINE
+
+    def load(self, data: bytes) -> str:
+        assert data == ENGINE, "something else was deserialised"
+        if self.fails:
+            self.fails -= 1
+            raise RuntimeError("made for another version")
+        return "ready"
+
+    def fetch(self, cache: EngineCache, spec: EngineSpec = SPEC) -> int:
+        """How often it had to build."""
+        before = self.built
+        assert cache.fetch(spec, self.build, self.load) == "ready"
+        return self.built - before
+
+
+# onnxruntime
+
+
+def test_onnxruntime_restores_what_torch_does_and_finds_its_graphs_again(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = ListSource(frames=list(torch.rand(4, 3, 19, 23)), cuts=(3,), exposures=[0.5, None, 1.0, None])
+    with Restorer(str(weights), device="cpu", precision="fp32") as restorer:
+        expected = torch.stack([item.frame for item in restorer.restore(source, 0, 4)])
+    exported: list[str] = []
+    real = graph.export
+
+    def export(part: Part) -> bytes:
+        exported.append(part.name)
+        return real(part)
+
+    monkeypatch.setattr(graph, "export", export)
+    for _ in range(2):
+        with Restorer(str(weights), backend="onnx") as restorer:
+            found = torch.stack([item.frame for item in restorer.restore(source, 0, 4)])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert exported == ["stem", "level 0", "level 1", "bridge", "finish"]  # once
+
+
+def test_a_part_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = deploy(awake(SMALL))
+    wrong = ""
+
+    def load(part: Part, data: bytes) -> Run:
+        def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+            with torch.inference_mode():
+                out = part.module(*inputs)
+            found = [out] if isinstance(out, Tensor) else list(out)
+            return [tensor * (1.01 if part.name == wrong else 1) for tensor in found]
+
+        return run
+
+    def engine() -> GraphEngine:
+        return GraphEngine(
+            network, weights_sha256="ab", cache=EngineCache(tmp_path), runtime="Stub 1", device="none",
+            build=lambda model: model, load=load,
+        )  # fmt: skip
+
+    monkeypatch.setattr(graph, "export", lambda part: part.name.encode())
+    lr = torch.rand(1, 3, 12, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(engine().stem(lr), EagerEngine(network).stem(lr))
+    wrong = "level 1"
+    with pytest.raises(
+        DeviceError, match=r'Stub 1 must agree .* feat_out of level 1 is off by .*; use backend="torch"'
+    ):
+        engine().stem(lr)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_graphs_sample_in_fp32(dtype: torch.dtype) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    network = deploy(awake(SMALL))
+    for part in (network.degradation, network.restoration):
+        part.to(dtype)
+    [level] = [part for part in graph.parts(network, 9, 11) if part.name == "level 1"]
+    model = onnx.load_from_string(graph.export(level))
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.input)}
+    sampled = [types[name] for node in inferred.node if node.op_type == "GridSample" for name in node.input]
+    assert sampled
+    assert set(sampled) == {onnx.TensorProto.FLOAT}
+    half = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16}[dtype]
+    convolved = [types[node.input[0]] for node in inferred.node if node.op_type == "Conv"]
+    assert convolved
+    assert set(convolved) == {half}
+
+
+# The cache
+
+
+def test_an_engine_is_built_once_and_kept_for_its_owner_alone(tmp_path: Path) -> None:
+    builder, folder = Builder(), tmp_path / "engines"
+    assert builder.fetch(EngineCache(folder)) == 1
+    assert builder.fetch(EngineCache(folder)) == 0
+    assert len(list(folder.iterdir())) == 2  # the engine and the key: nothing half-made is left
+    if os.name == "posix":
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert all(path.stat().st_mode & 0o777 == 0o600 for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "flipped", "longer", "planted", "of another key"])
+def test_an_engine_that_is_not_whole_and_ours_is_built_anew_and_never_loaded(tmp_path: Path, harm: str) -> None:
+    builder, cache = Builder(), EngineCache(tmp_path / "engines")
+    builder.fetch(cache)
+    [path] = (tmp_path / "engines").glob("*.engine")
+    content = bytearray(path.read_bytes())
+    if harm == "flipped":
+        content[-9] ^= 4
+    elif harm == "of another key":
+        other = EngineCache(tmp_path / "other")
+        other.fetch(SPEC, lambda: b"evil", lambda data: data)
+        content = bytearray((tmp_path / "other" / path.name).read_bytes())
+    else:
+        content = {
+            "cut": content[:-5], "emptied": bytearray(), "longer": content + b"x",
+            "planted": bytearray(32) + SPEC.text() + b"\nevil",
+        }[harm]  # fmt: skip
+    path.write_bytes(content)
+    assert builder.fetch(cache) == 1
+    assert builder.fetch(cache) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"runtime": "TensorRT 10.10"}, {"device": "GPU, 8.9, driver 13000"}, {"weights_sha256": "cd"}, {"width": 10}],
+)
+def test_an_engine_for_something_else_is_not_taken_even_under_the_right_name(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    builder, cache, other = Builder(), EngineCache(tmp_path), replace(SPEC, **change)
+    builder.fetch(cache, other)
+    assert builder.fetch(cache) == 1
+    (tmp_path / f"{other.digest()}.engine").replace(tmp_path / f"{SPEC.digest()}.engine")
+    assert builder.fetch(cache) == 1
+
+
+def test_an_engine_that_does_not_load_is_built_anew_once(tmp_path: Path) -> None:
+    builder, cache = Builder(), EngineCache(tmp_path)
+    builder.fetch(cache)
+    builder.fails = 1
+    assert builder.fetch(cache) == 1
+    builder.fails = 2
+    with pytest.raises(RuntimeError, match="made for another version"):
+        builder.fetch(cache)
+
+
+def test_two_who_build_at_once_both_get_a_whole_engine(tmp_path: Path) -> None:
+    builder = Builder()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: builder.fetch(EngineCache(tmp_path)), range(24)))
+    assert builder.fetch(EngineCache(tmp_path)) == 0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match="a folder that you alone may write to") as caught:
+        EngineCache(tmp_path)
+    assert caught.value.exit_code == 2
+
+
+# Which backend
+
+
+def test_backends_go_with_devices_and_precisions_that_they_know() -> None:
+    cpu = torch.device("cpu")
+    assert pick_backend("auto") == "torch"
+    assert pick_device("auto", backend="onnx") == cpu
+    assert pick_precision("auto", cpu, backend="onnx") == torch.float32
+    with pytest.raises(ConfigError, match="needs 'auto', 'torch', 'onnx', 'tensorrt', got 'ncnn'"):
+        pick_backend("ncnn")
+    with pytest.raises(ConfigError, match="backend 'onnx' does not run there, got 'cuda'"):
+        pick_device("cuda", backend="onnx")
+    with pytest.raises(ConfigError, match="backend 'tensorrt' does not run there, got 'cpu'"):
+        pick_device("cpu", backend="tensorrt")
+    with pytest.raises(ConfigError, match="backend 'onnx' computes in 'fp32', got 'bf16'"):
+        pick_precision("bf16", cpu, backend="onnx")
+
+
+def test_what_a_backend_lacks_is_named(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    clip = vs.core.std.BlankClip(format=vs.RGBS, width=16, height=16, length=1)
+    with pytest.raises(vs.Error, match=r"needs onnx, onnxscript and onnxruntime.*pip install vsfmanet\[onnx\]"):
+        restore(clip, model=str(weights), backend="onnx")
+    with pytest.raises(vs.Error, match="tile is for backend 'torch', got 'onnx'"):
+        restore(clip, model=str(weights), backend="onnx", tile=(64, 64))
+    if not torch.cuda.device_count():
+        with pytest.raises(vs.Error, match="must name one of 0 CUDA devices"):
+            restore(clip, model=str(weights), backend="tensorrt")
