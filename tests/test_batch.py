@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import os
 import random
 import re
@@ -16,13 +19,14 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import imageio_ffmpeg
 import pytest
 
 from tests.batch_stub import content, stub_recipe
 from vsfmanet import cli
 from vsfmanet.cli import main
-from vsfmanet.jobs import batch, journal, runner
+from vsfmanet.jobs import batch, journal, pictures, progress, runner
 from vsfmanet.jobs.clip import RestoreSettings
 from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.journal import open_journal
@@ -54,6 +58,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "PROGRAM", (sys.executable, str(STUB)))
     monkeypatch.setattr(batch, "recipe", lambda job: stub_recipe(job.encoder_args))
     monkeypatch.setattr(batch, "model_scale", lambda model: 4)
+    monkeypatch.setattr(batch, "measure_speed", lambda settings, size: (size[0] * size[1] / 0.5, size))
 
 
 def put(folder: Path, *words: str) -> list[Path]:
@@ -300,6 +305,20 @@ def test_a_newer_journal_is_left_in_place(sources: Path, made: Path, capsys: pyt
     assert path.read_bytes() == before
 
 
+def test_an_older_journal_is_brought_up_to_date(sources: Path, made: Path) -> None:
+    put(sources, "ok", "ok")
+    assert run(sources, made, "--include=1*") == 0
+    path = made / batch.FOLDER / "journal.sqlite3"
+    with closing(sqlite3.connect(path)) as connection:  # as version 1 was: without pictures
+        connection.execute("ALTER TABLE jobs DROP COLUMN picture")
+        connection.execute("PRAGMA user_version = 1")
+    assert run(sources, made) == 0
+    assert attempts(made) == {str(sources / "1 ok.mkv"): 1, str(sources / "2 ok.mkv"): 1}
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (journal.VERSION,)
+    assert not path.with_name("journal.sqlite3.bad").exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
@@ -454,18 +473,79 @@ def test_real_files_are_restored_and_bad_ones_named(
     (sources / "half.mkv").write_bytes(data[: len(data) // 2])
     (sources / "text.mkv").write_text("not a video")
     assert run(sources, made, "--encoder-args=-preset ultrafast") == 3
-    assert last_line(capsys).startswith("done 1, refused 1, damaged 1, failed 0, left 0")
+    said = capsys.readouterr().err
+    assert "done 1, refused 1, damaged 1, failed 0, left 0" in said.splitlines()[-1]
     assert outputs(made) == ["film.mkv"]
+    page = (made / batch.REPORT).read_text()
+    [picture] = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    with av.open(io.BytesIO(base64.b64decode(picture)), "r") as container:
+        frame = next(container.decode(video=0))
+        assert (frame.width, frame.height) == (2 * 256 + pictures.GAP, 180)  # the output has 256x192
     assert check_against_record(made / "film.mkv").frames == 25
     assert main(["verify", str(made / "film.mkv"), "--source", str(sources / "film.mkv")]) == 0
     assert os.listdir(made / batch.FOLDER) == ["journal.sqlite3", "journal.sqlite3.lock"]
 
 
 @pytest.mark.usefixtures("real_jobs")
-def test_a_full_disk_of_the_outputs_pauses_the_batch(
+def test_exposures_beside_a_source_are_part_of_its_job(
+    sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def restore() -> str:
+        assert run(sources, made, "--encoder-args=-preset ultrafast", "--range-frames=10") == 0
+        return capsys.readouterr().err
+
+    assert "1 of 1 jobs to do" in restore()
+    sidecar = sources / "film.exposure.csv"
+    sidecar.write_text("frame,exposure\n" + "".join(f"{n},0.5\n" for n in range(25)))
+    assert "1 of 1 jobs to do" in restore()
+    assert "0 of 1 jobs to do" in restore()
+    assert outputs(made) == ["film.mkv", "film.old1.mkv"]
+    sidecar.write_text("frame,exposure\n" + "".join(f"{n},0.4\n" for n in range(25)))
+    os.utime(sidecar, ns=(1, 1))  # an older time does not hide it where every byte is compared
+    assert run(sources, made, "--encoder-args=-preset ultrafast", "--range-frames=10", "--recheck") == 0
+    assert len(outputs(made)) == 3
+
+
+@pytest.mark.usefixtures("real_jobs")
+def test_progress_of_the_whole_batch_is_told_as_json(
+    sources: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "JSON_INTERVAL", 0)
+    (sources / "film 2.mkv").write_bytes((sources / "film.mkv").read_bytes())
+    (sources / "text.mkv").write_text("not a video")
+    assert run(sources, made, "--encoder-args=-preset ultrafast", "--progress=json") == 3
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    told = [event for event in events if event["event"] == "progress"]
+    assert {event["step"] for event in told} == {"batch"}
+    assert {event["total"] for event in told} == {3}
+    assert [event["done"] for event in told] == sorted(event["done"] for event in told)
+    assert any(event.get("job_step") == "restoring" and event["job_total"] == 25 for event in told)
+    assert any(event.get("seconds_left", 0) > 0 for event in told)
+    assert [event["text"].partition(":")[0] for event in events if event["event"] == "note"][
+        -1
+    ] == "done 2, refused 1, damaged 0, failed 0, left 0; report"
+
+
+@pytest.mark.usefixtures("real_jobs")
+def test_a_job_that_the_disk_cannot_hold_is_not_begun(
     sources: Path, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = (f"--journal={tmp_path / 'journal'}", "--encoder-args=-c:v ffv1")
+    assert run(sources, small_disk, *options) == 5
+    said = capsys.readouterr().err
+    assert "1.2 times what 25 frames are expected to take" in said
+    assert "restoring" not in said
+    assert outputs(small_disk) == []
+
+
+@pytest.mark.usefixtures("real_jobs")
+def test_a_full_disk_of_the_outputs_pauses_the_batch(
+    sources: Path, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (
+        f"--journal={tmp_path / 'journal'}",
+        "--encoder-args=-c:v png",
+    )  # larger than expected
     assert run(sources, small_disk, *options) == 5
     assert outputs(small_disk) == []
     assert last_line(capsys).startswith("done 0, refused 0, damaged 0, failed 1, left 0")
@@ -486,7 +566,8 @@ def test_a_dry_run_makes_nothing_and_tells_frames_and_sizes(
     said = capsys.readouterr().err
     assert "1 ok.mkv: cannot be opened" in said
     assert "50 frames of 64x48, 0:00:02" in said
-    assert "2 files, about 50 frames" in said
+    assert "2 files, about 50 frames; about 4.61e-05 GB" in said
+    assert "about 0:00:25 on this device (measured: 0.5 s for a frame of 64x48" in said
     assert not made.exists()
 
 
@@ -495,14 +576,25 @@ def test_every_option_reaches_the_job() -> None:
         source=Path("-in.mkv"),
         target=Path("out.mkv"),
         settings=RestoreSettings(
-            model="other", exposure=0.5, device="cpu", device_index=1, precision="fp32", segment=3, sc_threshold=0.25
+            model="other",
+            exposure=0.5,
+            device="cpu",
+            device_index=1,
+            precision="fp32",
+            backend="onnx",
+            tile=(64, 48),
+            segment=3,
+            sc_threshold=0.25,
         ),
         encoder_args="-crf 20 -x 'a b'",
         audio=False,
         subtitles=False,
         attachments=False,
-        salvage=True,
+        on_damage="as-is",
+        deinterlace=True,
         overwrite=True,
+        range_frames=77,
+        reserve=1.5,
     )
     for each in (job, RestoreJob(source=Path("in.mkv"), target=Path("out.mkv"))):
         options = cli._parser().parse_args(batch.arguments(each, attempt=4))

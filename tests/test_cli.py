@@ -425,6 +425,8 @@ def test_a_damaged_file_is_refused_with_the_place_and_salvaged_on_request(
     there = times(tmp_path / "made.mkv")
     assert len(there) < len(whole)
     assert set(there) <= set(whole)  # the frames that are there, at their own times
+    assert restore(source, tmp_path / "even.mkv", "--on-damage", "as-is") == 0
+    assert times(tmp_path / "even.mkv") == whole[: len(there)]  # one after the other
 
 
 def test_a_recording_that_starts_inside_a_group_of_pictures_keeps_its_sound_in_place(
@@ -461,7 +463,9 @@ def test_a_source_without_timestamps_gets_a_constant_rate(tmp_path: Path, capsys
 def test_interlaced_video_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ffmpeg(*picture(0.4), "-vf", "setfield=tff", "-c:v", "mpeg2video", "-flags", "+ildct+ilme", tmp_path / "in.mkv")
     assert restore(tmp_path / "in.mkv", tmp_path / "made.mkv") == 3
-    assert "deinterlace" in capsys.readouterr().err
+    assert "--deinterlace" in capsys.readouterr().err
+    assert restore(tmp_path / "in.mkv", tmp_path / "made.mkv", "--deinterlace") == 0
+    assert times(tmp_path / "made.mkv") == times(tmp_path / "in.mkv")
 
 
 def test_a_picture_that_would_be_cropped_is_refused(tmp_path: Path) -> None:

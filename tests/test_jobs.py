@@ -17,6 +17,7 @@ import vapoursynth as vs
 
 from vsfmanet.errors import ConfigError, FormatError, IncompleteError, OutputError
 from vsfmanet.jobs import clip, encode, source
+from vsfmanet.jobs.deinterlace import deinterlaced
 from vsfmanet.jobs.files import move_new
 from vsfmanet.jobs.progress import clock
 from vsfmanet.jobs.runner import RestoreJob
@@ -128,6 +129,7 @@ def test_verification_finds_a_file_that_is_cut(made: Path, tmp_path: Path, keep:
     [
         ([40 * n for n in range(100)], 0),
         ([40 * n for n in range(100) if not 50 <= n < 60], 1),
+        ([40 * n for n in range(30) if not 10 <= n < 20], 1),  # also where it is a large part of a short film
         ([40 * n for n in range(100) if n != 50], 0),  # one frame that an encoder dropped
         ([*range(0, 2000, 40), *range(2000, 6000, 80)], 0),  # two rates
         ([0, 40, 2000], 0),  # too few to have a rate
@@ -259,6 +261,32 @@ def nut_of(samples: bytes, stamps: list[int], pixel_format: str, size: tuple[int
 def test_formats_that_no_encoder_takes_are_refused(name: str) -> None:
     with pytest.raises(FormatError, match=name):
         clip.pixel_format(vs.core.get_video_format(getattr(vs, name.upper())))
+
+
+# Interlaced frames
+
+
+@pytest.mark.parametrize(("name", "parity"), [("yuv420p", "tff"), ("yuv422p10le", "bff"), ("gbrp", "tff")])
+def test_interlaced_frames_are_made_whole_as_ffmpeg_does_in_any_order(tmp_path: Path, name: str, parity: str) -> None:
+    woven, whole = tmp_path / "woven.mkv", tmp_path / "whole.mkv"
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error"]
+    moving = f"testsrc2=s=70x50:r=50:d=0.4,format={name},interlace=scan={parity},setfield={parity}"
+    subprocess.run([*ffmpeg, "-f", "lavfi", "-i", moving, "-c:v", "ffv1", woven], check=True)
+    subprocess.run(
+        [*ffmpeg, "-i", woven, "-vf", f"bwdif=mode=send_frame:parity={parity}", "-c:v", "ffv1", whole], check=True
+    )
+    made = deinterlaced(clip.open_clip(source.inspect(woven), threads=0, interlaced=True).node)
+    expected = clip.open_clip(source.inspect(whole), threads=0, interlaced=True).node
+    assert made.num_frames == expected.num_frames == 10
+    for n in (4, 0, 9, 1, 4, 8, 2, 3, 5, 6, 7):
+        assert clip.frame_bytes(made.get_frame(n)) == clip.frame_bytes(expected.get_frame(n))
+        assert made.get_frame(n).props["_FieldBased"] == 0
+
+
+def test_whole_frames_are_not_deinterlaced() -> None:
+    node = vs.core.std.BlankClip(format=vs.YUV420P8, width=16, height=16, length=1, color=[9, 8, 7])
+    made = deinterlaced(node)
+    assert clip.frame_bytes(made.get_frame(0)) == clip.frame_bytes(node.get_frame(0))
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def test_probe_gives_programs_the_same_as_json(recording: Path, capsys: pytest.C
         "min": pytest.approx(0.3, rel=1e-3),
         "mean": pytest.approx(0.45, rel=1e-3),
         "max": pytest.approx(0.6, rel=1e-3),
+        "estimate_off": None,
     }
     assert table["streams"] == ["video stream 0 (h264)", "data stream 1 (unknown)"]
     assert table["refusal"] is None
@@ -109,6 +110,28 @@ def test_the_picture_has_a_line_for_each_stretch_that_is_known(recording: Path, 
     assert "a & b.mp4" in "".join(drawing.itertext())
 
 
+def test_estimates_fill_what_the_camera_left_open_and_are_held_against_the_rest(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen(node: vs.VideoNode, *, exposure: str) -> vs.VideoNode:
+        assert exposure == "estimate"
+        tagged = node.std.SetFrameProps(FMANetExposure=0.5, FMANetExposureConfidence=0.8)
+        return tagged[:50] + node[50:]
+
+    monkeypatch.setattr(vsfmanet, "exposure", seen, raising=False)
+    plot, sidecar = tmp_path / "exposure.svg", tmp_path / "all.json"
+    arguments = ["probe", str(recording), "--estimate", "--json", "--plot", str(plot), "--export", str(sidecar)]
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)["exposure"]
+    assert found["sources"] == {"telemetry": 40, "estimate": 10, "network": 10}
+    assert found["estimate_off"] == pytest.approx((20 * 0.2 + 20 * 0.1) / 40, rel=1e-2)
+    assert "estimating 60/60 frames" in said.err
+    assert json.loads(sidecar.read_text())["source"] == ["telemetry"] * 40 + ["estimate"] * 10 + [None] * 10
+    lines = list(ElementTree.fromstring(plot.read_text()).iter("{http://www.w3.org/2000/svg}polyline"))
+    assert [len(line.attrib["points"].split()) for line in lines] == [50, 40]
+
+
 def test_a_file_that_exists_is_not_written_over(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,4 +163,4 @@ def test_an_exposure_that_is_neither_number_nor_file_is_wrong_usage(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["restore", "a.mkv", "b.mkv", "--exposure", text])
-    assert f"auto, a number or a .csv or .json file is needed, got '{text}'" in capsys.readouterr().err
+    assert f"auto, estimate, a number or a .csv or .json file is needed, got '{text}'" in capsys.readouterr().err

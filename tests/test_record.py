@@ -106,11 +106,12 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
     job = RestoreJob(source=Path("in.mkv"), target=Path("out.mkv"))
     settings: dict[str, Any] = {
         "model": "other", "exposure": 0.5, "precision": "fp32", "sc_threshold": 0.1,
-        "device": "cpu", "device_index": 1, "segment": 3,
+        "device": "cpu", "device_index": 1, "segment": 3, "backend": "onnx", "tile": (64, 48),
     }  # fmt: skip
     own: dict[str, Any] = {
         "start": 1, "end": 9, "encoder_args": "-crf 1", "audio": False, "subtitles": False, "attachments": False,
-        "salvage": True, "target": Path("elsewhere.mkv"), "source": Path("moved.mkv"), "overwrite": True,
+        "on_damage": "salvage", "target": Path("elsewhere.mkv"), "source": Path("moved.mkv"), "overwrite": True,
+        "deinterlace": True, "range_frames": 7, "reserve": 1.0,
     }  # fmt: skip
     same = {
         name
@@ -122,7 +123,8 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
         ]
         if recipe(other).digest() == recipe(job).digest()
     }
-    assert same == {"device", "device_index", "segment", "source", "target", "overwrite"}
+    elsewhere = {"device", "device_index", "segment", "backend", "tile"}
+    assert same == elsewhere | {"source", "target", "overwrite", "range_frames", "reserve"}
 
 
 # Done means done
@@ -186,6 +188,26 @@ def test_an_output_that_is_made_again_keeps_the_old_one_with_its_record(film: Pa
     assert old.read_bytes() == before
     for path in (old, made):
         assert main(["verify", str(path)]) == 0
+
+
+def test_exposures_beside_a_source_reach_the_filter_and_make_another_job(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float | str] = []
+
+    def look(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
+        seen.append(settings.exposure)
+        return node
+
+    monkeypatch.setattr(clips, "restore_clip", look)
+    source, sidecar = tmp_path / "film.one.mkv", tmp_path / "film.one.exposure.json"
+    source.write_bytes(film.read_bytes())
+    without = Fingerprint.of(source)
+    sidecar.write_text('{"exposure": []}')
+    assert Fingerprint.of(source) != without
+    for number, options in enumerate(([], ["--exposure=0.5"])):
+        assert main(["restore", FAST, *options, str(source), str(tmp_path / f"{number}.mkv")]) == 0
+    assert seen == [str(sidecar), 0.5]
 
 
 # Two at once

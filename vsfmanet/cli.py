@@ -11,15 +11,17 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-from vsfmanet.errors import VsfmanetError
+from vsfmanet.errors import ConfigError, VsfmanetError
 
 if TYPE_CHECKING:
+    from vsfmanet.jobs.paths import Selection
     from vsfmanet.jobs.runner import RestoreJob
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -46,6 +48,11 @@ The result appears under its name once every frame of it has been decoded again 
 then it is a hidden part file beside it. The source is only read. A record (OUT.vsfmanet.json) says what the result was
 made of: run again on a job that is done, the command checks the record and makes nothing new.
 
+A film of more than --range-frames frames is made in ranges, each in a file of its own in a hidden folder beside OUT,
+which are joined in the end without coding them again: a job that was killed goes on after the last whole range. While
+it runs that takes twice the room of OUT. Encoder options with which ranges may not fit together (filters, two passes,
+unknown ones) are told, and the film is made in one pass.
+
 With --start and --end, what is copied is cut to the same time, at the limits of packets: sound begins within one packet
 (some 20 ms) after the first frame, at its right place; a subtitle that began before is left out.
 
@@ -60,10 +67,18 @@ done again. One bad file never stops the others; a full disk or a lost device st
 another version or a changed source is another job: its result takes the name, and the old one is kept as OUT.old1.
 Names that cannot work, and files that are in the way, are all listed before anything starts (exit code 2).
 
-The journal and a report (vsfmanet-report.html) are in OUT_DIR.
+The journal and a report (vsfmanet-report.html, with pictures before and after) are in OUT_DIR.
 
 exit codes: the first that applies of 128+n stopped by signal n, 1 bug, 2 usage, 4 device, 5 output or disk, 8 weights,
 7 another batch is running, 6 a job failed, 3 sources refused or damaged, 0 all done and verified
+"""
+
+CLUSTER_NOTES = """\
+Each job is one command, `vsfmanet cluster run LIST NUMBER`, which does nothing if the output is there and intact. So
+the same command again, or the same script submitted again, does what is left. When all has ended, `vsfmanet batch`
+with the same folders and options checks that every output is there, does what is not, and writes the report.
+
+exit codes: as of `vsfmanet batch`; of one job those of `vsfmanet restore`, after three attempts
 """
 
 PROBE_NOTES = """\
@@ -97,7 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options))
     except VsfmanetError as error:
-        _tell(f"error: {error}")
+        if getattr(options, "progress", "") == "json":
+            _write_line(sys.stderr, json.dumps({"event": "error", "text": str(error)}))
+        else:
+            _tell(f"error: {error}")
         if getattr(options, "json", False):
             _print_json({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code})
         return error.exit_code
@@ -136,6 +154,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_batch_options(batch)
     batch.set_defaults(command=_batch)
+    cluster = commands.add_parser(
+        "cluster",
+        help="restore all video files of a folder on several machines",
+        description="Restore all video files of a folder into another folder, on the machines of Ray, Slurm or "
+        "Kubernetes. Both folders must be under the same path on all of them.",
+        epilog=CLUSTER_NOTES,
+        formatter_class=layout,
+    )
+    _add_cluster_options(cluster)
     verify = commands.add_parser(
         "verify",
         help="check a finished file against its record or its source",
@@ -168,6 +195,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_probe_options(parser: argparse.ArgumentParser) -> None:
     """The options of `vsfmanet probe`."""
     parser.add_argument("source", metavar="IN", type=Path, help="video file")
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="estimate the exposure from blur and motion where the camera did not record it (slow); a plot shows both",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw exposure over time: .svg")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the exposure of each frame: .csv or .json")
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
@@ -181,6 +213,7 @@ def _add_restore_options(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="take the place of OUT, once verified; the old one becomes OUT.old1"
     )
     parser.add_argument("--json", action="store_true", help="the record, or the error, as JSON on stdout")
+    _add_progress_option(parser)
     parser.add_argument("--attempt", type=int, default=1, help=argparse.SUPPRESS)  # these two are for `batch`
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     frames = parser.add_argument_group("range of frames")
@@ -195,6 +228,29 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="OUT_DIR", type=Path, help="folder for the results, with the same folders")
     parser.set_defaults(start=0, end=None, overwrite=False)
 
+    _add_file_options(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument("--dry-run", action="store_true", help="say what would be done, with frames, sizes and time")
+    _add_progress_option(run)
+    run.add_argument("--resume", action="store_true", help="go on with a batch; refuse to begin one")
+    run.add_argument("--retry", action="store_true", help="try again what was refused, damaged or quarantined")
+    run.add_argument("--recheck", action="store_true", help="compare every byte of results that are done")
+    run.add_argument(
+        "--journal", type=Path, metavar="FILE", help="on a local disk (default: OUT_DIR/.vsfmanet/journal.sqlite3)"
+    )
+    run.add_argument(
+        "--stall-limit",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="stop a job without progress (default: %(default)g)",
+    )
+    _add_job_options(parser)
+    parser.set_defaults(reserve=2.0)
+
+
+def _add_file_options(parser: argparse.ArgumentParser) -> None:
+    """Which files are meant, and what becomes of their names."""
     files = parser.add_argument_group("files")
     files.add_argument(
         "--include",
@@ -218,25 +274,64 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
         help="suffix of the results (default: %(default)s, which holds everything)",
     )
 
-    run = parser.add_argument_group("run")
-    run.add_argument("--dry-run", action="store_true", help="say what would be done, with frames and sizes")
-    run.add_argument("--resume", action="store_true", help="go on with a batch; refuse to begin one")
-    run.add_argument("--retry", action="store_true", help="try again what was refused, damaged or quarantined")
-    run.add_argument("--recheck", action="store_true", help="compare every byte of results that are done")
-    run.add_argument(
-        "--journal", type=Path, metavar="FILE", help="on a local disk (default: OUT_DIR/.vsfmanet/journal.sqlite3)"
+
+def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `vsfmanet cluster` and of its engines."""
+    engines = parser.add_subparsers(title="engines", metavar="ENGINE", required=True)
+    told = {
+        "ray": "do the jobs as tasks of a Ray cluster, or on all devices of this machine",
+        "slurm": "write a script for sbatch to stdout",
+        "kubernetes": "write an Indexed Job for kubectl to stdout",
+    }
+    for name, help_text in told.items():
+        engine = engines.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
+        engine.add_argument("source", metavar="IN_DIR", type=Path, help="folder of videos; it is only read")
+        engine.add_argument("target", metavar="OUT_DIR", type=Path, help="folder for the results")
+        _add_file_options(engine)
+        where = engine.add_argument_group("cluster")
+        where.add_argument("--gpus", type=int, default=1, metavar="N", help="for each job (default: %(default)s)")
+        where.add_argument("--cpus", type=int, default=4, metavar="N", help="for each job (default: %(default)s)")
+        if name == "ray":
+            where.add_argument(
+                "--address",
+                default=os.environ.get("RAY_ADDRESS"),
+                metavar="HOST:PORT",
+                help="of the Ray head, which must ask for a token; auto for one on this machine (default: RAY_ADDRESS, "
+                "else this machine alone)",
+            )
+        else:
+            where.add_argument(
+                "--at-once", type=int, default=8, metavar="N", help="jobs at one time (default: %(default)s)"
+            )
+        if name == "kubernetes":
+            where.add_argument("--image", required=True, help="container with vsfmanet")
+            where.add_argument("--claim", required=True, help="persistent volume claim with IN_DIR and OUT_DIR")
+            where.add_argument("--mount", required=True, type=Path, metavar="DIR", help="its place, here and in pods")
+        _add_job_options(engine)
+        engine.set_defaults(command=_cluster, engine=name, start=0, end=None, overwrite=False, reserve=2.0)
+    one = engines.add_parser("run", help="do one job of a list: what the engines call")
+    one.add_argument("list", metavar="LIST", type=Path, help="in OUT_DIR/.vsfmanet, written by an engine's command")
+    one.add_argument(
+        "number",
+        metavar="NUMBER",
+        type=int,
+        nargs="?",
+        default=os.environ.get("JOB_COMPLETION_INDEX"),
+        help="of the job (default: JOB_COMPLETION_INDEX, else only check that this machine can do them)",
     )
-    run.add_argument(
-        "--stall-limit",
-        type=float,
-        default=600.0,
-        metavar="SECONDS",
-        help="stop a job without progress (default: %(default)g)",
+    one.add_argument("--json", action="store_true", help="the outcome as JSON on stdout")
+    one.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    one.set_defaults(command=_cluster_run)
+
+
+def _add_progress_option(parser: argparse._ActionsContainer) -> None:
+    """How progress is told."""
+    parser.add_argument(
+        "--progress",
+        default="auto",
+        choices=("auto", "json"),
+        help="on stderr: for people, or one JSON object a line, each second, for programs (default: %(default)s)",
     )
-    run.add_argument(
-        "--reserve", type=float, default=2.0, metavar="GIB", help="disk that must stay free (default: %(default)g)"
-    )
-    _add_job_options(parser)
 
 
 def _add_verify_options(parser: argparse.ArgumentParser) -> None:
@@ -262,10 +357,11 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         "--exposure",
         default="auto",
         type=_exposure,
-        metavar="auto|X|FILE",
+        metavar="auto|estimate|X|FILE",
         help="open-shutter time over frame interval: a number in (0, 1] (0.5 is a 180 degree shutter), or a .csv or "
-        ".json file with one for each frame, as `vsfmanet probe --export` writes it; auto takes the camera's "
-        "telemetry (GoPro), else what the network sees (default: %(default)s)",
+        ".json file with one for each frame, as `vsfmanet probe --export` writes it; auto takes film.exposure.csv or "
+        ".json beside film.mkv, then the camera's telemetry (GoPro), then what the network sees; estimate measures "
+        "blur and motion before the network is asked (default: %(default)s)",
     )
     network.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: %(default)s)"
@@ -278,6 +374,19 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         choices=("auto", "fp32", "bf16", "fp16"),
         help="of the network's features (default: %(default)s, the fastest that the device computes well)",
+    )
+    network.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "torch", "onnx", "tensorrt"),
+        help="what runs the network; onnx is for the CPU, tensorrt is unverified (default: %(default)s, torch)",
+    )
+    network.add_argument(
+        "--tile",
+        type=_tile,
+        metavar="WxH",
+        help="compute frames in parts of this many input pixels, to spare memory; same result up to rounding "
+        "(default: whole frames, and parts from where memory runs out)",
     )
     network.add_argument(
         "--segment",
@@ -303,8 +412,29 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--on-damage",
         default="stop",
-        choices=("stop", "salvage"),
-        help="what to do with a damaged source: refuse it, or restore the frames that decode (default: %(default)s)",
+        choices=("stop", "salvage", "as-is"),
+        help="what to do with a damaged source: refuse it; restore the frames that decode, at their own times; or "
+        "restore them one after the other at the nominal rate, whatever their times (default: %(default)s)",
+    )
+    output.add_argument(
+        "--deinterlace",
+        action="store_true",
+        help="make whole frames of interlaced ones with bwdif, as many and at the same times, rather than refuse them",
+    )
+    output.add_argument(
+        "--range-frames",
+        type=int,
+        default=500,
+        metavar="N",
+        help="a longer film is made in ranges of at most N frames, which end at scene cuts where there are some: a job "
+        "that is killed goes on after the last whole one. Same pixels; 0 for one pass (default: %(default)s)",
+    )
+    output.add_argument(
+        "--reserve",
+        type=float,
+        default=0.0,
+        metavar="GIB",
+        help="disk that must stay free, beside 1.2 times what an output is expected to take (default: %(default)g)",
     )
     _add_stream_options(output)
 
@@ -316,17 +446,27 @@ def _add_stream_options(parser: argparse._ActionsContainer) -> None:
 
 
 def _exposure(text: str) -> float | str:
-    """Read `auto`, the path of a sidecar file, or a number, whose range the filter checks."""
+    """Read `auto`, `estimate`, the path of a sidecar file, or a number, whose range the filter checks."""
+    from vsfmanet.exposures import WORDS
     from vsfmanet.exposures.sidecar import SUFFIXES
 
-    if text == "auto" or Path(text).suffix.lower() in SUFFIXES:
+    if text in WORDS or Path(text).suffix.lower() in SUFFIXES:
         return text
     try:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"auto, a number or a {' or '.join(SUFFIXES)} file is needed, got {text!r}"
+            f"auto, estimate, a number or a {' or '.join(SUFFIXES)} file is needed, got {text!r}"
         ) from None
+
+
+def _tile(text: str) -> tuple[int, int]:
+    """Read WIDTHxHEIGHT, whose range the filter checks."""
+    width, _, height = text.partition("x")
+    try:
+        return int(width), int(height)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"width x height is needed, such as 640x360, got {text!r}") from None
 
 
 def _job(options: argparse.Namespace, source: Path, target: Path) -> RestoreJob:
@@ -343,6 +483,8 @@ def _job(options: argparse.Namespace, source: Path, target: Path) -> RestoreJob:
             device=options.device,
             device_index=options.device_index,
             precision=options.precision,
+            backend=options.backend,
+            tile=options.tile,
             segment=options.segment,
             sc_threshold=options.sc_threshold,
         ),
@@ -352,8 +494,11 @@ def _job(options: argparse.Namespace, source: Path, target: Path) -> RestoreJob:
         audio=options.audio,
         subtitles=options.subtitles,
         attachments=options.attachments,
-        salvage=options.on_damage == "salvage",
+        on_damage=options.on_damage,
+        deinterlace=options.deinterlace,
         overwrite=options.overwrite,
+        range_frames=options.range_frames,
+        reserve=options.reserve,
     )
 
 
@@ -369,12 +514,13 @@ def _restore(options: argparse.Namespace) -> int:
     from vsfmanet.jobs.scratch import Scratch
 
     job = _job(options, options.source, options.target)
-    report, scratch = Report(), Scratch(attempt=options.attempt)
+    report, scratch = Report(as_json=options.progress == "json"), Scratch(attempt=options.attempt)
     records: list[Record] = []
 
     def clear_up() -> None:
         report.close()
-        scratch.discard()
+        if scratch.discard():
+            report.note("the ranges that are finished stay: the same command goes on after them")
 
     _run_until_stopped(lambda: records.append(run(job, report, scratch)), clear_up)
     if options.json:
@@ -382,10 +528,17 @@ def _restore(options: argparse.Namespace) -> int:
     return 0
 
 
+def _selection(options: argparse.Namespace) -> Selection:
+    """Which files a batch or a cluster takes."""
+    from vsfmanet.jobs.paths import VIDEOS, Selection
+
+    include = options.include or VIDEOS
+    return Selection(include=include, exclude=options.exclude, order=options.order, suffix=f".{options.container}")
+
+
 def _batch(options: argparse.Namespace) -> int:
     """`vsfmanet batch`."""
     from vsfmanet.jobs.batch import Batch, BatchOptions, dry_run
-    from vsfmanet.jobs.paths import VIDEOS, Selection
     from vsfmanet.jobs.progress import Report
 
     suffix = f".{options.container}"
@@ -393,23 +546,83 @@ def _batch(options: argparse.Namespace) -> int:
         in_folder=options.source,
         out_folder=options.target,
         template=_job(options, options.source, options.target / f"any{suffix}"),
-        selection=Selection(
-            include=options.include or VIDEOS, exclude=options.exclude, order=options.order, suffix=suffix
-        ),
+        selection=_selection(options),
         journal=options.journal,
         resume=options.resume,
         retry=options.retry,
         recheck=options.recheck,
         stall_limit=options.stall_limit,
-        reserve=options.reserve,
     )
+    report = Report(as_json=options.progress == "json")
     if options.dry_run:
-        _run_until_stopped(lambda: dry_run(asked, Report()), lambda: None)
+        _run_until_stopped(lambda: dry_run(asked, report), report.close)
         return 0
-    batch = Batch(asked, Report())
+    batch = Batch(asked, report)
     codes: list[int] = []
     _run_until_stopped(lambda: codes.append(batch.run()), batch.stop)
     return codes[0]
+
+
+def _cluster(options: argparse.Namespace) -> int:
+    """`vsfmanet cluster ray`, `slurm` and `kubernetes`."""
+    from vsfmanet.jobs import cluster
+    from vsfmanet.jobs.batch import BatchOptions
+    from vsfmanet.jobs.progress import Report
+
+    report = Report()
+    counts = [options.gpus, options.cpus - 1, getattr(options, "at_once", 1) - 1]
+    if min(counts) < 0:
+        raise ConfigError("cluster: --gpus from 0, and --cpus and --at-once from 1 are needed; mend them")
+    path = cluster.write_plan(
+        BatchOptions(
+            in_folder=options.source,
+            out_folder=options.target,
+            template=_job(options, options.source, options.target / f"any.{options.container}"),
+            selection=_selection(options),
+        ),
+        report,
+    )
+    sizes = {"gpus": options.gpus, "cpus": options.cpus}
+    if options.engine == "ray":
+        engine = cluster.RayRun(path, report, address=options.address, **sizes)
+        codes: list[int] = []
+        _run_until_stopped(lambda: codes.append(engine.run()), engine.conclude)
+        return codes[0]
+    if options.engine == "slurm":
+        text = cluster.slurm_script(path, at_once=options.at_once, **sizes)
+    else:
+        text = cluster.kubernetes_manifest(
+            path, image=options.image, claim=options.claim, mount=options.mount, at_once=options.at_once, **sizes
+        )
+    sys.stdout.write(text)
+    return 0
+
+
+def _cluster_run(options: argparse.Namespace) -> int:
+    """`vsfmanet cluster run`."""
+    if options.parent is not None:
+        from vsfmanet.jobs.child import die_with
+
+        die_with(options.parent)
+    from vsfmanet.jobs.cluster import OneJob, Outcome, answer
+
+    if options.number is None:
+        found = answer(options.list)
+        if options.json:
+            _print_json(dict(found))
+        else:
+            Path(found["canary"]).unlink()
+            _tell(f"{found['node']} can do the jobs of {options.list}")
+        return 0
+    job = OneJob(options.list, options.number)
+    outcomes: list[Outcome] = []
+    _run_until_stopped(lambda: outcomes.append(job.run()), job.stop)
+    [outcome] = outcomes
+    if options.json:
+        _print_json(asdict(outcome))
+    result = f"done, {outcome.frames} frames" if outcome.code == 0 else outcome.cause
+    _tell(f"{outcome.source}: {result}")
+    return outcome.code
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -439,10 +652,12 @@ def _verify(options: argparse.Namespace) -> int:
 def _probe(options: argparse.Namespace) -> int:
     """`vsfmanet probe`."""
     from vsfmanet.jobs.probe import Findings, as_lines, as_table, check_outputs, export, plot, probe
+    from vsfmanet.jobs.progress import Report
 
     check_outputs(export=options.export, plot=options.plot)
     found: list[Findings] = []
-    _run_until_stopped(lambda: found.append(probe(options.source)), lambda: None)
+    estimate = Report() if options.estimate else None
+    _run_until_stopped(lambda: found.append(probe(options.source, estimate=estimate)), lambda: None)
     [findings] = found
     if options.export is not None:
         export(findings, options.export)
@@ -535,4 +750,10 @@ def _print_json(value: object) -> None:
 
 def _tell(text: str) -> None:
     """A line for the user; stdout is for results."""
-    sys.stderr.write(f"vsfmanet: {text}\n")
+    _write_line(sys.stderr, f"vsfmanet: {text}")
+
+
+def _write_line(stream: TextIO, text: str) -> None:
+    """A line, if there is still somebody to read it."""
+    with suppress(OSError):
+        stream.write(f"{text}\n")

@@ -8,17 +8,22 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import av
 
 from vsfmanet.errors import ConfigError, IncompleteError, OutputError
+from vsfmanet.exposures import WORDS
 from vsfmanet.jobs.child import Child
-from vsfmanet.jobs.files import pending_records, record_path, sweep
+from vsfmanet.jobs.encode import choose_encoder
+from vsfmanet.jobs.estimate import measure_speed, output_bytes
+from vsfmanet.jobs.files import pending_records, record_path, remove_work, sweep
 from vsfmanet.jobs.journal import Journal, Row, open_journal
 from vsfmanet.jobs.paths import Pairing, Selection, survey
+from vsfmanet.jobs.pictures import before_and_after
 from vsfmanet.jobs.progress import Report, clock
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, read_record
 from vsfmanet.jobs.report import tally, write_report
@@ -42,8 +47,8 @@ PRECEDENCE = (1, 2, 4, 5, 8, 7, 6, 3)
 MACHINE = {4, 5, 8}
 """Exit codes of a job that the next job would have too: device, disk or encoder, weights."""
 
-LOSSY_BITS = 0.1
-"""Bits for a pixel that the default encoder needs, roughly; for the estimate of a dry run."""
+PICTURES = 500
+"""Jobs with a picture in the report, at most: it must still open."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,24 +73,19 @@ class BatchOptions:
     """Whether outputs that are done are compared with their records again."""
     stall_limit: float = 600.0
     """Seconds without progress after which a job is stopped."""
-    reserve: float = 2.0
-    """GiB that must stay free on the disk of the outputs."""
 
     def __post_init__(self) -> None:
-        if self.stall_limit <= 0 or self.reserve < 0:
+        if self.stall_limit <= 0:
+            raise ConfigError(f"batch: a stall limit above 0 s is needed, got {self.stall_limit}; mend --stall-limit")
+        if isinstance(self.template.settings.exposure, str) and self.template.settings.exposure not in WORDS:
             raise ConfigError(
-                f"batch: a stall limit above 0 s and a reserve from 0 GiB are needed, got {self.stall_limit} and "
-                f"{self.reserve}; mend --stall-limit and --reserve"
-            )
-        if isinstance(self.template.settings.exposure, str) and self.template.settings.exposure != "auto":
-            raise ConfigError(
-                f"batch: --exposure must be auto or a number for all files, got {self.template.settings.exposure!r}; "
-                "a file with the exposures of one video is for vsfmanet restore"
+                "batch: --exposure must be auto, estimate or a number for all files, got "
+                f"{self.template.settings.exposure!r}; auto also takes film.exposure.csv beside film.mkv"
             )
 
 
 def dry_run(options: BatchOptions, report: Report) -> None:
-    """Tell what would be done, with frames and sizes as the headers of the sources have it.
+    """Tell what would be done, with frames and sizes as the headers of the sources have it, and how long it would take.
 
     Args:
         options: What is asked.
@@ -94,21 +94,30 @@ def dry_run(options: BatchOptions, report: Report) -> None:
     Raises:
         ConfigError: The batch could not start.
         WeightsError: The model cannot be used.
+        DeviceError: There is no such device.
     """
-    jobs = _planned(options, report)
-    _refuse([job.target for job in jobs if _is_foreign(job.target)])
+    jobs = plan(options, report)
     scale = model_scale(options.template.settings.model)
-    frames = size = 0
+    encoder = choose_encoder(options.template.encoder_args, "yuv420p", options.selection.suffix)
+    frames = pixels = size = 0
+    largest = (0, 0)
     for job in jobs:
-        text, count, pixels = _estimate(job.source)
+        text, count, (width, height) = _estimate(job.source)
         frames += count
-        size += round(count * pixels * scale**2 * LOSSY_BITS / 8)
+        pixels += count * width * height
+        size += output_bytes(
+            frames=count, pixels=width * height * scale**2, pixel_format="yuv420p", encoder_args=encoder
+        )
+        largest = max(largest, (width, height), key=lambda sides: sides[0] * sides[1])
         report.note(f"{job.source} -> {job.target}: {text}")
     free = shutil.disk_usage(_existing(options.out_folder)).free
-    report.note(
-        f"{len(jobs)} files, about {frames} frames; with the default encoder about {size / 1e9:.2f} GB, "
-        f"{free / 1e9:.2f} GB are free"
-    )
+    report.note(f"{len(jobs)} files, about {frames} frames; about {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")
+    if pixels:
+        speed, (width, height) = measure_speed(options.template.settings, largest)
+        report.note(
+            f"about {clock(pixels / speed)} on this device (measured: {width * height / speed:.3g} s for a frame of "
+            f"{width}x{height}, other sizes in proportion)"
+        )
 
 
 class Batch:
@@ -123,6 +132,8 @@ class Batch:
         self._options = options
         self._report = report
         self._recipe = ""
+        self._finished = _Finished()
+        self._pictures = 0
         self._rows: dict[int, Row] = {}
         self._lock = threading.Lock()
         self._child: Child | None = None
@@ -148,6 +159,7 @@ class Batch:
             rows = journal.register(jobs, self._recipe)
             _refuse([row.job.target for row in rows if row.state != "done" and _is_foreign(row.job.target)])
             self._rows = {row.id: row for row in rows}
+            self._pictures = sum(bool(row.picture) for row in rows)
             try:
                 stopped_by = self._run_all(journal)
             finally:
@@ -164,6 +176,7 @@ class Batch:
             child = self._child
         if child is not None:
             child.stop()
+        self._report.close()
         if self._rows:
             self._conclude()
 
@@ -172,10 +185,25 @@ class Batch:
         queue = deque(self._waiting())
         total = len(queue)
         self._report.note(f"{total} of {len(self._rows)} jobs to do")
+        with self._report.begin("batch", total):
+            return self._work_off(journal, queue)
+
+    def _work_off(self, journal: Journal, queue: deque[int]) -> int | None:
+        """`_run_all`, with a queue of rows."""
+        total = len(queue)
+        waiting = sum(self._rows[number].job.size for number in queue)
         while queue:
-            row = self._attempt(journal, self._rows[queue.popleft()])
-            self._rows[row.id] = journal.save(row)
-            place = f"[{total - len(queue)}/{total}] {row.job.source}"
+            row = self._rows[queue.popleft()]
+            number = total - len(queue)
+            started = time.monotonic()
+            waiting -= row.job.size
+            told = partial(self._tell, row=row, number=number, total=total, started=started, waiting=waiting)
+            earlier = row.attempts
+            row = self._rows[row.id] = journal.save(self._attempt(journal, row, told))
+            if row.state == "done" and row.attempts > earlier:  # not found ready-made
+                self._finished.add(row.job.size, time.monotonic() - started)
+            self._add_picture(journal, row)
+            place = f"[{number}/{total}] {row.job.source}"
             if row.state == "done":
                 self._report.note(f"{place}: done, {row.frames} frames in {clock(row.seconds)}")
                 continue
@@ -185,6 +213,7 @@ class Batch:
                 return row.exit_code
             if row.state == "failed" and row.exit_code != 1:
                 queue.append(row.id)
+                waiting += row.job.size
         return None
 
     def _waiting(self) -> list[int]:
@@ -220,12 +249,44 @@ class Batch:
         """Of a row's job."""
         return job_key(Fingerprint.of(row.job.source), self._recipe)
 
-    def _attempt(self, journal: Journal, row: Row) -> Row:
+    def _tell(self, child: Child, *, row: Row, number: int, total: int, started: float, waiting: int) -> None:
+        """Tell how far the running job is, and all of them: the others are taken to need as long for a byte."""
+        told = child.progress
+        state = f"job {number} of {total}, {row.job.source.name}"
+        fields: dict[str, object] = {"job": str(row.job.source)}
+        part = 0.0
+        if told is not None:
+            state += f": {told.step} {told.done}/{told.total} frames"
+            fields |= {"job_step": told.step, "job_done": told.done, "job_total": told.total}
+            if told.speed is not None and told.seconds_left is not None:
+                state += f", {told.speed:.3g} frames/s, {clock(told.seconds_left)} left"
+                fields |= {"speed": told.speed, "job_seconds_left": told.seconds_left}
+            part = told.done / told.total if told.step == "restoring" else 1.0
+        left = self._finished.seconds_left(
+            running=row.job.size,
+            running_left=None if told is None else told.seconds_left,
+            spent=time.monotonic() - started,
+            waiting=waiting,
+        )
+        if left is not None:
+            state += f"; all jobs: about {clock(left)} left"
+            fields["seconds_left"] = round(left, 1)
+        self._report.show(state, round(number - 1 + part, 4), fields)
+
+    def _add_picture(self, journal: Journal, row: Row) -> None:
+        """Give a row that is done a picture for the report. The row is stored before: its job is done in any case."""
+        if row.state == "done" and not row.picture and self._pictures < PICTURES:
+            self._pictures += 1
+            picture = before_and_after(row.job.source, row.job.target)
+            self._rows[row.id] = journal.save(replace(row, picture=picture))
+
+    def _attempt(self, journal: Journal, row: Row, tell: Callable[[Child], None]) -> Row:
         """Do one job, unless its output is there already; returns its row as it is then."""
         record = self._find_done(row)
         if record is not None:
             if row.attempts:
                 sweep(row.job.target)  # of the run that was killed before it could say that it was done
+                remove_work(row.job.target)
             return _done(row, record, seconds=0)
         try:
             self._prepare(row.job.target.parent)
@@ -233,7 +294,7 @@ class Batch:
             return replace(row, exit_code=error.exit_code, cause=str(error))
         row = self._rows[row.id] = journal.lease(row)
         started = time.monotonic()
-        child, code = self._run_child(row)
+        child, code = self._run_child(row, tell)
         row = replace(row, seconds=time.monotonic() - started)
         if code == 0:
             record = read_record(record_path(row.job.target))
@@ -242,6 +303,7 @@ class Batch:
         record = self._find_done(row)  # it may have been killed just after its output had its name
         sweep(row.job.target)
         if record is not None:
+            remove_work(row.job.target)
             return _done(row, record, seconds=row.seconds)
         return _not_done(row, code, child, self._options.stall_limit)
 
@@ -258,13 +320,14 @@ class Batch:
             free = shutil.disk_usage(folder).free / 2**30
         except OSError as error:
             raise OutputError(f"batch: {folder}: the folder must be writable, but {error}; mend its rights") from error
-        if free < self._options.reserve:
+        reserve = self._options.template.reserve
+        if free < reserve:
             raise OutputError(
-                f"batch: {self._options.out_folder}: {self._options.reserve:g} GiB must be free, got {free:.2f}; make "
-                "room, or lower --reserve"
+                f"batch: {self._options.out_folder}: {reserve:g} GiB must be free, got {free:.2f}; make room, or lower "
+                "--reserve"
             )
 
-    def _run_child(self, row: Row) -> tuple[Child, int | None]:
+    def _run_child(self, row: Row, tell: Callable[[Child], None]) -> tuple[Child, int | None]:
         """Run one job to its end; returns its exit code, None if it was stopped for lack of progress."""
         job = replace(
             self._options.template,
@@ -275,12 +338,13 @@ class Batch:
         with self._lock:
             if self._stopped:
                 raise IncompleteError("batch: the batch has been stopped")
-            self._child = Child([*PROGRAM, *arguments(job, attempt=row.attempts)], temporary=self._temporary)
-        code = self._child.wait(self._options.stall_limit)
+            child = Child([*PROGRAM, *arguments(job, attempt=row.attempts)], temporary=self._temporary)
+            self._child = child
+        code = child.wait(self._options.stall_limit, lambda: tell(child))
         with self._lock:
             if self._stopped:
                 raise IncompleteError("batch: the batch has been stopped")
-            child, self._child = self._child, None
+            self._child = None
         return child, code
 
     def _is_result(self, row: Row, record: Record) -> bool:
@@ -300,6 +364,36 @@ class Batch:
         except OSError as error:
             where = f"the report could not be written ({error})"
         self._report.note(f"{tally(rows)}; {where}")
+
+
+class _Finished:
+    """What is known of the speed of a batch."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._seconds = 0.0
+
+    def add(self, size: int, seconds: float) -> None:
+        """A job is done."""
+        self._bytes += size
+        self._seconds += seconds
+
+    def seconds_left(self, *, running: int, running_left: float | None, spent: float, waiting: int) -> float | None:
+        """For the rest of a batch; None if nothing is known yet.
+
+        Args:
+            running: Bytes of the source of the running job.
+            running_left: Seconds that it will take, as it says itself; None if it does not.
+            spent: Seconds that it has taken.
+            waiting: Bytes of the sources of the jobs that wait.
+        """
+        if self._bytes:
+            rate = self._seconds / self._bytes
+        elif running and running_left is not None:
+            rate = (spent + running_left) / running
+        else:
+            return None
+        return (max(0.0, rate * running - spent) if running_left is None else running_left) + rate * waiting
 
 
 def model_scale(model: str) -> int:
@@ -324,6 +418,7 @@ def arguments(job: RestoreJob, *, attempt: int) -> list[str]:
     line = [
         "restore",
         "--json",
+        "--progress=json",
         f"--attempt={attempt}",
         f"--parent={os.getpid()}",
         f"--model={settings.model}",
@@ -331,9 +426,14 @@ def arguments(job: RestoreJob, *, attempt: int) -> list[str]:
         f"--device={settings.device}",
         f"--device-index={settings.device_index}",
         f"--precision={settings.precision}",
+        f"--backend={settings.backend}",
         f"--encoder-args={job.encoder_args}",
-        f"--on-damage={'salvage' if job.salvage else 'stop'}",
+        f"--on-damage={job.on_damage}",
+        f"--range-frames={job.range_frames}",
+        f"--reserve={job.reserve}",
     ]
+    if settings.tile is not None:
+        line.append(f"--tile={settings.tile[0]}x{settings.tile[1]}")
     if settings.segment is not None:
         line.append(f"--segment={settings.segment}")
     if settings.sc_threshold is not None:
@@ -342,9 +442,21 @@ def arguments(job: RestoreJob, *, attempt: int) -> list[str]:
         "--no-audio": not job.audio,
         "--no-subtitles": not job.subtitles,
         "--no-attachments": not job.attachments,
+        "--deinterlace": job.deinterlace,
         "--overwrite": job.overwrite,
     }
     return [*line, *(flag for flag, wanted in flags.items() if wanted), "--", str(job.source), str(job.target)]
+
+
+def plan(options: BatchOptions, report: Report) -> Sequence[Pairing]:
+    """The jobs of a batch, whose outputs are not in anybody's way.
+
+    Raises:
+        ConfigError: There are none, or names or places cannot be used.
+    """
+    jobs = _planned(options, report)
+    _refuse([job.target for job in jobs if _is_foreign(job.target)])
+    return jobs
 
 
 def _planned(options: BatchOptions, report: Report) -> Sequence[Pairing]:
@@ -353,15 +465,15 @@ def _planned(options: BatchOptions, report: Report) -> Sequence[Pairing]:
     Raises:
         ConfigError: There are none, or names or places cannot be used.
     """
-    plan = survey(options.in_folder, options.out_folder, options.selection)
-    for text in plan.skipped:
+    found = survey(options.in_folder, options.out_folder, options.selection)
+    for text in found.skipped:
         report.warn(f"skipped {text}")
-    if plan.problems:
-        lines = "".join(f"\n  {problem}" for problem in plan.problems)
-        raise ConfigError(f"batch: every name must be usable, got {len(plan.problems)} that are not:{lines}")
-    if not plan.jobs:
+    if found.problems:
+        lines = "".join(f"\n  {problem}" for problem in found.problems)
+        raise ConfigError(f"batch: every name must be usable, got {len(found.problems)} that are not:{lines}")
+    if not found.jobs:
         raise ConfigError(f"batch: {options.in_folder}: video files are needed, got none; check IN_DIR and --include")
-    return plan.jobs
+    return found.jobs
 
 
 def _refuse(foreign: Sequence[Path]) -> None:
@@ -423,19 +535,19 @@ def _not_done(row: Row, code: int | None, child: Child, stall_limit: float) -> R
     )
 
 
-def _estimate(source: Path) -> tuple[str, int, int]:
-    """What a source's header says, in words; its frames; and the pixels of one."""
+def _estimate(source: Path) -> tuple[str, int, tuple[int, int]]:
+    """What a source's header says, in words; its frames; and the size of one."""
     try:
         with open_container(source) as container:
             track = main_track(container)
             if track is None:
-                return "no video track", 0, 0
+                return "no video track", 0, (0, 0)
             width, height = track.codec_context.width, track.codec_context.height
             seconds = (container.duration or 0) / 1_000_000
             frames = track.frames or round(seconds * float(track.average_rate or 25))
     except (av.FFmpegError, OSError) as error:
-        return f"cannot be opened ({error.strerror})", 0, 0
-    return f"{frames} frames of {width}x{height}, {clock(seconds)}", frames, width * height
+        return f"cannot be opened ({error.strerror})", 0, (0, 0)
+    return f"{frames} frames of {width}x{height}, {clock(seconds)}", frames, (width, height)
 
 
 def _existing(folder: Path) -> Path:

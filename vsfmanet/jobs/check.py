@@ -34,7 +34,7 @@ def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str
     """
     source = inspect(source_path)
     with clips.messages_to(report.warn):
-        clip = clips.open_clip(source, threads=0)
+        clip = clips.open_clip(source, threads=0, interlaced=True)
     width, height = clip.node.width, clip.node.height
     try:
         size = inspect(path).size

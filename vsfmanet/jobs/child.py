@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,29 @@ GRACE = 5.0
 
 POLL = 0.05
 """Seconds between two looks at a child."""
+
+
+EVENT = b'{"event": '
+"""How a line of `--progress=json` begins."""
+
+LONGEST_LINE = 65536
+"""Bytes that are kept in the hope of the end of a line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a job is, as it tells."""
+
+    step: str
+    """What it does to its frames."""
+    done: int
+    """Frames."""
+    total: int
+    """Frames."""
+    speed: float | None
+    """Frames per second; None at the beginning."""
+    seconds_left: float | None
+    """For this step; None at the beginning."""
 
 
 class Child:
@@ -46,7 +69,9 @@ class Child:
             **own_group,
         )
         self._outputs = {"stdout": b"", "stderr": b""}
-        self._progress = time.monotonic()
+        self.progress: Progress | None = None
+        self._rest = b""
+        self._heard = time.monotonic()
         self._processor_time = 0.0
         self._readers = [
             threading.Thread(target=self._drain, args=("stdout", self._process.stdout), daemon=True),
@@ -55,19 +80,21 @@ class Child:
         for reader in self._readers:
             reader.start()
 
-    def wait(self, stall_limit: float) -> int | None:
+    def wait(self, stall_limit: float, look: Callable[[], None]) -> int | None:
         """Wait for the end.
 
         Args:
             stall_limit: Seconds without progress after which the child is stopped.
+            look: Called every moment.
 
         Returns:
             Its exit code, below 0 if a signal ended it; None if it was stopped for lack of progress.
         """
         while (code := self._process.poll()) is None:
             time.sleep(POLL)
-            self._look()
-            if time.monotonic() - self._progress > stall_limit:
+            self._count_work()
+            look()
+            if time.monotonic() - self._heard > stall_limit:
                 self.stop()
                 code = None
                 break
@@ -99,16 +126,48 @@ class Child:
     def _drain(self, name: str, pipe: IO[bytes]) -> None:
         """Read what the child says, and keep the beginning and the end of it."""
         while chunk := os.read(pipe.fileno(), 65536):
-            self._progress = time.monotonic()
-            text = self._outputs[name] + chunk
-            self._outputs[name] = text if len(text) <= HEAD + TAIL else text[:HEAD] + text[-TAIL:]
+            self._heard = time.monotonic()
+            self._keep(name, chunk if name == "stdout" else self._without_events(chunk))
+        if name == "stderr":
+            self._keep(name, self._rest)
 
-    def _look(self) -> None:
+    def _keep(self, name: str, chunk: bytes) -> None:
+        text = self._outputs[name] + chunk
+        self._outputs[name] = text if len(text) <= HEAD + TAIL else text[:HEAD] + text[-TAIL:]
+
+    def _without_events(self, chunk: bytes) -> bytes:
+        """What there is to keep of whole lines: all but progress, and of other events the text."""
+        lines, _, self._rest = (self._rest + chunk).rpartition(b"\n")
+        if len(self._rest) > LONGEST_LINE:
+            lines, self._rest = lines + self._rest, b""
+        if EVENT in lines:
+            lines = b"\n".join(told for line in lines.split(b"\n") if (told := self._take(line)) is not None)
+        return lines + b"\n" if lines else b""
+
+    def _take(self, line: bytes) -> bytes | None:
+        """Read a line; returns what there is to keep of it."""
+        if not line.startswith(EVENT):
+            return line
+        with suppress(ValueError, KeyError, TypeError):
+            event = json.loads(line)
+            if event["event"] != "progress":
+                return str(event["text"]).encode(errors="replace")
+            self.progress = Progress(
+                step=str(event["step"]),
+                done=int(event["done"]),
+                total=int(event["total"]),
+                speed=event.get("speed"),
+                seconds_left=event.get("seconds_left"),
+            )
+            return None
+        return line
+
+    def _count_work(self) -> None:
         """Before the first frame there is nothing to tell, so that work of the processor counts as progress too.
 
         Not afterwards: a lost device can keep it busy with waiting.
         """
-        if sys.platform != "linux" or re.search(rb"restoring \d+/\d+ frames", self._outputs["stderr"]):
+        if sys.platform != "linux" or self.progress is not None:
             return
         with suppress(OSError, IndexError):
             with open(f"/proc/{self._process.pid}/stat", "rb") as file:
@@ -116,7 +175,7 @@ class Child:
             used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
             if used >= self._processor_time + 1:
                 self._processor_time = used
-                self._progress = time.monotonic()
+                self._heard = time.monotonic()
 
 
 def die_with(parent: int) -> None:

@@ -19,10 +19,19 @@ import vapoursynth as vs
 
 from vsfmanet import errors
 from vsfmanet.errors import ConfigError, DamagedError, FormatError, IncompleteError, SourceError, VsfmanetError
-from vsfmanet.jobs.source import Source
+from vsfmanet.jobs.source import Source, check_unchanged, decoding_faults, first_change
 
 AHEAD = 8
 """Frames asked for ahead of the encoder, and finished frames that may wait for it: a 4K frame is 12 to 48 MiB."""
+
+AHEAD_BYTES = 1 << 30
+"""What frames ahead of the encoder may take: very large ones come one by one."""
+
+MOST_PIXELS = (1 << 31) // 8
+"""Of a frame with 128 more to each side: the limit of FFmpeg's libraries (`av_image_check_size`)."""
+
+MOST_AT_ONCE = 4
+"""Frames that are in memory together even so: in the filter, in VapourSynth's hands, and twice on the way out."""
 
 HIDDEN_FRAMES = {"mpeg4", "msmpeg4v2", "msmpeg4v3", "vp8"}
 """Codecs with packets that show no picture, or two: packets need not equal frames."""
@@ -50,6 +59,10 @@ class RestoreSettings:
     """Which of several devices."""
     precision: str = "auto"
     """One of "auto", "fp32", "bf16", "fp16"."""
+    backend: str = "auto"
+    """One of "auto", "torch", "onnx", "tensorrt"."""
+    tile: tuple[int, int] | None = None
+    """Width and height of the parts that frames are computed in; None for whole frames while memory lasts."""
     segment: int | None = None
     """Frames that one run of the network returns; None for the filter's choice."""
     sc_threshold: float | None = None
@@ -110,7 +123,7 @@ def messages_to(warn: Callable[[str], None]) -> Iterator[None]:
         logger.propagate = True
 
 
-def open_clip(source: Source, *, threads: int) -> SourceClip:
+def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> SourceClip:
     """Index a source with BestSource, which decodes it once, and check what it gives.
 
     No index is kept: it would be trusted next time, also for another file of the same name, and to make it costs
@@ -119,10 +132,11 @@ def open_clip(source: Source, *, threads: int) -> SourceClip:
     Args:
         source: What `inspect` found.
         threads: Decoder threads; 0 for one per core. Damaged files decode reproducibly only with 1.
+        interlaced: Whether interlaced video is taken.
 
     Raises:
         DamagedError: The video cannot be decoded.
-        FormatError: Its size or format changes, it is interlaced, or of a format that cannot be fed to an encoder.
+        FormatError: Its size or format changes, it is interlaced and must not be, or an encoder cannot take its format.
     """
     if not hasattr(vs.core, "bs"):
         raise ConfigError("restore: the plug-in BestSource is needed, got none; pip install vapoursynth-bestsource")
@@ -134,11 +148,13 @@ def open_clip(source: Source, *, threads: int) -> SourceClip:
         _check_format(source, node)
         frames = [node.get_frame(n) for n in sorted({k * (node.num_frames - 1) // 4 for k in range(5)})]
     except vs.Error as error:
+        found = "; ".join(decoding_faults(source)) or repr(_last_line(error))
         raise DamagedError(
-            f"restore: {source.path}: the video track must decode, got {_last_line(error)!r}; copy or repair "
-            "the file; --on-damage salvage decodes in one thread, which gets further"
+            f"restore: {source.path}: the video track must decode, got {found}; copy or repair the file; --on-damage "
+            "salvage decodes in one thread, which gets further"
         ) from error
-    _check_progressive(source, frames)
+    if not interlaced:
+        _check_progressive(source, frames)
     timestamps, time_base, notices = _timestamps(source, opened)
     props = frames[0].props
     if "_Alpha" in props:
@@ -146,6 +162,7 @@ def open_clip(source: Source, *, threads: int) -> SourceClip:
     if any(name.startswith(("MasteringDisplay", "ContentLightLevel")) for name in props):
         notices += ("the HDR10 metadata is not carried over; set it with --encoder-args",)
     faults, late_start = _missing_frames(source, node.num_frames, timestamps, time_base)
+    faults += decoding_faults(source)
     return SourceClip(
         node=node,
         timestamps=timestamps,
@@ -173,6 +190,8 @@ def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
             device=settings.device,
             device_index=settings.device_index,
             precision=settings.precision,
+            backend=settings.backend,
+            tile=settings.tile,
             segment=settings.segment,
             sc_threshold=settings.sc_threshold,
         )
@@ -183,10 +202,11 @@ def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
 
 
 def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode) -> None:
-    """A restored clip has all frames, and its size is a whole multiple.
+    """A restored clip has all frames, its size is a whole multiple, and memory can hold what must be there at once.
 
     Raises:
-        IncompleteError: Otherwise.
+        IncompleteError: A frame or part of one is missing.
+        FormatError: The frames are too large.
     """
     scale = restored.width // node.width
     if restored.num_frames != node.num_frames or (restored.width, restored.height) != (
@@ -197,22 +217,49 @@ def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode) -
             f"restore: {source.path}: {node.num_frames} frames of a multiple of {node.width}x{node.height} are needed, "
             f"but the filter offers {restored.num_frames} of {restored.width}x{restored.height}; report this as a bug"
         )
+    if (restored.width + 128) * (restored.height + 128) >= MOST_PIXELS:
+        raise FormatError(
+            f"restore: {source.path}: frames of at most {MOST_PIXELS // 10**6} million pixels are needed, which FFmpeg "
+            f"can take, got {restored.width}x{restored.height}; cut the picture into parts, or scale it down first"
+        )
+    needed, there = MOST_AT_ONCE * _frame_bytes(restored), memory_bytes()
+    if there is not None and needed > there:
+        raise FormatError(
+            f"restore: {source.path}: {needed / 2**20:.0f} MiB of memory are needed for frames of {restored.width}x"
+            f"{restored.height}, got {there / 2**20:.0f} MiB; cut the picture into parts, or scale it down first"
+        )
 
 
-def read_frames(source: Source, restored: vs.VideoNode) -> Iterator[vs.VideoFrame]:
+def memory_bytes() -> int | None:
+    """Memory of this machine; None where that cannot be told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return None
+
+
+def read_frames(source: Source, restored: vs.VideoNode, *, first: int = 0) -> Iterator[vs.VideoFrame]:
     """Frames in order, computed a few ahead.
+
+    Args:
+        source: Where they come from.
+        restored: The frames.
+        first: Number of the first one, for messages.
 
     Raises:
         IncompleteError: The filter fails at a frame.
+        SourceError: It fails because the source has changed.
         VsfmanetError: It fails for a reason of ours, such as a lost device.
     """
-    number = 0
+    number = first
     try:
-        for frame in restored.frames(prefetch=AHEAD, backlog=AHEAD, close=True):
+        ahead = max(1, min(AHEAD, AHEAD_BYTES // _frame_bytes(restored)))
+        for frame in restored.frames(prefetch=ahead, backlog=ahead, close=True):
             yield frame
             number += 1
     except vs.Error as error:
-        place = f"frame {number} of {restored.num_frames}"
+        check_unchanged(source)  # if it has changed, that is why
+        place = f"frame {number} of {first + restored.num_frames}"
         own = re.findall(r"^vsfmanet\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
         if own:
             kind, text = own[-1]
@@ -272,12 +319,20 @@ def colour(frame: vs.VideoFrame) -> Colour:
     )
 
 
+def _frame_bytes(node: vs.VideoNode) -> int:
+    """Memory that a frame takes, without the padding of rows."""
+    chroma = (node.format.num_planes - 1) / 2 ** (node.format.subsampling_w + node.format.subsampling_h)
+    return round(node.width * node.height * node.format.bytes_per_sample * (1 + chroma))
+
+
 def _check_format(source: Source, node: vs.VideoNode) -> None:
     """Refuse what a fixed raw stream cannot carry."""
     if not node.width or not node.height or not node.format.id:
+        change = first_change(source)
+        place = "within the track" if change is None else f"at {float(change):.2f} s"
         raise FormatError(
-            f"restore: {source.path}: one size and format is needed, but they change within the track; cut the file "
-            "where they change and restore the parts"
+            f"restore: {source.path}: one size and format is needed, but they change {place}; cut the file there and "
+            "restore the parts"
         )
     size = source.size if source.rotation % 180 == 0 else source.size[::-1]
     if (node.width, node.height) != size:
@@ -292,8 +347,8 @@ def _check_progressive(source: Source, frames: list[vs.VideoFrame]) -> None:
     """Refuse fields woven into frames, by a look at a few frames; the filter looks at every one."""
     if any(frame.props.get("_FieldBased", 0) for frame in frames):
         raise FormatError(
-            f"restore: {source.path}: progressive video is needed, got interlaced; deinterlace it first, for example "
-            "with bwdif (ffmpeg -vf bwdif) or QTGMC (VapourSynth)"
+            f"restore: {source.path}: progressive video is needed, got interlaced; --deinterlace makes whole frames of "
+            "it with bwdif, or deinterlace it first, for example with QTGMC (VapourSynth)"
         )
 
 

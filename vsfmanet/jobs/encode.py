@@ -52,6 +52,31 @@ STALE_TAGS = (
 )
 """Beginnings of tags that describe the source's own coding, not the video."""
 
+CODING = {
+    *(
+        "c",
+        "codec",
+        "vcodec",
+        "preset",
+        "tune",
+        "profile",
+        "level",
+        "usage",
+        "quality",
+        "speed",
+        "deadline",
+        "cpu-used",
+    ),
+    *("crf", "cq", "qp", "q", "qscale", "qmin", "qmax", "b", "minrate", "maxrate", "bufsize", "rc", "strict"),
+    *("g", "keyint_min", "bf", "refs", "rc-lookahead", "lag-in-frames", "auto-alt-ref", "aq-mode", "pix_fmt"),
+    *("x264-params", "x264opts", "x265-params", "svtav1-params", "aom-params", "row-mt", "tiles", "tile-columns"),
+    *("tile-rows", "threads", "slices", "slicecrc", "coder", "context", "vendor", "bits_per_mb", "mbs_per_mb"),
+}
+"""Options of FFmpeg's encoders, one value each, that code every range of a film alike."""
+
+CONTAINING = {"tag", "vtag", "movflags", "metadata", "brand"}
+"""Options for the container, one value each: they are given again where ranges are joined."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ffmpeg:
@@ -169,41 +194,115 @@ def refused_streams(source: Source, streams: Sequence[Stream], suffix: str) -> l
     return refused
 
 
+def one_range(encoder_args: Sequence[str]) -> str | None:
+    """Why a film must be encoded in one go with these options; None if it can be in ranges."""
+    given = iter(encoder_args)
+    for argument in given:
+        name, _, track = argument.removeprefix("-").partition(":")
+        value = next(given, "")
+        if (
+            not argument.startswith("-")
+            or name not in CODING | CONTAINING
+            or track not in ("", "v", "v:0", "s:v", "s:v:0")
+        ):
+            return f"--encoder-args has {argument}, of which it is not known that every range would be coded alike"
+        if re.search(r"\b(pass|stats)=", value):
+            return f"--encoder-args has several passes ({value})"
+    return None
+
+
 def command(plan: EncodePlan, *, covers: Path) -> list[str]:
-    """FFmpeg's command line.
+    """FFmpeg's command line for a whole output: frames come in by its stdin, everything else from the source.
 
     Args:
         plan: What is to be made.
         covers: Folder with the cover pictures as `cover_file` names them.
     """
-    colour = _colour_args(plan.colour)
-    line = [str(plan.ffmpeg.path), "-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning", "-y", "-copyts"]
-    line += [*colour, "-itsoffset", _seconds(plan.timestamps[0] * plan.time_base), "-f", "nut", "-i", "pipe:0"]
-    line += ["-protocol_whitelist", "file", "-i", f"file:{plan.source.path}", "-map", "0:v:0"]
-    line += ["-map_metadata", "1", "-map_chapters", "1"]
-    for key, value in plan.source.video.tags.items():
-        if not key.lower().startswith(STALE_TAGS):
-            line += ["-metadata:s:v:0", f"{key}={value}"]
-    if plan.source.disposition:
-        line += ["-disposition:v:0", "+".join(plan.source.disposition)]
-    line += [
-        "-fps_mode:v:0",
-        "passthrough",
-        "-enc_time_base:v:0",
-        f"{plan.time_base.numerator}:{plan.time_base.denominator}",
-    ]
-    line += [*colour, *_video_args(plan), *_copy_args(plan, covers)]
+    line = [*_program(plan), "-copyts", *_colour_args(plan.colour)]
+    line += ["-itsoffset", _seconds(plan.timestamps[0] * plan.time_base), "-f", "nut", "-i", "pipe:0"]
+    line += ["-protocol_whitelist", "file", "-i", f"file:{plan.source.path}", *_video_stream(plan)]
+    line += [*_coding_args(plan), *_copy_args(plan, covers)]
     line += ["-max_muxing_queue_size", "9999"]  # sound waits for the first frame, which may be minutes away
-    if plan.start is not None:
-        line += ["-ss", _seconds(plan.start)]
-    if plan.duration is not None:
-        line += ["-t", _seconds(plan.duration)]
-    return [*line, f"file:{plan.output}"]
+    return [*line, *_limits(plan), f"file:{plan.output}"]
+
+
+def range_command(plan: EncodePlan) -> list[str]:
+    """FFmpeg's command line for some frames alone; their clock starts with the first."""
+    line = [*_program(plan), "-copyts", *_colour_args(plan.colour), "-f", "nut", "-i", "pipe:0", "-map", "0:v:0"]
+    return [*line, *_coding_args(plan), f"file:{plan.output}"]
+
+
+def others_command(plan: EncodePlan) -> list[str]:
+    """FFmpeg's command line for all but the video, cut to the time of the output, whose clock it has."""
+    line = [*_program(plan), "-copyts", "-protocol_whitelist", "file", "-i", f"file:{plan.source.path}"]
+    for stream in plan.copied:
+        line += ["-map", f"0:{stream.index}"]
+    return [*line, "-map_metadata", "0", "-map_chapters", "0", "-c", "copy", *_limits(plan), f"file:{plan.output}"]
+
+
+def join_command(plan: EncodePlan, *, covers: Path, carrier: str, begin: Fraction) -> list[str]:
+    """FFmpeg's command line for a whole output of frames that are coded already, which come in by its stdin.
+
+    Args:
+        plan: What is to be made; nothing is cut, for FFmpeg cuts by decoding time, and would lose the first frames.
+        covers: As for `command`.
+        carrier: Format of what comes in.
+        begin: Where on the source's clock its own begins, seconds.
+    """
+    line = [*_program(plan), "-copyts", "-itsoffset", _seconds(begin), "-f", carrier, "-i", "pipe:0"]
+    line += ["-protocol_whitelist", "file", "-i", f"file:{plan.source.path}", *_video_stream(plan)]
+    line += ["-c:v:0", "copy", *_colour_args(plan.colour), *_aspect_args(plan), *_container_args(plan.encoder_args)]
+    return [*line, *_copy_args(plan, covers), "-max_muxing_queue_size", "9999", f"file:{plan.output}"]
 
 
 def cover_file(cover: Stream) -> str:
     """Name of the file that holds a cover picture while a job runs."""
     return f"cover{cover.index}.{'jpg' if cover.codec == 'mjpeg' else cover.codec}"
+
+
+def attached_covers(plan: EncodePlan) -> list[Stream]:
+    """Covers that become attachments, which FFmpeg makes of files only: those in Matroska."""
+    return [stream for stream in plan.copied if stream.kind == "cover" and plan.output.suffix.lower() == ".mkv"]
+
+
+def _program(plan: EncodePlan) -> list[str]:
+    return [str(plan.ffmpeg.path), "-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning", "-y"]
+
+
+def _video_stream(plan: EncodePlan) -> list[str]:
+    """Options for the video as a stream among others, and for what belongs to the file as a whole."""
+    line = ["-map", "0:v:0", "-map_metadata", "1", "-map_chapters", "1"]
+    for key, value in plan.source.video.tags.items():
+        if not key.lower().startswith(STALE_TAGS):
+            line += ["-metadata:s:v:0", f"{key}={value}"]
+    # Said even where there is none: otherwise FFmpeg marks the first track of each kind as the default one.
+    line += ["-disposition:v:0", "+".join(plan.source.disposition) or "0"]
+    return line
+
+
+def _limits(plan: EncodePlan) -> list[str]:
+    """Options that cut to the time of the output."""
+    start = [] if plan.start is None else ["-ss", _seconds(plan.start)]
+    return start if plan.duration is None else [*start, "-t", _seconds(plan.duration)]
+
+
+def _coding_args(plan: EncodePlan) -> list[str]:
+    """Options for an encoder that gets frames with their times."""
+    unit = f"{plan.time_base.numerator}:{plan.time_base.denominator}"
+    line = ["-fps_mode:v:0", "passthrough", "-enc_time_base:v:0", unit]
+    return [*line, *_colour_args(plan.colour), *_video_args(plan)]
+
+
+def _aspect_args(plan: EncodePlan) -> list[str]:
+    """The display aspect ratio, for codecs that leave it to the container. FFmpeg rounds what has larger terms."""
+    terms = (plan.aspect * Fraction(*plan.size)).as_integer_ratio()
+    return [] if plan.aspect == 1 or max(terms) > 255 else ["-aspect:v:0", f"{terms[0]}:{terms[1]}"]
+
+
+def _container_args(encoder_args: Sequence[str]) -> list[str]:
+    """Those of the encoder's options that are the container's."""
+    pairs = zip(encoder_args[::2], encoder_args[1::2], strict=True)  # `one_range` has let nothing else pass
+    return [text for pair in pairs if pair[0].removeprefix("-").partition(":")[0] in CONTAINING for text in pair]
 
 
 def _video_args(plan: EncodePlan) -> list[str]:
@@ -221,8 +320,8 @@ def _video_args(plan: EncodePlan) -> list[str]:
 
 
 def _copy_args(plan: EncodePlan, covers: Path) -> list[str]:
-    """Options that copy streams. Covers become attachments in Matroska, which FFmpeg makes of files only."""
-    attached = [stream for stream in plan.copied if stream.kind == "cover" and plan.output.suffix.lower() == ".mkv"]
+    """Options that copy streams."""
+    attached = attached_covers(plan)
     mapped = [stream for stream in plan.copied if stream not in attached]
     line = ["-c:a", "copy", "-c:s", "copy", "-c:t", "copy"]
     for stream in mapped:
@@ -254,25 +353,24 @@ def _seconds(time: Fraction) -> str:
     return f"{math.floor(time * 1_000_000) / 1_000_000:.6f}"
 
 
-class Encoder:
+class Feed:
     """A running FFmpeg. Leave the context without `finish` and it is killed, so that it never ends as if all were well.
 
     Args:
+        line: Its command line.
         plan: What is to be made.
-        covers: Folder with the cover pictures.
         launch: Starts a command line, with pipes for stdin and stderr.
     """
 
     def __init__(
-        self, plan: EncodePlan, *, covers: Path, launch: Callable[[list[str]], subprocess.Popen[bytes]]
+        self, line: list[str], plan: EncodePlan, *, launch: Callable[[list[str]], subprocess.Popen[bytes]]
     ) -> None:
+        self.written = 0
         self._plan = plan
-        self._written = 0
         self._log = b""
-        self._process = launch(command(plan, covers=covers))
+        self._process = launch(line)
         self._reader = threading.Thread(target=self._drain, daemon=True)
         self._reader.start()
-        self._nut = _NutStream(size=plan.size, pixel_format=plan.pixel_format, rate=plan.rate, time_base=plan.time_base)
 
     def __enter__(self) -> Self:
         return self
@@ -286,37 +384,29 @@ class Encoder:
             with suppress(OSError):  # closing flushes what nobody reads any more
                 _opened(pipe).close()
 
-    def write(self, samples: bytes) -> None:
-        """Send the next frame.
-
-        Args:
-            samples: As `frame_bytes` gives them.
+    def send(self, data: bytes) -> None:
+        """Send a piece of its input.
 
         Raises:
             OutputError: FFmpeg has stopped reading.
         """
-        self._send(self._nut.frame(samples, self._plan.timestamps[self._written] - self._plan.timestamps[0]))
-        self._written += 1
-
-    def finish(self) -> None:
-        """Tell FFmpeg that all frames have come, and wait until it has completed the file.
-
-        Raises:
-            OutputError: It failed.
-        """
-        self._send(self._nut.end())
-        with suppress(OSError):
-            _opened(self._process.stdin).close()
-        if self._process.wait() != 0:
-            raise self._failure()
-
-    def _send(self, data: bytes) -> None:
         try:
             pipe = _opened(self._process.stdin)
             pipe.write(data)
             pipe.flush()
         except OSError as error:
             raise self._failure() from error
+
+    def finish(self) -> None:
+        """Tell FFmpeg that all has come, and wait until it has completed the file.
+
+        Raises:
+            OutputError: It failed.
+        """
+        with suppress(OSError):
+            _opened(self._process.stdin).close()
+        if self._process.wait() != 0:
+            raise self._failure()
 
     def _drain(self) -> None:
         """Read what FFmpeg says, and keep the end of it."""
@@ -332,17 +422,44 @@ class Encoder:
         self._reader.join()
         said = self._log.decode(errors="replace").splitlines()[-20:] or ["nothing"]
         return OutputError(
-            f"restore: {self._plan.source.path}: the encoder must take all frames, but it ended after {self._written} "
+            f"restore: {self._plan.source.path}: the encoder must take all frames, but it ended after {self.written} "
             f"of {len(self._plan.timestamps)} with exit code {code}; check --encoder-args and the disk. FFmpeg said:\n"
             + "\n".join(f"  {line}" for line in said)
         )
+
+
+class Encoder(Feed):
+    """An FFmpeg that gets frames."""
+
+    def __init__(
+        self, line: list[str], plan: EncodePlan, *, launch: Callable[[list[str]], subprocess.Popen[bytes]]
+    ) -> None:
+        super().__init__(line, plan, launch=launch)
+        self._nut = _NutStream(size=plan.size, pixel_format=plan.pixel_format, rate=plan.rate, time_base=plan.time_base)
+
+    def write(self, samples: bytes) -> None:
+        """Send the next frame.
+
+        Args:
+            samples: As `frame_bytes` gives them.
+
+        Raises:
+            OutputError: FFmpeg has stopped reading.
+        """
+        self.send(self._nut.frame(samples, self._plan.timestamps[self.written] - self._plan.timestamps[0]))
+        self.written += 1
+
+    def finish(self) -> None:
+        """As for `Feed`."""
+        self.send(self._nut.end())
+        super().finish()
 
 
 class _NutStream:
     """Frames as a NUT stream, piece by piece."""
 
     def __init__(self, *, size: tuple[int, int], pixel_format: str, rate: Fraction, time_base: Fraction) -> None:
-        self._sink = _Sink()
+        self._sink = Sink()
         self._time_base = time_base
         self._container = av.open(self._sink, "w", format="nut")
         self._stream = self._container.add_stream(
@@ -370,7 +487,7 @@ class _NutStream:
         return self._sink.take()
 
 
-class _Sink:
+class Sink:
     """Where PyAV writes to. The pieces go to FFmpeg from plain Python, where errors can be raised."""
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,9 @@ PENDING_SUFFIX = ".json"
 
 HALF_SUFFIX = ".tmp"
 """Of a file that is being written."""
+
+WORK = re.compile(r"^\..*\.([0-9a-f]{8})\.[0-9a-f]{16}\.work$", re.DOTALL)
+"""Name of a folder of finished ranges; the first group is the identity of the output."""
 
 PART = re.compile(r"^\..*\.([0-9a-f]{8})\.\d+-[0-9a-f]{4}\.part\.\w+$", re.DOTALL)
 
@@ -60,6 +64,22 @@ def pending_records(target: Path) -> list[Path]:
     return [path for path in _parts(target) if path.suffix == PENDING_SUFFIX]
 
 
+def work_path(target: Path, key: str) -> Path:
+    """A folder for finished ranges of `target`.
+
+    Args:
+        target: The output.
+        key: 16 hexadecimal digits that tell ranges apart that must not be mixed.
+    """
+    return target.with_name(_shortened(f".{target.stem}", f".{_identity(target)}.{key}.work"))
+
+
+def remove_work(target: Path) -> None:
+    """Delete all finished ranges of `target`, which is done."""
+    for path in _named(target, WORK):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def sweep(target: Path) -> list[Path]:
     """Delete what dead attempts at `target` left behind.
 
@@ -81,7 +101,7 @@ def hold(path: Path) -> int:
     Raises:
         OSError: It cannot be made.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     if sys.platform != "win32":  # there a lock would keep the encoder out, and an open file cannot be deleted anyway
         _lock(handle)
     return handle
@@ -90,7 +110,7 @@ def hold(path: Path) -> int:
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold a lock file; gives whether nobody else does. The file stays: to delete it would race with others."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         yield _lock(handle)
     finally:
@@ -150,9 +170,14 @@ def write_whole(path: Path, text: str) -> None:
 
 def _parts(target: Path) -> list[Path]:
     """All part files and pending records of `target`."""
+    return _named(target, PART)
+
+
+def _named(target: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """What lies beside `target` and belongs to it, by its name."""
     identity = _identity(target)
     with suppress(OSError), os.scandir(target.parent) as entries:
-        found = [(entry.name, PART.match(entry.name)) for entry in entries]
+        found = [(entry.name, pattern.match(entry.name)) for entry in entries]
         return [target.with_name(name) for name, match in found if match and match[1] == identity]
     return []
 

@@ -18,8 +18,8 @@ from vsfmanet.errors import BusyError, ConfigError, OutputError
 from vsfmanet.jobs.files import locked
 from vsfmanet.jobs.paths import Pairing
 
-VERSION = 1
-"""Of the tables below."""
+VERSION = 2
+"""Of the table below."""
 
 TABLE = """
 CREATE TABLE jobs (
@@ -37,9 +37,13 @@ CREATE TABLE jobs (
     frames INTEGER NOT NULL DEFAULT 0,
     output_size INTEGER NOT NULL DEFAULT 0,
     seconds REAL NOT NULL DEFAULT 0,
+    picture BLOB NOT NULL DEFAULT x'',     -- before and after, JPEG
     UNIQUE (source, size, mtime_ns, target, recipe)
 )
 """
+
+MIGRATIONS = {1: "ALTER TABLE jobs ADD COLUMN picture BLOB NOT NULL DEFAULT x''"}
+"""What makes a table of one version that of the next."""
 
 REMOTE = {"afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"}
 REMOTE |= {"smb2", "smb3", "smbfs"}
@@ -70,11 +74,15 @@ class Row:
     """Bytes."""
     seconds: float
     """That the last attempt took."""
+    picture: bytes
+    """The film before and after, as JPEG; empty without one."""
 
 
 @contextmanager
 def open_journal(path: Path) -> Iterator[Journal]:
     """Open a journal for one run, or begin one; a corrupt one is kept aside as `.bad` and a new one begun.
+
+    A journal of an older version is brought to this one, whole or not at all.
 
     Raises:
         BusyError: Another run holds it.
@@ -124,8 +132,8 @@ class Journal:
         found = {
             tuple(row[:4]): row[4:]
             for row in self._connection.execute(
-                f"SELECT {columns}, id, state, attempts, failures, exit_code, cause, frames, output_size, seconds "
-                "FROM jobs WHERE recipe = ?",
+                f"SELECT {columns}, id, state, attempts, failures, exit_code, cause, frames, output_size, seconds, "
+                "picture FROM jobs WHERE recipe = ?",
                 (recipe,),
             )
         }
@@ -136,7 +144,7 @@ class Journal:
         with self._writing():
             self._connection.execute(
                 "UPDATE jobs SET state = ?, attempts = ?, failures = ?, exit_code = ?, cause = ?, frames = ?, "
-                "output_size = ?, seconds = ? WHERE id = ?",
+                "output_size = ?, seconds = ?, picture = ? WHERE id = ?",
                 (
                     row.state,
                     row.attempts,
@@ -146,6 +154,7 @@ class Journal:
                     row.frames,
                     row.output_size,
                     row.seconds,
+                    row.picture,
                     row.id,
                 ),
             )
@@ -207,11 +216,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    if _version(connection) == 0:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(TABLE)
-        connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute("COMMIT")
+    version = _version(connection)
+    if version != VERSION:
+        changes = [MIGRATIONS[step] for step in range(version, VERSION)] if version else [TABLE]
+        for statement in ("BEGIN IMMEDIATE", *changes, f"PRAGMA user_version = {VERSION}", "COMMIT"):
+            connection.execute(statement)
     return connection
 
 
@@ -262,9 +271,9 @@ def _columns(job: Pairing) -> tuple[bytes, int, int, bytes]:
     return os.fsencode(job.source), job.size, job.mtime_ns, os.fsencode(job.target)
 
 
-def _row(job: Pairing, values: tuple[int, str, int, int, int | None, str, int, int, float]) -> Row:
+def _row(job: Pairing, values: tuple[int, str, int, int, int | None, str, int, int, float, bytes]) -> Row:
     """A row of the table."""
-    number, state, attempts, failures, exit_code, cause, frames, output_size, seconds = values
+    number, state, attempts, failures, exit_code, cause, frames, output_size, seconds, picture = values
     return Row(
         id=number,
         job=job,
@@ -276,4 +285,5 @@ def _row(job: Pairing, values: tuple[int, str, int, int, int | None, str, int, i
         frames=frames,
         output_size=output_size,
         seconds=seconds,
+        picture=picture,
     )

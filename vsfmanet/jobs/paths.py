@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from vsfmanet.errors import ConfigError
+from vsfmanet.exposures.sidecar import SUFFIXES
 
 VIDEOS = tuple(
     f"*.{suffix}"
@@ -61,7 +62,7 @@ class Pairing:
     size: int
     """Of the source, bytes."""
     mtime_ns: int
-    """Time of change of the source, ns."""
+    """Time of change, ns, of the source or the exposures beside it, whichever is later."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +75,12 @@ class Survey:
     """Names and places that cannot be used; with any of them the batch must not start."""
     skipped: Sequence[str]
     """What is not followed, for the user to know."""
+
+
+def exposure_sidecar(source: Path) -> Path | None:
+    """The file that gives the exposures of a source without being named: `film.exposure.csv` beside `film.mkv`."""
+    paths = [source.with_suffix(f".exposure{suffix}") for suffix in SUFFIXES]
+    return next((path for path in paths if os.path.isfile(path)), None)  # Path's own fails for a name too long
 
 
 def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
@@ -105,7 +112,9 @@ def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
             )
         else:
             target = (out_root / inside).with_suffix(selection.suffix)
-            jobs.append(Pairing(source=root / inside, target=target, size=status.st_size, mtime_ns=status.st_mtime_ns))
+            sidecar = exposure_sidecar(root / inside)
+            changed = max(status.st_mtime_ns, sidecar.stat().st_mtime_ns if sidecar is not None else 0)
+            jobs.append(Pairing(source=root / inside, target=target, size=status.st_size, mtime_ns=changed))
     jobs.sort(key=lambda job: _natural(str(job.source.relative_to(root))))
     problems += [problem for job in jobs for problem in _name_problems(job, out_root)]
     problems += _collisions(jobs, out_root) + _place_problems(jobs, out_root)

@@ -18,7 +18,7 @@ from vsfmanet.exposures import KnownExposure, gather
 from vsfmanet.exposures.sidecar import SUFFIXES, sidecar_text
 from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs.clip import Colour
-from vsfmanet.jobs.progress import clock
+from vsfmanet.jobs.progress import Report, clock
 from vsfmanet.jobs.source import Source, inspect
 
 PLOT_SUFFIX = ".svg"
@@ -46,6 +46,8 @@ class Findings:
     """Whether all frames last equally long, but for the rounding of their timestamps."""
     exposures: tuple[KnownExposure | None, ...]
     """Of every frame; None where only the network can tell."""
+    estimates: tuple[KnownExposure | None, ...]
+    """What blur and motion show of every frame, also where the camera recorded it; empty if not asked for."""
     faults: tuple[str, ...]
     """Signs of damage."""
     notices: tuple[str, ...]
@@ -57,14 +59,17 @@ class Findings:
         return [exposure.value for exposure in self.exposures if exposure is not None]
 
 
-def probe(path: Path) -> Findings:
+def probe(path: Path, *, estimate: Report | None = None) -> Findings:
     """Look at a file as `restore` would, up to the network. To count its frames it is decoded once.
 
     Args:
         path: A regular file.
+        estimate: Estimate the exposure of every frame from blur and motion, which takes about as long as a small
+            model takes to restore it, and tell here how far that is.
 
     Raises:
         SourceError: It is missing, or not a video.
+        WeightsError: The weights for the estimate are missing.
     """
     source = inspect(path)
     notices: list[str] = []
@@ -78,6 +83,8 @@ def probe(path: Path) -> Findings:
     steps = [later - earlier for earlier, later in pairwise(stamps)]
     # No source filter writes properties of exposure, so there is no frame to look at.
     known = gather("auto", num_frames=len(stamps), nominal_interval=None, source_path=source.path)
+    exposures = tuple(known.resolve(n, {}) for n in range(len(stamps)))
+    estimates = () if clip is None or estimate is None else _estimates(clip.node, estimate)
     return Findings(
         source=source,
         refusal=refusal,
@@ -85,10 +92,31 @@ def probe(path: Path) -> Findings:
         colour=None if clip is None else clips.colour(clip.node.get_frame(0)),
         times=tuple(float(stamp * unit) for stamp in stamps),
         constant_rate=max(steps, default=0) - min(steps, default=0) <= 1,
-        exposures=tuple(known.resolve(n, {}) for n in range(len(stamps))),
+        exposures=tuple(map(_first, exposures, estimates)) if estimates else exposures,
+        estimates=estimates,
         faults=source.faults + (() if clip is None else clip.faults),
         notices=(*notices, *(() if clip is None else clip.notices), *([known.notice] if known.notice else [])),
     )
+
+
+def _estimates(node: vs.VideoNode, report: Report) -> tuple[KnownExposure | None, ...]:
+    """What blur and motion show of the exposure of every frame."""
+    from vsfmanet import exposure  # with torch
+
+    found: list[KnownExposure | None] = []
+    with report.begin("estimating", node.num_frames) as progress:
+        for frame in exposure(node, exposure="estimate").frames(prefetch=1, close=True):
+            value, confidence = frame.props.get("FMANetExposure"), frame.props.get("FMANetExposureConfidence")
+            if isinstance(value, float) and isinstance(confidence, float):
+                found.append(KnownExposure(value=value, source="estimate", confidence=confidence))
+            else:
+                found.append(None)
+            progress.advance()
+    return tuple(found)
+
+
+def _first(known: KnownExposure | None, estimate: KnownExposure | None) -> KnownExposure | None:
+    return estimate if known is None else known
 
 
 def as_table(findings: Findings) -> dict[str, object]:
@@ -117,6 +145,7 @@ def as_table(findings: Findings) -> dict[str, object]:
             "min": min(known, default=None),
             "mean": statistics.fmean(known) if known else None,
             "max": max(known, default=None),
+            "estimate_off": _estimate_off(findings),
         },
         "faults": list(findings.faults),
         "notices": list(findings.notices),
@@ -147,6 +176,9 @@ def as_lines(findings: Findings) -> list[str]:
     sources = ", ".join(f"{name} for {count} frames" for name, count in _sources(findings).items())
     spread = f"; known: {_range(findings.known)}" if findings.known else ""
     table.append(("exposure", f"{sources or 'no frames'}{spread}"))
+    off = _estimate_off(findings)
+    if off is not None:
+        table.append(("estimate", f"off by {off:.3f} on average where the camera recorded the exposure"))
     table += [("damage", fault) for fault in findings.faults or ("none found",)]
     table += [("note", notice) for notice in findings.notices]
     table.append(("restore", findings.refusal or "takes this file"))
@@ -214,6 +246,13 @@ def _sources(findings: Findings) -> dict[str, int]:
     return dict(Counter("network" if known is None else known.source for known in findings.exposures))
 
 
+def _estimate_off(findings: Findings) -> float | None:
+    """Mean error of the estimate where the camera recorded the exposure; None where not both are known."""
+    pairs = zip(findings.exposures, findings.estimates, strict=False)
+    errors = [abs(a.value - b.value) for a, b in pairs if a and b and a.source == "telemetry"]
+    return statistics.fmean(errors) if errors else None
+
+
 def _range(values: Sequence[float]) -> str:
     low, high = f"{min(values):.4g}", f"{max(values):.4g}"
     return low if low == high else f"{low} to {high}"
@@ -238,18 +277,12 @@ def _colour_names(colour: Colour) -> dict[str, str | None]:
 
 
 def _drawing(findings: Findings) -> str:
-    """Exposure over time as SVG: a line from 0 to 1 upwards, broken where only the network can tell."""
+    """Exposure over time as SVG: a line from 0 to 1 upwards, broken where only the network can tell.
+
+    What was estimated is drawn under it in orange, also where the camera recorded the exposure.
+    """
     times = findings.times or (0.0,)
     length = times[-1] - times[0] or 1.0
-    runs: list[list[str]] = [[]]
-    for time, exposure in zip(findings.times, findings.exposures, strict=True):
-        if exposure is None:
-            runs.append([])
-            continue
-        across = _PLOT_MARGIN + _PLOT_WIDTH * (time - times[0]) / length
-        point = f"{across:.1f},{_height(exposure.value):.1f}"
-        if point not in runs[-1][-1:]:  # films have more frames than the picture has pixels
-            runs[-1].append(point)
     width, height = _PLOT_WIDTH + 2 * _PLOT_MARGIN, _PLOT_HEIGHT + 2 * _PLOT_MARGIN
     right, below = _PLOT_WIDTH + _PLOT_MARGIN, height - _PLOT_MARGIN / 2
     sources = ", ".join(f"{name}: {count} frames" for name, count in _sources(findings).items())
@@ -265,11 +298,19 @@ def _drawing(findings: Findings) -> str:
         lines.append(f'<text x="{_PLOT_MARGIN - 6}" y="{y + 4}" text-anchor="end">{level:g}</text>')
     lines.append(f'<text x="{_PLOT_MARGIN}" y="{below}">{times[0]:.2f} s</text>')
     lines.append(f'<text x="{right}" y="{below}" text-anchor="end">{times[-1]:.2f} s</text>')
-    lines += [
-        f'<polyline points="{" ".join(run)}" fill="none" stroke="#06c" stroke-width="2" stroke-linecap="round"/>'
-        for run in runs
-        if run
-    ]
+    drawn = [("#f80", findings.estimates)] if findings.estimates else []
+    for colour, exposures in (*drawn, ("#06c", findings.exposures)):
+        runs: list[list[str]] = [[]]
+        for time, exposure in zip(findings.times, exposures, strict=True):
+            if exposure is None or (colour == "#06c" and exposure.source == "estimate"):
+                runs.append([])
+                continue
+            across = _PLOT_MARGIN + _PLOT_WIDTH * (time - times[0]) / length
+            point = f"{across:.1f},{_height(exposure.value):.1f}"
+            if point not in runs[-1][-1:]:  # films have more frames than the picture has pixels
+                runs[-1].append(point)
+        pen = f'fill="none" stroke="{colour}" stroke-width="2" stroke-linecap="round"'
+        lines += [f'<polyline points="{" ".join(run)}" {pen}/>' for run in runs if run]
     return "\n".join([*lines, "</svg>", ""])
 
 

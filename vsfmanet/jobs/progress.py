@@ -1,10 +1,18 @@
-"""How far a job is: one line that is kept up to date on a terminal, plain lines in a log. All of it on stderr."""
+"""How far the work is: one line that is kept up to date on a terminal, plain lines in a log, or JSON for programs.
+
+All of it on stderr. As JSON, each line is one object with an "event": "note", "warning" and "error" have a "text";
+"progress" has a "step", how much of it is "done" of a "total", and where they are known "speed" per second and
+"seconds_left".
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from typing import Self, TextIO
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -12,43 +20,77 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 INTERVAL = 10.0
 """Seconds between two plain lines."""
 
+JSON_INTERVAL = 1.0
+"""Seconds between two lines of JSON."""
+
+
+class Forgiving:
+    """A stream whose reader may go away, as when a terminal closes: what is told then is lost, and nothing else.
+
+    Args:
+        stream: The stream.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if there is still a reader."""
+        with suppress(OSError, ValueError):  # the second one if it has been closed
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if there is still a reader."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
 
 class Report:
     """What a job tells its user.
 
     Args:
         stream: Where to; stderr by default, since stdout is for results.
+        as_json: Whether every line is a JSON object.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._console = Console(file=stream or sys.stderr, highlight=False, markup=False, soft_wrap=True)
+    def __init__(self, stream: TextIO | None = None, *, as_json: bool = False) -> None:
+        self._stream = cast(TextIO, Forgiving(stream or sys.stderr))
+        self._as_json = as_json
+        self._console = Console(file=self._stream, highlight=False, markup=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._name = ""
-        self._total = self._done = 0
+        self._total = self._done = self._before = 0
         self._started = self._told = 0.0
 
     def note(self, text: str) -> None:
         """A line for the user."""
-        self._console.print(text)
+        self._tell("note", text)
 
     def warn(self, text: str) -> None:
         """A line that the user should not miss."""
-        self._console.print(f"warning: {text}", style="yellow")
+        self._tell("warning", text)
 
-    def begin(self, name: str, total: int) -> Self:
+    def begin(self, name: str, total: int, *, done: int = 0) -> Self:
         """Start counting frames; used as a context, it stops counting at the end.
 
         Args:
             name: What is done to them.
             total: How many there are.
+            done: How many were done before; they do not count for the speed.
         """
-        self._name, self._total, self._done = name, total, 0
+        self._name, self._total, self._done, self._before = name, total, done, done
         self._started = self._told = time.monotonic()
-        if self._console.is_terminal:
+        if self._as_json:
+            self._told -= JSON_INTERVAL  # the first frame is told at once
+        elif self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
             self._bar = Progress(*columns, console=self._console)
-            self._task = self._bar.add_task(name, total=total, state=self._state())
+            self._task = self._bar.add_task(name, total=total, state="")
             self._bar.start()
         return self
 
@@ -61,13 +103,35 @@ class Report:
     def advance(self) -> None:
         """One more frame is done."""
         self._done += 1
+        elapsed = time.monotonic() - self._started
+        state, fields = f"{self._done}/{self._total} frames", dict[str, object]()
+        if elapsed > 0:
+            speed = (self._done - self._before) / elapsed
+            left = (self._total - self._done) / speed
+            state = f"{state}, {speed:.3g} frames/s, {clock(left)} left"
+            fields = {"speed": round(speed, 4), "seconds_left": round(left, 1)}
+        self.show(state, self._done, fields, last=self._done == self._total)
+
+    def show(self, state: str, done: float, fields: Mapping[str, object], *, last: bool = False) -> None:
+        """Tell how far the work is, unless that was told a moment ago.
+
+        Args:
+            state: For people.
+            done: How much of the total.
+            fields: For programs, beside the step and how much of it is done.
+            last: Whether it must be told.
+        """
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, state=self._state())
+            self._bar.update(self._task, completed=done, state=state)
             return
         now = time.monotonic()
-        if now - self._told >= INTERVAL or self._done == self._total:
-            self._told = now
-            self.note(f"{self._name} {self._state()}")
+        if not last and now - self._told < (JSON_INTERVAL if self._as_json else INTERVAL):
+            return
+        self._told = now
+        if self._as_json:
+            self._write({"event": "progress", "step": self._name, "done": done, "total": self._total, **fields})
+        else:
+            self.note(f"{self._name} {state}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -75,14 +139,19 @@ class Report:
             self._bar.stop()
             self._bar = None
 
-    def _state(self) -> str:
-        """Frames, speed and time left."""
-        state = f"{self._done}/{self._total} frames"
-        elapsed = time.monotonic() - self._started
-        if not self._done or not elapsed:
-            return state
-        speed = self._done / elapsed
-        return f"{state}, {speed:.3g} frames/s, {clock((self._total - self._done) / speed)} left"
+    def _tell(self, event: str, text: str) -> None:
+        """A line that is no progress."""
+        if self._as_json:
+            self._write({"event": event, "text": text})
+        elif event == "warning":
+            self._console.print(f"warning: {text}", style="yellow")
+        else:
+            self._console.print(text)
+
+    def _write(self, value: Mapping[str, object]) -> None:
+        """A line of JSON."""
+        self._stream.write(f"{json.dumps(value)}\n")
+        self._stream.flush()
 
 
 def clock(seconds: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from vsfmanet.errors import IncompleteError
 from vsfmanet.jobs.files import pending_records, record_path, sweep, write_whole
+from vsfmanet.jobs.paths import exposure_sidecar
 
 FORMAT = 1
 """Of the record file; one of another format is not read."""
@@ -21,14 +22,14 @@ EDGE = 16 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fingerprint:
-    """What tells whether a source is still the same file."""
+    """What tells whether a source is still the same file, with the same exposures beside it."""
 
     size: int
     """Bytes."""
     mtime_ns: int
     """Time of change, ns."""
     sha256: str
-    """Of its first and last `EDGE` bytes."""
+    """Of its first and last `EDGE` bytes, and of the file with its exposures, if there is one."""
 
     @classmethod
     def of(cls, path: Path) -> Self:
@@ -39,6 +40,9 @@ class Fingerprint:
             if status.st_size > EDGE:
                 file.seek(max(EDGE, status.st_size - EDGE))
                 digest.update(file.read(EDGE))
+        sidecar = exposure_sidecar(path)
+        if sidecar is not None:
+            digest.update(sidecar.read_bytes())
         return cls(size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest.hexdigest())
 
 

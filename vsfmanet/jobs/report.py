@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -32,6 +33,8 @@ table {{ border-collapse: collapse; width: 100% }}
 th, td {{ text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd }}
 td {{ overflow-wrap: anywhere; white-space: pre-wrap }}
 td.number {{ text-align: right; white-space: nowrap }}
+img {{ display: block; max-width: 100%; height: auto }}
+caption {{ caption-side: bottom; text-align: left; color: #666; padding-top: .5rem }}
 .done {{ color: #176b33 }} .left {{ color: #666 }}
 .refused, .damaged {{ color: #8a5a00 }} .failed {{ color: #a31515 }}
 </style>
@@ -39,8 +42,11 @@ td.number {{ text-align: right; white-space: nowrap }}
 <body>
 <h1>{title}</h1>
 <p>{counts}</p>
+<p>{sums}</p>
 <table>
-<thead><tr><th>source</th><th>state</th><th>frames</th><th>MB</th><th>time</th><th>attempts</th><th>cause</th></tr></thead>
+<caption>Pictures: where the middle frame has most detail, before (enlarged) and after.</caption>
+<thead><tr><th>source</th><th>state</th><th>frames</th><th>MB</th><th>time</th><th>attempts</th>
+<th>cause, or before and after</th></tr></thead>
 <tbody>
 {rows}
 </tbody>
@@ -66,7 +72,10 @@ def write_report(path: Path, rows: Sequence[Row], *, title: str) -> None:
     """
     order = ["failed", "damaged", "refused", "left", "done"]
     lines = [_line(row) for row in sorted(rows, key=lambda row: order.index(_group(row)))]
-    write_whole(path, PAGE.format(title=escape(title), counts=tally(rows), rows="\n".join(lines)))
+    done = [row for row in rows if row.state == "done"]
+    sums = f"{sum(row.frames for row in done)} frames, {sum(row.output_size for row in done) / 1e6:.1f} MB, made in "
+    sums += clock(sum(row.seconds for row in done))
+    write_whole(path, PAGE.format(title=escape(title), counts=tally(rows), sums=sums, rows="\n".join(lines)))
 
 
 def _group(row: Row) -> str:
@@ -85,7 +94,8 @@ def _line(row: Row) -> str:
     )
     cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
     state = group if row.state in ("new", "leased") else row.state
-    return (
-        f'<tr><td>{escape(str(row.job.source))}</td><td class="{group}">{state}</td>{cells}'
-        f"<td>{escape(row.cause)}</td></tr>"
-    )
+    last = escape(row.cause)
+    if group == "done" and row.picture:
+        data = b64encode(row.picture).decode()
+        last = f'<img src="data:image/jpeg;base64,{data}" alt="before and after" loading="lazy">'
+    return f'<tr><td>{escape(str(row.job.source))}</td><td class="{group}">{state}</td>{cells}<td>{last}</td></tr>'

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -17,31 +18,39 @@ from pathlib import Path
 import vapoursynth as vs
 
 from vsfmanet import __version__
-from vsfmanet.errors import ConfigError, DamagedError, OutputError, SourceError
+from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputError
 from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs.clip import RestoreSettings, SourceClip
+from vsfmanet.jobs.deinterlace import deinterlaced
 from vsfmanet.jobs.encode import (
     CONTAINERS,
     EncodePlan,
     Encoder,
     Ffmpeg,
     choose_encoder,
+    command,
     cover_file,
     find_ffmpeg,
     refused_streams,
 )
-from vsfmanet.jobs.files import MAX_NAME
+from vsfmanet.jobs.estimate import output_bytes
+from vsfmanet.jobs.files import MAX_NAME, remove_work
+from vsfmanet.jobs.paths import exposure_sidecar
 from vsfmanet.jobs.progress import Report, clock
+from vsfmanet.jobs.ranges import USUAL_LENGTH, Ranges, why_one_pass
 from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_done, job_key, weights_sha256
 from vsfmanet.jobs.scratch import Scratch
-from vsfmanet.jobs.source import Source, Stream, inspect, is_unchanged, save_packets
+from vsfmanet.jobs.source import Source, Stream, check_unchanged, inspect, save_packets
 from vsfmanet.jobs.verify import verify
 
 KEPT = {"audio": "audio", "subtitle": "subtitles", "attachment": "attachments", "cover": "attachments"}
 """Kinds of streams that are copied, and the field of `RestoreJob` that says whether."""
 
-SAME_PIXELS = {"device", "device_index", "segment", "source_path"}
+SAME_PIXELS = {"device", "device_index", "backend", "tile", "segment", "source_path"}
 """Fields of `RestoreSettings` that say where and how a result is computed, or of which source, but not which."""
+
+ROOM = 1.2
+"""How much more than is expected must be free on the disk."""
 
 TAKING_PART = ("vapoursynth", "vapoursynth-bestsource", "torch", "av")
 """Packages whose versions are recorded."""
@@ -69,16 +78,33 @@ class RestoreJob:
     """Whether subtitles are copied."""
     attachments: bool = True
     """Whether attachments (fonts) and cover pictures are copied."""
-    salvage: bool = False
-    """Whether a damaged source is restored as far as it decodes, rather than refused."""
+    on_damage: str = "stop"
+    """What becomes of a damaged source: "stop" refuses it, "salvage" restores the frames that decode, at their own
+    times, "as-is" restores them one after the other at the nominal rate."""
+    deinterlace: bool = False
+    """Whether interlaced frames are made whole, rather than refused."""
     overwrite: bool = False
     """Whether an existing target is moved aside once the new one is verified."""
+    range_frames: int = USUAL_LENGTH
+    """Frames after which what is made so far outlives a kill; 0 for one pass."""
+    reserve: float = 0.0
+    """GiB that must stay free on the disk of the target, beside what the job is expected to take."""
 
     def __post_init__(self) -> None:
         if self.start < 0 or (self.end is not None and self.end <= self.start):
             raise ConfigError(
                 f"restore: 0 <= start < end is needed, got {self.start} to {self.end}; mend --start and --end"
             )
+        if self.on_damage not in ("stop", "salvage", "as-is"):
+            raise ConfigError(
+                f'restore: on_damage must be "stop", "salvage" or "as-is", got {self.on_damage!r}; mend --on-damage'
+            )
+        if self.range_frames < 0:
+            raise ConfigError(
+                f"restore: --range-frames must be a number of frames, or 0 for one pass, got {self.range_frames}"
+            )
+        if not self.reserve >= 0:
+            raise ConfigError(f"restore: --reserve must be a number of GiB from 0, got {self.reserve}")
         if self.target.suffix.lower() not in CONTAINERS:
             raise ConfigError(
                 f"restore: {self.target}: the output must end in one of {', '.join(CONTAINERS)}, got "
@@ -95,7 +121,7 @@ def recipe(job: RestoreJob) -> Recipe:
     settings = {name: value for name, value in asdict(job.settings).items() if name not in SAME_PIXELS | {"model"}}
     own = {
         name: getattr(job, name)
-        for name in ("start", "end", "encoder_args", "audio", "subtitles", "attachments", "salvage")
+        for name in ("start", "end", "encoder_args", "audio", "subtitles", "attachments", "on_damage", "deinterlace")
     }
     if isinstance(job.settings.exposure, str) and Path(job.settings.exposure).is_file():
         own["exposure_sha256"] = file_sha256(Path(job.settings.exposure))
@@ -137,42 +163,60 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     record = _check_target(job)
     if record is not None:
         report.note(f"already done: {job.target} is verified and unchanged, {record.frames} frames")
+        remove_work(job.target)  # of the run that was killed before it could do so
         return record
     ffmpeg = find_ffmpeg()
     report.note(f"restoring {job.source} with FFmpeg {ffmpeg.release[0]}.{ffmpeg.release[1]} ({ffmpeg.path})")
     source = inspect(job.source)
     fingerprint = Fingerprint.of(source.path)
     _check_whole(job, source.faults, report)
-    clip = clips.open_clip(source, threads=1 if job.salvage else 0)
+    clip = clips.open_clip(source, threads=0 if job.on_damage == "stop" else 1, interlaced=job.deinterlace)
     _check_whole(job, clip.faults, report)
+    if job.on_damage == "as-is":
+        step = 1 / (source.rate * clip.time_base)
+        evenly = tuple(clip.timestamps[0] + round(n * step) for n in range(len(clip.timestamps)))
+        clip = replace(clip, timestamps=evenly)
     for notice in clip.notices:
         report.warn(notice)
+    if job.deinterlace:
+        clip = replace(clip, node=deinterlaced(clip.node))
     frames = _range(job, clip)
     copied = _copied(job, source, report)
     _check_container(source, copied, job.target.suffix.lower())
     made_with = recipe(job)
-    restored = clips.restore_clip(clip.node, replace(job.settings, source_path=source.path))
+    restored = clips.restore_clip(clip.node, _settings(job, source, report))
     clips.check_restored(source, clip.node, restored)
 
     folder = scratch.make_folder()
     part = scratch.make_part(job.target)
     save_packets(source, {cover.index: folder / cover_file(cover) for cover in copied if cover.kind == "cover"})
     plan = _plan(job, source, clip, restored, frames, copied, ffmpeg, part)
-    _try_encoder(plan, restored, folder, scratch)
-    _encode(plan, restored[frames.start : frames.stop], folder, scratch, report)
-    with report.begin("verifying", len(frames)) as progress:
-        verify(
-            part,
-            size=plan.size,
-            times=[timestamp * plan.time_base for timestamp in plan.timestamps],
-            copied=copied,
-            whole=len(frames) == clip.node.num_frames and not job.salvage,
-            advance=progress.advance,
-            remedy="it has been deleted. Leave those of --encoder-args out that change timing, size or streams "
-            "(-r, -s, -map, -t), and report it if it comes back",
-        )
+    key = job_key(fingerprint, made_with.digest())
+    ranges = _ranges(job, plan, restored, frames, key, folder, scratch, report)
+    _check_room(job, plan, len(frames), None if ranges is None else len(ranges.missing))
+    if ranges is None:
+        _try_encoder(plan, restored, folder, scratch)
+        _encode(plan, restored[frames.start : frames.stop], folder, scratch, report)
+    else:
+        ranges.encode(restored, report)
+        ranges.join()
+    try:
+        with report.begin("verifying", len(frames)) as progress:
+            verify(
+                part,
+                size=plan.size,
+                times=[timestamp * plan.time_base for timestamp in plan.timestamps],
+                copied=copied,
+                whole=len(frames) == clip.node.num_frames and job.on_damage == "stop",
+                advance=progress.advance,
+                remedy="it has been deleted. Leave those of --encoder-args out that change timing, size or streams "
+                "(-r, -s, -map, -t), and report it if it comes back",
+            )
+    except IncompleteError:
+        remove_work(job.target)  # one of the ranges may be why
+        raise
     record = Record(
-        key=job_key(fingerprint, made_with.digest()),
+        key=key,
         attempt=scratch.attempt,
         source=str(source.path),
         fingerprint=fingerprint,
@@ -184,12 +228,22 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         output_size=part.stat().st_size,
         output_sha256=file_sha256(part),
     )
-    if not is_unchanged(source):
-        raise SourceError(f"restore: {source.path}: the source changed during the job; run it again when it is at rest")
+    check_unchanged(source)
     scratch.publish(part, job.target, record, overwrite=job.overwrite)
+    remove_work(job.target)
     length = float((plan.timestamps[-1] - plan.timestamps[0]) * plan.time_base)
     report.note(f"made {job.target}: {len(frames)} frames of {plan.size[0]}x{plan.size[1]}, {clock(length)}")
     return record
+
+
+def _settings(job: RestoreJob, source: Source, report: Report) -> RestoreSettings:
+    """What the filter gets."""
+    settings = replace(job.settings, source_path=source.path)
+    sidecar = exposure_sidecar(source.path) if settings.exposure == "auto" else None
+    if sidecar is None:
+        return settings
+    report.note(f"exposures from {sidecar}")
+    return replace(settings, exposure=str(sidecar))
 
 
 def _check_target(job: RestoreJob) -> Record | None:
@@ -225,12 +279,12 @@ def _check_whole(job: RestoreJob, faults: Sequence[str], report: Report) -> None
     """Stop at damage, or tell it where the user wants the rest.
 
     Raises:
-        DamagedError: The source is damaged, and `salvage` is not asked for.
+        DamagedError: The source is damaged, and nothing else is asked for.
     """
     if not faults:
         return
     text = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
-    if not job.salvage:
+    if job.on_damage == "stop":
         raise DamagedError(
             f"restore: {job.source}: the file is damaged: {text}. Copy it again or repair it; --on-damage salvage "
             "restores the frames that are there, at their own times"
@@ -316,16 +370,66 @@ def _plan(
     )
 
 
+def _check_room(job: RestoreJob, plan: EncodePlan, frames: int, missing: int | None) -> None:
+    """Refuse to begin what the disk cannot hold: the output and, where it is made in ranges, those that are missing.
+
+    Raises:
+        OutputError: Too little is free.
+    """
+    expected = output_bytes(
+        frames=frames + (missing or 0),
+        pixels=plan.size[0] * plan.size[1],
+        pixel_format=plan.pixel_format,
+        encoder_args=plan.encoder_args,
+    )
+    needed = ROOM * expected / 2**30 + job.reserve
+    free = shutil.disk_usage(job.target.absolute().parent).free / 2**30
+    if free < needed:
+        raise OutputError(
+            f"restore: {job.target}: {needed:.3g} GiB must be free ({ROOM:g} times what {frames} frames are expected "
+            f"to take, and {job.reserve:g} GiB of reserve), got {free:.3g}; make room, or choose another disk"
+        )
+
+
+def _ranges(
+    job: RestoreJob,
+    plan: EncodePlan,
+    restored: vs.VideoNode,
+    frames: range,
+    key: str,
+    folder: Path,
+    scratch: Scratch,
+    report: Report,
+) -> Ranges | None:
+    """The ranges that the output is made in; None for a short one, and for one that must be made in one pass."""
+    if job.range_frames == 0 or len(frames) <= job.range_frames:
+        return None
+    ranges = Ranges(plan, frames=frames, length=job.range_frames, target=job.target, folder=folder, scratch=scratch)
+    reason = why_one_pass(plan)
+    if reason is None:
+        try:
+            ranges.open(key, _blank(restored))
+            return ranges
+        except (OutputError, IncompleteError) as error:  # if the encoder cannot work at all, one pass will say so
+            reason = str(error)
+    report.warn(f"the film is made in one pass, which begins anew after a kill: {reason}")
+    return None
+
+
+def _blank(restored: vs.VideoNode) -> bytes:
+    """The samples of a frame that costs nothing."""
+    return clips.frame_bytes(vs.core.std.BlankClip(restored, length=1, keep=True).get_frame(0))
+
+
 def _try_encoder(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scratch) -> None:
     """Encode one blank frame, so that a wrong option or a missing encoder shows now and not after hours.
 
     Raises:
         OutputError: The encoder cannot work.
     """
-    blank = clips.frame_bytes(vs.core.std.BlankClip(restored, length=1, keep=True).get_frame(0))
     trial = replace(plan, output=folder / f"trial{plan.output.suffix}", timestamps=plan.timestamps[:1], copied=())
-    with Encoder(trial, covers=folder, launch=scratch.launch) as encoder:
-        encoder.write(blank)
+    with Encoder(command(trial, covers=folder), trial, launch=scratch.launch) as encoder:
+        encoder.write(_blank(restored))
         encoder.finish()
 
 
@@ -337,8 +441,9 @@ def _encode(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scr
     """
     frames = clips.read_frames(plan.source, restored)
     with report.begin("restoring", len(plan.timestamps)) as progress:
-        first = next(frames)  # its tags say how the filter wants the samples to be read
-        with Encoder(replace(plan, colour=clips.colour(first)), covers=folder, launch=scratch.launch) as encoder:
+        first = next(frames)
+        plan = replace(plan, colour=clips.colour(first))  # how the filter wants the samples to be read
+        with Encoder(command(plan, covers=folder), plan, launch=scratch.launch) as encoder:
             for frame in chain([first], frames):
                 encoder.write(clips.frame_bytes(frame))
                 progress.advance()

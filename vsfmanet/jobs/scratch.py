@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -28,10 +29,12 @@ class Scratch:
 
     def __init__(self, *, attempt: int = 1) -> None:
         self.attempt = attempt
+        self.has_ranges = False  # that are finished, and stay
         self._lock = threading.Lock()
         self._part: Path | None = None
         self._held: int | None = None
         self._folder: Path | None = None
+        self._unfinished: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
 
@@ -68,6 +71,22 @@ class Scratch:
                 ) from error
             self._part = part
             return part
+
+    def make_unfinished(self, folder: Path, suffix: str) -> Path:
+        """A name for a range that is being made, in the folder of those that are finished."""
+        with self._lock:
+            self._check_open()
+            self._unfinished = folder / f"{secrets.token_hex(4)}.unfinished{suffix}"
+            return self._unfinished
+
+    def finish(self, unfinished: Path, path: Path) -> None:
+        """Give a range that is whole its final name, with all of it on the disk."""
+        sync(unfinished)
+        with self._lock:
+            self._check_open()
+            unfinished.replace(path)
+            self._unfinished, self.has_ranges = None, True
+        sync(path.parent)
 
     def launch(self, line: list[str]) -> subprocess.Popen[bytes]:
         """Start an encoder, in a group of its own: Ctrl-C must not reach it, or it would end as if all were well.
@@ -131,8 +150,12 @@ class Scratch:
                 "rename it yourself"
             ) from error
 
-    def discard(self) -> None:
-        """Kill the encoder, delete the files, and let nothing new be made."""
+    def discard(self) -> bool:
+        """Kill the encoder, delete the files, and let nothing new be made.
+
+        Returns:
+            Whether there are finished ranges, which stay.
+        """
         with self._lock:
             self._closed = True
             if self._process is not None:
@@ -141,8 +164,11 @@ class Scratch:
             if self._part is not None:
                 self._part.unlink(missing_ok=True)
                 pending_path(self._part).unlink(missing_ok=True)
+            if self._unfinished is not None:
+                self._unfinished.unlink(missing_ok=True)
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
+            return self.has_ranges
 
     def _release(self, *, windows_only: bool = False) -> None:
         """Let go of the part file; on Windows a file that is open cannot be moved."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -87,12 +88,18 @@ class Source:
         return [stream for stream in self.others if stream.kind in kinds]
 
 
-def is_unchanged(source: Source) -> bool:
-    """Whether a source file is still the one that was inspected."""
+def check_unchanged(source: Source) -> None:
+    """Refuse a source file that is not the one that was inspected any more.
+
+    Raises:
+        SourceError: It has changed, or is gone.
+    """
     try:
-        return _fingerprint(source.path) == source.fingerprint
+        unchanged = _fingerprint(source.path) == source.fingerprint
     except OSError:
-        return False
+        unchanged = False
+    if not unchanged:
+        raise SourceError(f"restore: {source.path}: the source changed during the job; run it again when it is at rest")
 
 
 def inspect(path: Path) -> Source:
@@ -245,7 +252,7 @@ def _gaps(shown: Sequence[int], time_base: Fraction) -> list[str]:
     if not steps:
         return []
     usual = statistics.median(steps)
-    if sum(step > 1.5 * usual for step in steps) > len(steps) / 50:
+    if sum(step > 1.5 * usual for step in steps) > max(1, len(steps) / 50):
         return []
     return [
         f"no frames between {float(time * time_base):.2f} s and {float((time + step) * time_base):.2f} s"
@@ -262,6 +269,48 @@ def _rotation(path: Path) -> int:
             return next((int(frame.rotation) for frame in container.decode(track)), 0) if track else 0
         except av.FFmpegError:
             return 0
+
+
+def decoding_faults(source: Source) -> tuple[str, ...]:
+    """Decode the video track once, to find the frames that decoders patch over in silence.
+
+    One wrong byte is enough for a frame that looks torn and counts as decoded. A recording that starts inside a group
+    of pictures is no fault: what cannot be shown of its beginning does not count.
+    """
+    broken: list[int | None] = []
+    begun = False
+    with open_container(source.path) as container, suppress(av.FFmpegError):  # reading that fails is in `faults`
+        track = container.streams[source.video.index]
+        assert isinstance(track, VideoStream)
+        track.thread_type = "AUTO"
+        for packet in container.demux(track):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                broken += [packet.pts] if begun else []
+                continue
+            for frame in frames:
+                if not frame.is_corrupt:
+                    begun = True
+                elif begun:
+                    broken.append(frame.pts)
+    if not broken:
+        return ()
+    place = "" if broken[0] is None else f", the first near {float(broken[0] * source.time_base):.2f} s"
+    return (f"{len(broken)} frames decode with errors{place}",)
+
+
+def first_change(source: Source) -> Fraction | None:
+    """When the size or format of the picture first changes, seconds; None where that cannot be told."""
+    shapes = set()
+    with open_container(source.path) as container, suppress(av.FFmpegError):
+        track = container.streams[source.video.index]
+        assert isinstance(track, VideoStream)
+        for frame in container.decode(track):
+            shapes.add((frame.width, frame.height, frame.format.name))
+            if len(shapes) > 1:
+                return None if frame.pts is None else frame.pts * source.time_base
+    return None
 
 
 def save_packets(source: Source, files: Mapping[int, Path]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 
 from vsfmanet.errors import IncompleteError, SourceError
+from vsfmanet.jobs.matroska import damaged_place
 from vsfmanet.jobs.source import Source, Stream, inspect, main_track, open_container
 
 TIME_TOLERANCE = Fraction(1, 1000)
@@ -43,6 +44,9 @@ def verify(
         IncompleteError: Something is missing, misplaced or of the wrong size.
     """
     try:
+        place = damaged_place(part)
+        if place is not None:
+            raise _Mismatch(f"bytes as they were written are needed, but those after byte {place} are damaged")
         _check_frames(part, size, times, advance)
         made = inspect(part)
         _check_streams(made, copied)
@@ -71,6 +75,8 @@ def _check_frames(part: Path, size: tuple[int, int], times: Sequence[Fraction], 
         tick = Fraction(track.time_base.numerator, track.time_base.denominator)
         first = Fraction(0)
         for count, frame in enumerate(container.decode(track), start=1):
+            if frame.is_corrupt:
+                raise _Mismatch(f"frames without errors are needed, but frame {count - 1} is damaged")
             if (frame.width, frame.height) != size:
                 raise _Mismatch(f"frames of {size[0]}x{size[1]} are needed, got {frame.width}x{frame.height}")
             if count > len(times) or frame.pts is None:

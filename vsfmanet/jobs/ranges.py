@@ -1,0 +1,377 @@
+"""A long film in ranges of frames: a job that is killed loses the one that it was making, and no other.
+
+Each range is encoded to a file of its own, which begins with a key frame and needs nothing outside. The files wait in a
+hidden folder beside the output, and are joined in the end without encoding them again: their packets, with the exact
+times of the source, go to FFmpeg through a pipe, as frames do. The pixels are those of one pass, because those of a
+frame depend on the clip and its number alone; where ranges end depends on the clip and the options alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import statistics
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import vapoursynth as vs
+from av.container import OutputContainer
+from av.video.stream import VideoStream
+
+from vsfmanet.errors import BusyError, IncompleteError, OutputError
+from vsfmanet.jobs import clip as clips
+from vsfmanet.jobs.clip import Colour
+from vsfmanet.jobs.encode import (
+    EncodePlan,
+    Encoder,
+    Feed,
+    Sink,
+    attached_covers,
+    join_command,
+    one_range,
+    others_command,
+    range_command,
+)
+from vsfmanet.jobs.files import work_path, write_whole
+from vsfmanet.jobs.progress import Report
+from vsfmanet.jobs.scratch import Scratch
+from vsfmanet.jobs.source import main_track, open_container
+
+USUAL_LENGTH = 500
+"""Frames of a range: few enough to lose, and twice what encoders let pass between two key frames anyway."""
+
+EARLIEST_CUT = Fraction(3, 4)
+"""Part of the length from which on a range ends where a scene does."""
+
+SHORTEST_STEP = Fraction(2, 1000)
+"""Seconds between two frames that Matroska can tell apart for sure; it counts in milliseconds."""
+
+NAME = re.compile(r"(\d{9})-(\d{9})(\.\w+)")
+"""Of the file of a finished range: its first frame, and the one after its last."""
+
+COLOUR = "colour.json"
+"""File that keeps how the film's first frame is to be read: all ranges are tagged alike."""
+
+CARRIERS = {"nut": {}, "mov": {"movflags": "frag_keyframe+empty_moov+default_base_moof"}}
+"""Formats that bring coded frames to FFmpeg with exact times, with options that let them go through a pipe. NUT has no
+place for some codecs, such as ProRes; MOV shifts frames that are not coded in the order in which they are shown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Range:
+    """A finished range."""
+
+    path: Path
+    """Its file."""
+    frames: range
+    """Which of the clip's frames it holds."""
+    order: tuple[int, ...]
+    """Which of its frames each packet shows, counted from 0, in the order of the packets."""
+    parameters: bytes
+    """What a decoder must know before the first packet."""
+
+
+class Ranges:
+    """The ranges of one output.
+
+    Args:
+        plan: How the whole is to be encoded.
+        frames: Numbers of the frames, in the restored clip.
+        length: Most frames of a range.
+        target: The output.
+        folder: For small files.
+        scratch: Starts FFmpeg, and clears up.
+    """
+
+    def __init__(
+        self, plan: EncodePlan, *, frames: range, length: int, target: Path, folder: Path, scratch: Scratch
+    ) -> None:
+        self._plan = plan
+        self._frames = frames
+        self._length = length
+        self._target = target
+        self._folder = folder
+        self._scratch = scratch
+        self._work = Path()
+        self._found: list[Range] = []
+
+    @property
+    def missing(self) -> range:
+        """The frames that are in no finished range."""
+        return range(self._found[-1].frames.stop if self._found else self._frames.start, self._frames.stop)
+
+    def open(self, key: str, blank: bytes) -> None:
+        """Try the encoder on two frames, and find the ranges that are finished.
+
+        Args:
+            key: Of the job. Ranges of another job, encoder or length are never found.
+            blank: Samples of a frame.
+
+        Raises:
+            OutputError: The encoder cannot work, or what it makes cannot be joined.
+        """
+        output = self._folder / f"trial{self._plan.output.suffix}"
+        trial = replace(self._plan, timestamps=self._plan.timestamps[:2], copied=(), output=output)
+        self._encode(trial, [blank, blank])
+        sample = read_range(output, range(2))
+        trial = replace(trial, output=output.with_stem("trial joined"))
+        _join(trial, [sample], begin=Fraction(0), covers=self._folder, scratch=self._scratch)
+        before, after = _first_frame(output), _first_frame(trial.output)
+        if before != after or before[0] != trial.aspect:
+            raise OutputError(
+                "restore: a joined frame must be the one that was coded, with its sample aspect ratio "
+                f"{trial.aspect}, but {trial.encoder_args[1]} gives another one, with {after[0]}"
+            )
+        release = ".".join(map(str, self._plan.ffmpeg.release))
+        text = f"{key} {release} {sample.parameters.hex()} {self._length}"
+        self._work = work_path(self._target, hashlib.sha256(text.encode()).hexdigest()[:16])
+        self._work.mkdir(exist_ok=True)
+        self._found = list(self._finished())
+        self._scratch.has_ranges = bool(self._found)
+
+    def encode(self, restored: vs.VideoNode, report: Report) -> None:
+        """Make the ranges that are missing.
+
+        Args:
+            restored: The restored clip, whole.
+            report: Where progress goes.
+
+        Raises:
+            VsfmanetError: A frame could not be restored, or not be encoded. Ranges that are finished stay.
+        """
+        total, missing = len(self._frames), self.missing
+        if self._found:
+            report.note(f"{total - len(missing)} of {total} frames are there, in {len(self._found)} ranges; going on")
+        if not missing:
+            return
+        shown = clips.read_frames(self._plan.source, restored[missing.start : missing.stop], first=total - len(missing))
+        with report.begin("restoring", total, done=total - len(missing)) as progress:
+            frame: vs.VideoFrame | None = next(shown)
+            assert frame is not None
+            if not self._found:
+                write_whole(self._work / COLOUR, json.dumps(asdict(clips.colour(frame))))
+
+            def samples() -> Iterator[bytes]:
+                """Those of one range; `frame` is then the first of the next one."""
+                nonlocal frame
+                for count in range(self._length):
+                    if frame is None or (count >= EARLIEST_CUT * self._length and _starts_scene(frame, start + count)):
+                        return
+                    yield clips.frame_bytes(frame)
+                    progress.advance()
+                    frame = next(shown, None)
+
+            while frame is not None:
+                start = self.missing.start
+                self._add(samples())
+
+    def join(self) -> None:
+        """Make the whole of the ranges.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        plan = replace(self._plan, colour=self._colour())
+        begin = plan.timestamps[0] * plan.time_base
+        if plan.start is not None:
+            begin -= plan.start
+            plan = self._with_cut_source(plan)
+        _join(plan, self._found, begin=begin, covers=self._folder, scratch=self._scratch)
+
+    def discard(self) -> None:
+        """Delete what is finished."""
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _add(self, samples: Iterable[bytes]) -> None:
+        """Encode the next range, and give it its name once it is whole."""
+        missing = self.missing
+        offset = missing.start - self._frames.start
+        unfinished = self._scratch.make_unfinished(self._work, self._plan.output.suffix)
+        plan = replace(
+            self._plan,
+            colour=self._colour(),
+            timestamps=self._plan.timestamps[offset : offset + self._length],
+            output=unfinished,
+        )
+        count = self._encode(plan, samples)
+        frames = range(missing.start, missing.start + count)
+        made = read_range(unfinished, frames)
+        if self._found and made.parameters != self._found[0].parameters:
+            raise OutputError(
+                f"restore: {self._target}: all ranges must have the same coding parameters to be joined, but this "
+                "encoder changes them from range to range; make it in one pass with --range-frames 0"
+            )
+        path = self._work / f"{frames.start:09}-{frames.stop:09}{unfinished.suffix}"
+        self._scratch.finish(unfinished, path)
+        self._found.append(replace(made, path=path))
+
+    def _encode(self, plan: EncodePlan, samples: Iterable[bytes]) -> int:
+        """Encode some frames to a file; returns how many."""
+        with Encoder(range_command(plan), plan, launch=self._scratch.launch) as encoder:
+            for frame in samples:
+                encoder.write(frame)
+            encoder.finish()
+            return encoder.written
+
+    def _finished(self) -> Iterator[Range]:
+        """The finished ranges, up to the first gap. What cannot be used is deleted."""
+        there, tagged = {}, (self._work / COLOUR).is_file()
+        for path in self._work.iterdir():
+            match = NAME.fullmatch(path.name)
+            if match and tagged:
+                there[int(match[1])] = (path, range(int(match[1]), int(match[2])))
+            elif path.name != COLOUR:
+                path.unlink()
+        first = self._frames.start
+        while first in there:
+            path, frames = there.pop(first)
+            try:
+                yield read_range(path, frames)
+            except IncompleteError:
+                path.unlink()
+                break
+            first = frames.stop
+
+    def _colour(self) -> Colour:
+        """How the film's first frame is to be read."""
+        try:
+            return Colour(**json.loads((self._work / COLOUR).read_text()))
+        except FileNotFoundError as error:
+            raise BusyError(
+                f"restore: {self._target}: another run has taken over and removed {self._work.name}; let that run end"
+            ) from error
+
+    def _with_cut_source(self, plan: EncodePlan) -> EncodePlan:
+        """A plan with a source that is cut to the time of the output, and has its clock."""
+        attached = attached_covers(plan)
+        kept = [stream for stream in plan.copied if stream not in attached]
+        path = self._folder / (f"others{plan.output.suffix}" if kept else "others.ffmeta")
+        cutting = replace(plan, copied=tuple(kept), output=path)
+        with Feed(others_command(cutting), cutting, launch=self._scratch.launch) as feed:
+            feed.finish()
+        moved = (replace(stream, index=number) for number, stream in enumerate(kept))
+        return replace(plan, source=replace(plan.source, path=path), copied=(*moved, *attached))
+
+
+def why_one_pass(plan: EncodePlan) -> str | None:
+    """Why a film must be made in one pass; None if it can be made in ranges."""
+    steps = [later - earlier for earlier, later in pairwise(plan.timestamps)]
+    if steps and min(steps) * plan.time_base < SHORTEST_STEP:
+        return "some frames follow each other within 2 ms"
+    return one_range(plan.encoder_args)
+
+
+def read_range(path: Path, frames: range) -> Range:
+    """Read the packets of a range, and check that it is whole and needs nothing outside.
+
+    Args:
+        path: Its file.
+        frames: What it must hold.
+
+    Raises:
+        IncompleteError: It holds something else.
+    """
+    try:
+        with open_container(path) as container:
+            track = main_track(container)
+            packets = (packet for packet in container.demux(track) if packet.size) if track else ()
+            found = [(packet.pts, packet.is_keyframe) for packet in packets]  # not their data, which may be large
+            parameters = bytes(track.codec_context.extradata or b"") if track else b""
+    except (av.FFmpegError, OSError) as error:
+        raise IncompleteError(f"restore: {path}: a range must be readable, got {error}; run it again") from error
+    times = [time for time, _ in found if time is not None]
+    rank = {time: n for n, time in enumerate(sorted(times))}
+    if len(found) != len(frames) or len(rank) != len(frames):
+        raise IncompleteError(
+            f"restore: {path}: a range of {len(frames)} frames is needed, got {len(rank)}; leave those of "
+            "--encoder-args out that change timing (-r), and report it if it comes back"
+        )
+    order = tuple(rank[time] for time in times)
+    if not found[0][1] or order[0] != 0:
+        raise IncompleteError(
+            f"restore: {path}: a range must begin with a key frame, but this encoder begins otherwise; make the output "
+            "in one pass with --range-frames 0"
+        )
+    return Range(path=path, frames=frames, order=order, parameters=parameters)
+
+
+def _join(plan: EncodePlan, ranges: list[Range], *, begin: Fraction, covers: Path, scratch: Scratch) -> None:
+    """Have FFmpeg make a whole of ranges, with the first frame at the time `begin` on the clock of the plan's source.
+
+    A packet is decoded before it is shown by as many frames as the order of any range asks for; FFmpeg and the formats
+    want decoding times that rise, are not below 0, and not above the time of showing.
+    """
+    stamps = [stamp - plan.timestamps[0] for stamp in plan.timestamps]
+    ahead = max(place - shown for each in ranges for place, shown in enumerate(each.order))
+    step = round(statistics.median(later - earlier for earlier, later in pairwise(stamps))) if len(stamps) > 1 else 1
+    delay = ahead * step
+    with ExitStack() as stack:
+        first = stack.enter_context(open_container(ranges[0].path)).streams.video[0]
+        sink = Sink()
+        carrier, container, stream = _carrier(sink, first, reordered=ahead > 0)
+        stream.time_base = plan.time_base
+        line = join_command(plan, covers=covers, carrier=carrier, begin=begin - delay * plan.time_base)
+        feed = stack.enter_context(Feed(line, plan, launch=scratch.launch))
+        for each in ranges:
+            before = feed.written
+            with open_container(each.path) as file:
+                for packet in file.demux(video=0):
+                    if not packet.size:
+                        continue
+                    place = feed.written
+                    coded = av.Packet(bytes(packet))
+                    coded.stream, coded.time_base, coded.is_keyframe = stream, plan.time_base, packet.is_keyframe
+                    coded.pts = delay + stamps[before + each.order[place - before]]
+                    coded.dts = place * step if place < ahead else delay + stamps[place - ahead]
+                    container.mux(coded)
+                    feed.send(sink.take())
+                    feed.written += 1
+        container.close()
+        feed.send(sink.take())
+        feed.finish()
+
+
+def _first_frame(path: Path) -> tuple[Fraction, bytes]:
+    """The sample aspect ratio and the samples of the first frame of a file.
+
+    Raises:
+        OutputError: It cannot be decoded.
+    """
+    try:
+        with open_container(path) as container:
+            track = container.streams.video[0]
+            picture = next(container.decode(track)).to_ndarray(format="rgb24")
+            aspect = track.sample_aspect_ratio
+            return Fraction(aspect.numerator, aspect.denominator) if aspect else Fraction(1), picture.tobytes()
+    except (av.FFmpegError, StopIteration, ValueError) as error:
+        raise OutputError(f"restore: what the encoder makes must decode, got {error}") from error
+
+
+def _carrier(sink: Sink, track: VideoStream, *, reordered: bool) -> tuple[str, OutputContainer, VideoStream]:
+    """A stream for the packets of a track in a format that holds them.
+
+    Raises:
+        OutputError: No format does.
+    """
+    for name, options in CARRIERS.items():
+        if name == "mov" and reordered:
+            break
+        container = av.open(sink, "w", format=name, container_options={"avoid_negative_ts": "disabled"} | options)
+        with suppress(ValueError):
+            return name, container, container.add_stream_from_template(track, opaque=True)
+    raise OutputError(
+        f"restore: ranges must be joined, but nothing carries {track.codec_context.name} to FFmpeg; make the output in "
+        "one pass with --range-frames 0"
+    )
+
+
+def _starts_scene(frame: vs.VideoFrame, number: int) -> bool:
+    """Whether nothing before a restored frame has to do with it."""
+    return frame.props.get("FMANetWindowStart") == number
