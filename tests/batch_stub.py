@@ -113,9 +113,9 @@ if __name__ == "__main__":
         from vsfmanet.jobs import batch, cluster
 
         batch.PROGRAM = (sys.executable, __file__)
-        cluster.recipe = batch.recipe  # type: ignore[attr-defined]
         cluster.weights_sha256 = lambda model: "0"  # type: ignore[attr-defined]
         if "STUB_OTHER_VERSION" in os.environ:  # of a driver; Ray's nodes have the environment of their own start
             cluster.__version__ = "0.0.1"  # type: ignore[attr-defined]
         batch.recipe = lambda job: stub_recipe(job.encoder_args)  # type: ignore[attr-defined]
+        cluster.recipe = batch.recipe  # type: ignore[attr-defined]
         sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from vsfmanet.errors import ConfigError, WeightsError
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
+from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig
+from vsfmanet.networks.shutter import ShutterReader
 
 METADATA_KEY = "vsfmanet"
+
+SMALL = 64
+"""Numbers in a configuration up to this cost nothing, whatever the tensors are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,17 +152,46 @@ def load_model(name_or_path: str) -> LoadedModel:
         ) from error
     if expected is not None and digest != expected:
         raise WeightsError(f"load_model: {path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
-    config, state = _read(path)
-    network = FMANetPP(config, deployed=True)
+    network = _read(path, "fmanetpp", lambda config: FMANetPP(FMANetPPConfig(**config), deployed=True))
+    return LoadedModel(name=name, sha256=digest, scale=network.config.scale, network=network)
+
+
+def load_analyser() -> BlurAnalyser:
+    """Read, check and build the blur analyser that ships with the package, as `load_model` does with a model.
+
+    Returns:
+        Folded form, fp32, in eval mode, on the CPU.
+
+    Raises:
+        WeightsError: The manifest lists none, or its file is missing, damaged or of another kind.
+    """
+    return _shipped("analyser", "blur", lambda config: BlurAnalyser(BlurConfig(**config), folded=True))
+
+
+def load_reader() -> ShutterReader:
+    """Read, check and build the reader of exposures that ships with the package; errors as of `load_analyser`."""
+    return _shipped("reader", "shutter", lambda config: ShutterReader(**config))
+
+
+def _shipped[Network: torch.nn.Module](table: str, kind: str, build: Callable[[Any], Network]) -> Network:
+    """The network in the first entry of a table of the manifest."""
+    manifest = models_folder() / "manifest.toml"
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"load_model: the tensors of {path.name} must fit its configuration; {error}") from error
-    return LoadedModel(name=name, sha256=digest, scale=config.scale, network=network.eval().requires_grad_(False))
+        entry = tomllib.loads(manifest.read_text(encoding="utf-8"))[table][0]
+        path, expected = manifest.parent / entry["file"], entry["sha256"]
+        digest = file_sha256(path)
+    except (OSError, tomllib.TOMLDecodeError, LookupError) as error:
+        raise WeightsError(
+            f"load_{table}: the {table} of blur that ships with vsfmanet is needed, got {manifest} without ({error}); "
+            "reinstall vsfmanet"
+        ) from error
+    if digest != expected:
+        raise WeightsError(f"load_{table}: {path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
+    return _read(path, kind, build)
 
 
-def _read(path: Path) -> tuple[FMANetPPConfig, dict[str, Tensor]]:
-    """Configuration and fp32 tensors of a weights file, checked to be finite."""
+def _read[Network: torch.nn.Module](path: Path, kind: str, build: Callable[[Any], Network]) -> Network:
+    """The network in a weights file, in fp32 and eval mode; its values are checked to be finite."""
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
@@ -171,15 +204,34 @@ def _read(path: Path) -> tuple[FMANetPPConfig, dict[str, Tensor]]:
         raise WeightsError(f"load_model: {path.name} must be a whole safetensors file, got {error}") from error
     try:
         description = json.loads(text)
-        if description["network"] != "fmanetpp":
-            raise WeightsError(f"load_model: {path.name} holds the network {description['network']!r}; update vsfmanet")
-        config = FMANetPPConfig(**description["config"])
+        if description["network"] != kind:
+            raise WeightsError(
+                f"load_model: {path.name} holds the network {description['network']!r} where {kind!r} is needed; "
+                "choose another file, or update vsfmanet"
+            )
+        _check_numbers(path, dict(description["config"]), state)
+        network = build(description["config"])
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise WeightsError(f"load_model: the configuration in {path.name} must be complete, got {error}") from error
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise WeightsError(f"load_model: {path.name} must hold finite values, got NaN or infinity in {name}")
-    return config, {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"load_model: the tensors of {path.name} must fit its configuration; {error}") from error
+    return network.eval().requires_grad_(False)
+
+
+def _check_numbers(path: Path, config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a configuration that asks for more than the file has, before a network of any size is built of it."""
+    most = max(SMALL, len(state), *(size for value in state.values() for size in value.shape))
+    for name, value in config.items():
+        if isinstance(value, int) and value > most:
+            raise WeightsError(
+                f"load_model: the tensors of {path.name} must fit its configuration; none is as large as its {name}, "
+                f"{value}"
+            )
 
 
 def save_model(network: FMANetPP, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
@@ -195,6 +247,24 @@ def save_model(network: FMANetPP, path: Path, *, about: Mapping[str, Any] | None
     """
     if not network.deployed:
         raise ConfigError("save_model: network must be in deployed form; call deploy() first")
+    _save(network, path, {"network": "fmanetpp", "config": asdict(network.config), **(about or {})})
+
+
+def save_analyser(analyser: BlurAnalyser, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
+    """Write a folded blur analyser; arguments and errors as of `save_model`."""
+    if not analyser.folded:
+        raise ConfigError("save_analyser: the analyser must be in folded form; call fold() first")
+    _save(analyser, path, {"network": "blur", "config": asdict(analyser.config), **(about or {})})
+
+
+def save_reader(reader: ShutterReader, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
+    """Write a reader of exposures; arguments and errors as of `save_model`."""
+    config = {"inputs": reader.hidden.in_features, "hidden": reader.hidden.out_features}
+    _save(reader, path, {"network": "shutter", "config": config, **(about or {})})
+
+
+def _save(network: torch.nn.Module, path: Path, description: Mapping[str, Any]) -> None:
+    """Write the values of a network as fp16, with its description, beside and renamed."""
     state = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in network.state_dict().items()
@@ -202,7 +272,6 @@ def save_model(network: FMANetPP, path: Path, *, about: Mapping[str, Any] | None
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise WeightsError(f"save_model: values must fit fp16, got larger ones or NaN in {name}")
-    description = {"network": "fmanetpp", "config": asdict(network.config), **(about or {})}
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(state, beside, metadata={METADATA_KEY: json.dumps(description, sort_keys=True)})
     beside.replace(path)

@@ -1,0 +1,323 @@
+"""The fault table, section C: filters that fail, processes that die, signals, encoders that hang, clocks that jump."""
+
+from __future__ import annotations
+
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import vapoursynth as vs
+
+from tests.batch_stub import stub_recipe
+from tests.films import FAST, FFMPEG, H264, ffmpeg, frames_hash, lighten, nothing_but, picture, restore, times
+from vsfmanet.cli import main
+from vsfmanet.jobs import batch, runner
+from vsfmanet.jobs import clip as clips
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+
+JOB = """
+import os, signal, sys, time
+from vsfmanet.cli import main
+from vsfmanet.jobs import clip, runner
+fault, pause = os.environ["FAULT"], float(os.environ["PAUSE"])
+def change(node, settings):
+    def at(n, f):
+        time.sleep(pause)
+        if n == 20 and fault == "exit":
+            os._exit(0)
+        if n == 20 and fault:
+            os.kill(os.getpid(), getattr(signal, fault))
+        return f
+    return node.std.ModifyFrame(node, at)
+clip.restore_clip = change
+runner.weights_sha256 = lambda model: "0"
+sys.exit(main(sys.argv[1:]))
+"""
+"""A job whose filter dies at frame 20, or is only slow."""
+
+
+@pytest.fixture(autouse=True)
+def light_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    lighten(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2 s, 50 frames."""
+    path = tmp_path_factory.mktemp("film") / "film.mkv"
+    ffmpeg(*picture(2), *H264, path)
+    return path
+
+
+def start(
+    source: Path, made: Path, *, fault: str = "", pause: float = 0.0, stderr: int = subprocess.PIPE
+) -> subprocess.Popen[bytes]:
+    """The one-job command in a process of its own, that leads a group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", JOB, "restore", FAST, source, made],
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        env=os.environ | {"FAULT": fault, "PAUSE": str(pause), "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, by any of its threads."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for_encoder(job: subprocess.Popen[bytes]) -> int:
+    """Until the encoder of the real frames runs, not that of the trial."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert job.poll() is None
+        for child in children(job.pid):
+            with suppress(OSError):
+                line = Path(f"/proc/{child}/cmdline").read_bytes()
+                if b"-copyts" in line and b"trial." not in line:
+                    return child
+        time.sleep(0.02)
+    raise AssertionError("no encoder")
+
+
+def wait_until_gone(*pids: int) -> None:
+    deadline = time.monotonic() + 15
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# 38 to 42: what dies
+
+
+@pytest.mark.parametrize("kind", ["nothing", "another size"])
+def test_case_38_a_frame_that_is_none_or_of_another_size_is_told_with_its_number(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    def change(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+        other = node.std.BlankClip(width=32, length=1).get_frame(0) if kind == "another size" else None
+        return node.std.ModifyFrame(node, lambda n, f: other if n == 20 else f)
+
+    monkeypatch.setattr(clips, "restore_clip", change)
+    assert restore(film, tmp_path / "made.mkv") == 6
+    assert "the filter failed at frame 20 of 50" in capsys.readouterr().err
+    assert nothing_but(tmp_path)
+
+
+@pytest.mark.parametrize(("fault", "code"), [("SIGSEGV", -11), ("SIGABRT", -6), ("exit", 0)])
+def test_case_39_a_process_that_dies_in_the_filter_leaves_no_result_and_the_next_run_sweeps(
+    film: Path, tmp_path: Path, fault: str, code: int
+) -> None:
+    made = tmp_path / "made.mkv"
+    job = start(film, made, fault=fault)
+    job.communicate(timeout=60)
+    assert job.returncode == code  # 0 only where a library calls `_exit(0)`; batch and cluster then miss the record
+    [left] = tmp_path.iterdir()
+    assert left.name.endswith(".part.mkv")
+    assert main(["verify", str(made)]) == 6
+    assert restore(film, made) == 0
+    assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json")
+
+
+@pytest.mark.parametrize("way", ["twice", "group", "encoder"])
+def test_case_40_an_interrupt_is_never_a_success_whoever_gets_it(film: Path, tmp_path: Path, way: str) -> None:
+    job = start(film, tmp_path / "made.mkv", pause=0.1)
+    encoder = wait_for_encoder(job)
+    time.sleep(0.3)
+    started = time.monotonic()
+    if way == "encoder":
+        os.kill(encoder, signal.SIGINT)
+    elif way == "group":
+        os.killpg(job.pid, signal.SIGINT)
+    else:
+        job.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        with suppress(ProcessLookupError):
+            job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=30)
+    assert time.monotonic() - started < 15
+    assert job.returncode == (5 if way == "encoder" else 130), said
+    assert (b"the encoder must take all frames" if way == "encoder" else b"stopped by SIGINT") in said
+    wait_until_gone(encoder)
+    assert nothing_but(tmp_path)
+
+
+def test_case_41_closing_the_terminal_ends_the_job(film: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    login = (
+        "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(2, termios.TIOCSCTTY, 0); "
+        "os.execv(sys.executable, [sys.executable, '-c', *sys.argv[1:]])"
+    )
+    job = subprocess.Popen(
+        [sys.executable, "-c", login, JOB, "restore", FAST, film, tmp_path / "made.mkv"],
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        env=os.environ | {"FAULT": "", "PAUSE": "0.1", "PYTHONPATH": str(ROOT)},
+    )
+    os.close(theirs)
+    encoder = wait_for_encoder(job)
+    os.close(ours)
+    assert job.wait(timeout=30) == 129
+    wait_until_gone(encoder)
+    assert nothing_but(tmp_path)
+
+
+def test_case_42_after_kills_at_random_moments_the_same_command_gives_the_same_frames(
+    film: Path, tmp_path: Path
+) -> None:
+    made, chance = tmp_path / "made.mkv", random.Random(42)
+    peace = tmp_path / "peace" / "made.mkv"
+    peace.parent.mkdir()
+    done = start(film, peace)
+    assert done.wait(60) == 0
+    for number in range(4):
+        job = start(film, made, pause=0.03, stderr=subprocess.DEVNULL)
+        encoder = wait_for_encoder(job)
+        time.sleep(chance.uniform(0, 1))
+        os.kill(encoder if number % 3 == 2 else job.pid, signal.SIGKILL)
+        code = job.wait(30)
+        wait_until_gone(encoder)
+        assert code in (-9, 5)
+        assert not made.exists()
+        assert sum(path.name.endswith(".part.mkv") for path in tmp_path.iterdir()) == (code == -9)
+    assert start(film, made).wait(60) == 0
+    assert frames_hash(made) == frames_hash(peace)
+    assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json", "peace")
+
+
+# 43 to 47: encoders and clocks
+
+
+@contextmanager
+def encoder(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: str) -> Iterator[None]:
+    """A stand-in that works for the version and for the trial, and then does what it is told."""
+    folder.mkdir()
+    program = folder / "ffmpeg"
+    program.write_text(f'#!/bin/sh\ncase "$*" in *trial*|*-version) exec {FFMPEG} "$@";; esac\n{lines}\n')
+    program.chmod(0o755)
+    with monkeypatch.context() as context:
+        context.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        yield
+
+
+def test_case_43_an_encoder_that_closes_its_input_is_told_with_its_last_words(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    with encoder(tmp_path / "bin", monkeypatch, 'exec <&-\necho "no more, thanks" >&2\nsleep 0.5\nexit 0'):
+        assert restore(film, tmp_path / "out" / "made.mkv") == 5
+    said = capsys.readouterr().err
+    assert "of 50 with exit code 0" in said
+    assert "no more, thanks" in said
+    assert nothing_but(tmp_path / "out")
+
+
+@pytest.mark.parametrize("who", ["encoder", "job"])
+def test_case_44_what_hangs_is_stopped_by_the_watchdog(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], who: str
+) -> None:
+    sources, out = tmp_path / "in", tmp_path / "out"
+    sources.mkdir()
+    (sources / "film.mkv").write_bytes(film.read_bytes())
+    monkeypatch.setattr(batch, "PROGRAM", (sys.executable, str(ROOT / "scripts" / "soak.py"), "as-vsfmanet"))
+    monkeypatch.setattr(runner, "weights_sha256", lambda model: "none")
+    monkeypatch.setattr(batch, "TRIES", 1)
+    whom = "$$" if who == "encoder" else "$PPID"
+    options = ["--reserve=0", FAST]
+    with encoder(tmp_path / "bin", monkeypatch, f"kill -STOP {whom}\nexec sleep 60"):
+        assert main(["batch", *options, "--stall-limit=5", str(sources), str(out)]) == 6
+    assert "no progress for 5 s" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir() if ".part." in path.name or path.suffix == ".mkv"] == []
+    assert not [line for line in running() if str(out) in line]
+    monkeypatch.setattr(batch, "TRIES", 3)
+    assert main(["batch", *options, "--retry", str(sources), str(out)]) == 0
+    assert len(times(out / "film.mkv")) == 50
+
+
+def running() -> list[str]:
+    """The command lines of all processes that are alive."""
+    lines = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if is_alive(int(process.name)) and process.name != str(os.getpid()):
+                lines.append(os.fsdecode((process / "cmdline").read_bytes()))
+    return lines
+
+
+def test_case_45_an_encoder_without_the_codec_is_found_before_the_first_frame(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+        return node.std.ModifyFrame(node, lambda n, f: pytest.fail("a frame was made"))
+
+    monkeypatch.setattr(clips, "restore_clip", never)
+    assert restore(film, tmp_path / "made.mkv", "--encoder-args=-c:v h264_nowhere") == 5
+    assert "Unknown encoder 'h264_nowhere'" in capsys.readouterr().err
+    assert nothing_but(tmp_path)
+
+
+def test_case_46_a_flood_of_messages_neither_blocks_nor_fills_memory(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    flood = f'yes "noise noise noise noise noise" | head -c 100000000 >&2\nexec {FFMPEG} "$@"'
+    with encoder(tmp_path / "bin", monkeypatch, flood):
+        assert restore(film, tmp_path / "out" / "made.mkv") == 0
+    assert len(capsys.readouterr().err) < 10_000
+    assert len(times(tmp_path / "out" / "made.mkv")) == 50
+
+
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+def test_case_47_a_clock_that_jumps_by_a_day_makes_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], jump: float
+) -> None:
+    sources, out = tmp_path / "in", tmp_path / "out"
+    sources.mkdir()
+    for number in range(3):
+        (sources / f"{number}.mkv").write_text("ok")
+    monkeypatch.setattr(batch, "PROGRAM", (sys.executable, str(Path(__file__).with_name("batch_stub.py"))))
+    monkeypatch.setattr(batch, "recipe", lambda job: stub_recipe(job.encoder_args))
+    monkeypatch.setattr(time, "time", jumping(time.time, jump))
+    monkeypatch.setattr(time, "time_ns", jumping(time.time_ns, jump * 1e9))
+    assert main(["batch", "--reserve=0", str(sources), str(out)]) == 0
+    assert main(["batch", "--reserve=0", str(sources), str(out)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("[1/3]") == said.count("[3/3]") == 1
+    assert "0 of 3 jobs to do" in said
+    assert sorted(path.name for path in out.glob("*.mkv")) == ["0.mkv", "1.mkv", "2.mkv"]
+
+
+def jumping(clock: Callable[[], float], jump: float) -> Callable[[], float]:
+    """A clock that is a day off more each time it is read."""
+    reads = 0
+
+    def read() -> float:
+        nonlocal reads
+        reads += 1
+        return clock() + reads * jump
+
+    return read

@@ -1,0 +1,606 @@
+"""The jobs of a folder on several machines, by an engine that is there already: Ray, Slurm or Kubernetes.
+
+An engine only decides where and when. Whatever it is, it calls one command, `vsfmanet cluster run LIST INDEX`, which
+does what a batch does with one job: a process of its own, a watchdog, three attempts. A job is done by the record
+beside its output, never by what an engine believes, and an output never replaces another; so a job that an engine
+starts twice is made once, and the same command again does what is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import logging
+import os
+import secrets
+import shlex
+import socket
+import subprocess
+import tempfile
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vsfmanet import __version__
+from vsfmanet.errors import ConfigError, IncompleteError, OutputError
+from vsfmanet.jobs import batch
+from vsfmanet.jobs.batch import FOLDER, PRECEDENCE, TRIES, BatchOptions
+from vsfmanet.jobs.child import Child
+from vsfmanet.jobs.files import sweep, write_whole
+from vsfmanet.jobs.progress import Report
+from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, weights_sha256
+from vsfmanet.jobs.runner import TAKING_PART, recipe
+
+STALL_LIMIT = 600.0
+"""Seconds without progress after which a job is stopped."""
+
+ARRAY = 1000
+"""Tasks in one Slurm array: `MaxArraySize` is 1001 unless a site has raised it."""
+
+FINAL = (1, 2, 3, 6, 8)
+"""Exit codes of a job that another attempt, or another machine, would have too."""
+
+FATAL = {2, 5, 8}
+"""Exit codes that every other job would have too: a node that does not fit, a full disk, weights."""
+
+TRANSIENT = {4, 7}
+"""Exit codes of a job that may do better elsewhere or later: a device that is lost, another attempt that lives."""
+
+OLDEST_RAY = (2, 54)
+"""Release with the last of three holes closed by which others could run code (CVE-2026-27482)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """All that the nodes must agree about; a file in OUT_DIR that they all read."""
+
+    in_folder: str
+    """Absolute, the same on every node."""
+    out_folder: str
+    """Absolute, the same on every node."""
+    model: str
+    """Name of a model, or path of its weights."""
+    weights_sha256: str
+    """Of the weights."""
+    recipe: str
+    """`Recipe.digest` of the settings."""
+    versions: Mapping[str, str]
+    """Of vsfmanet and of what takes part in computing pixels."""
+    options: tuple[str, ...]
+    """Of `vsfmanet restore`, for every job."""
+    jobs: tuple[tuple[str, str], ...]
+    """Source and output of each."""
+    token: str
+    """A word that only a node that reads this file can know."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of one job."""
+
+    source: str
+    """Path."""
+    code: int
+    """Exit code, 0 for done and verified."""
+    cause: str
+    """Why there is no result."""
+    frames: int
+    """Of the output."""
+    attempts: int
+    """That this call made; 0 if the output was there."""
+
+
+def write_plan(options: BatchOptions, report: Report) -> Path:
+    """Check all names and write the list of jobs into OUT_DIR.
+
+    Args:
+        options: What is asked, as for a batch.
+        report: Where notices go.
+
+    Returns:
+        The file. The same jobs and settings have the same file again.
+
+    Raises:
+        ConfigError: Names cannot be used, or files are in the way.
+        OutputError: It cannot be written.
+    """
+    pairings = batch.plan(options, report)
+    template = options.template
+    line = batch.arguments(template, attempt=0)
+    end = line.index("--")
+    own = ("--attempt", "--parent", "--json", "--overwrite", "--progress")
+    content = {
+        "in_folder": os.path.realpath(options.in_folder),
+        "out_folder": os.path.realpath(options.out_folder),
+        "model": template.settings.model,
+        "weights_sha256": weights_sha256(template.settings.model),
+        "recipe": recipe(template).digest(),
+        "versions": _versions(),
+        "options": [option for option in line[1:end] if not option.startswith(own)],
+        "jobs": [[str(pairing.source), str(pairing.target)] for pairing in pairings],
+    }
+    text = json.dumps(content, sort_keys=True)
+    path = Path(str(content["out_folder"]), FOLDER, f"cluster-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_whole(path, json.dumps(content | {"token": secrets.token_hex(16)}, indent=1))
+    except OSError as error:
+        raise OutputError(f"cluster: {path}: the list of jobs must be written, but {error}; mend the folder") from error
+    return path
+
+
+def read_plan(path: Path) -> Plan:
+    """The list of jobs, on a node whose programs are those that it was made with.
+
+    Raises:
+        ConfigError: It is not there, or the node has other programs, weights or folders.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        jobs = tuple((source, target) for source, target in fields.pop("jobs"))
+        plan = Plan(**(fields | {"jobs": jobs, "options": tuple(fields["options"])}))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"cluster: {path}: the list of jobs must be readable on {socket.gethostname()} under this path, but "
+            f"{error!r}; mount the share there as on the machine that wrote it"
+        ) from error
+    found = _versions() | {"weights": weights_sha256(plan.model)}
+    needed = {**plan.versions, "weights": plan.weights_sha256}
+    if other := sorted(name for name in needed if needed[name] != found.get(name)):
+        details = ", ".join(f"{name} {needed[name]}, got {found.get(name)}" for name in other)
+        raise ConfigError(
+            f"cluster: {socket.gethostname()}: every node must have the same programs and weights: needed {details}; "
+            "install the same there, or give the command again on a node with these"
+        )
+    for folder in (plan.in_folder, plan.out_folder):
+        if not Path(folder).is_dir():
+            raise ConfigError(
+                f"cluster: {socket.gethostname()}: the folder {folder} must be there, got none; mount the share there "
+                "under the same path"
+            )
+    return plan
+
+
+class OneJob:
+    """One job of a list.
+
+    Args:
+        path: The list.
+        index: Number of the job in it, from 0.
+    """
+
+    def __init__(self, path: Path, index: int) -> None:
+        self._plan = read_plan(path)
+        if not 0 <= index < len(self._plan.jobs):
+            raise ConfigError(
+                f"cluster: {path}: the number of the job must be in 0 ... {len(self._plan.jobs) - 1}, got {index}; "
+                "give the command again that wrote the list, if sources have come since"
+            )
+        source, target = self._plan.jobs[index]
+        self._source, self._target = Path(source), Path(target)
+        self._lock = threading.Lock()
+        self._child: Child | None = None
+        self._stopped = False
+
+    def run(self) -> Outcome:
+        """Make the output, unless it is there: in up to three attempts, where a job crashes, hangs or is wrong."""
+        outcome = Outcome(source=str(self._source), code=6, cause="", frames=0, attempts=0)
+        with tempfile.TemporaryDirectory(prefix="vsfmanet-") as temporary:
+            while True:
+                record = self._find_done()
+                if record is not None:
+                    return replace(outcome, code=0, cause="", frames=record.frames)
+                if outcome.attempts == TRIES or (outcome.attempts and outcome.code != 6):
+                    return outcome
+                outcome = self._attempt(outcome.attempts + 1, Path(temporary))
+                sweep(self._target)  # of the process that has ended, if it could not clear up
+
+    def stop(self) -> None:
+        """End it; may be called from any thread, at any time."""
+        with self._lock:
+            self._stopped = True
+            child = self._child
+        if child is not None:
+            child.stop()
+
+    def _attempt(self, number: int, temporary: Path) -> Outcome:
+        """Run the one-job command once; its exit code, with 6 for whatever has none of its own."""
+        line = [*batch.PROGRAM, "restore", "--json", f"--attempt={number}", f"--parent={os.getpid()}"]
+        # What is there under the name is ours, as the list was made: of other settings, or damaged. It is kept aside.
+        line += [*self._plan.options, *(["--overwrite"] if os.path.lexists(self._target) else [])]
+        try:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cluster: {self._target}: its folder must be writable, but {error}; mend it") from error
+        with self._lock:
+            if self._stopped:
+                raise IncompleteError("cluster: the job has been stopped")
+            self._child = child = Child([*line, "--", str(self._source), str(self._target)], temporary=temporary)
+        code = child.wait(STALL_LIMIT, lambda: None)
+        _, said = child.error()
+        causes = {
+            None: f"cluster: no progress for {STALL_LIMIT:g} s; its last words were:\n{said}",
+            0: "cluster: the job ended well, but left no output with its record; report this as a bug",
+        }
+        told = code is not None and 0 < code < 128
+        crash = f"cluster: the job was ended from outside or crashed ({code}); its last words were:\n{said}"
+        return Outcome(
+            source=str(self._source),
+            code=code if told and code is not None else 6,
+            cause=said if told else causes.get(code, crash),
+            frames=0,
+            attempts=number,
+        )
+
+    def _find_done(self) -> Record | None:
+        """The record of the output, if it is finished and intact."""
+        try:
+            return find_done(self._target, lambda: job_key(Fingerprint.of(self._source), self._plan.recipe))
+        except OSError:  # the source or the output cannot be read: the job will say so
+            return None
+
+
+def answer(path: Path) -> Mapping[str, str]:
+    """Show that this node reads the list, and writes where the outputs go, under the same paths as the others.
+
+    Returns:
+        Name of the node, the list's token, and the file in OUT_DIR that holds the token too.
+
+    Raises:
+        ConfigError: It has other programs, weights or folders.
+        OutputError: It cannot write there.
+    """
+    plan = read_plan(path)
+    canary = path.with_suffix(f".{secrets.token_hex(4)}.canary")
+    try:
+        canary.write_text(plan.token)
+    except OSError as error:
+        raise OutputError(
+            f"cluster: {socket.gethostname()}: the folder {path.parent} must be writable, but {error}; mend its rights"
+        ) from error
+    return {"node": socket.gethostname(), "token": plan.token, "canary": str(canary)}
+
+
+# Slurm
+
+
+def slurm_script(path: Path, *, at_once: int, gpus: int, cpus: int) -> str:
+    """A script for `sbatch` that does the jobs of a list.
+
+    Args:
+        path: The list.
+        at_once: Jobs that may run at one time.
+        gpus: For each job.
+        cpus: For each job.
+    """
+    count = len(read_plan(path).jobs)
+    lines = [
+        "#!/bin/bash",
+        "# Restores the films of a folder with vsfmanet. Written by `vsfmanet cluster slurm`.",
+        "# Give it to sbatch again after any interruption: what is done stays done, everything else is done again.",
+    ]
+    if count > ARRAY:  # a site may allow more, but does so rarely
+        lines.append(
+            "# More jobs than an array may have: submit it once for each of these, with the first job's number:"
+        )
+        lines += [
+            f"#   sbatch --array=0-{min(ARRAY, count - first) - 1}%{at_once} THIS_FILE {first}"
+            for first in range(0, count, ARRAY)
+        ]
+    lines += [
+        "#SBATCH --job-name=vsfmanet",
+        f"#SBATCH --array=0-{min(ARRAY, count) - 1}%{at_once}",
+        *([f"#SBATCH --gres=gpu:{gpus}"] if gpus else []),
+        f"#SBATCH --cpus-per-task={cpus}",
+        "#SBATCH --requeue                # after preemption and the loss of a node; not after the time limit",
+        "#SBATCH --signal=B:TERM@120      # 2 to 3 minutes before the time limit, to clear up in order",
+        "#SBATCH --open-mode=append",
+        f"#SBATCH --output={shlex.quote(str(path.parent / 'slurm-%A_%a.log'))}",
+        "",
+        "# exec: the signal goes to this shell alone, so the command must take its place.",
+        f'exec {shlex.join([*batch.PROGRAM, "cluster", "run", str(path)])} "$((SLURM_ARRAY_TASK_ID + ${{1:-0}}))"',
+    ]
+    return "\n".join([*lines, ""])
+
+
+# Kubernetes
+
+
+def kubernetes_manifest(path: Path, *, image: str, claim: str, mount: Path, at_once: int, gpus: int, cpus: int) -> str:
+    """An Indexed Job (Kubernetes 1.33 or newer) that does the jobs of a list, for `kubectl apply -f`.
+
+    Args:
+        path: The list.
+        image: A container with vsfmanet.
+        claim: The persistent volume claim with sources and outputs; many pods write to it.
+        mount: Where it is in the pods, and here.
+        at_once: Pods that may run at one time.
+        gpus: For each job.
+        cpus: For each job.
+
+    Raises:
+        ConfigError: Sources or outputs are not below `mount`.
+    """
+    plan = read_plan(path)
+    for folder in (plan.in_folder, plan.out_folder):
+        if not Path(folder).is_relative_to(mount):
+            raise ConfigError(
+                f"cluster: --mount must hold IN_DIR and OUT_DIR, under the same paths as in the pods, got {mount} and "
+                f"{folder}; give the command where the volume is mounted at this place"
+            )
+    said = {name: json.dumps(value) for name, value in (("image", image), ("claim", claim), ("mount", str(mount)))}
+    resources = {"cpu": str(cpus), **({"nvidia.com/gpu": gpus} if gpus else {})}
+    return f"""\
+# Restores the films of a folder with vsfmanet. Written by `vsfmanet cluster kubernetes`.
+# Delete it and apply it again after any interruption: what is done stays done, everything else is done again.
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: {path.stem.replace("cluster", "vsfmanet")}
+spec:
+  completionMode: Indexed
+  completions: {len(plan.jobs)}
+  parallelism: {min(at_once, len(plan.jobs))}
+  backoffLimitPerIndex: 2
+  maxFailedIndexes: {len(plan.jobs)}
+  podReplacementPolicy: Failed  # otherwise a pod that is being ended and the next one overlap
+  podFailurePolicy:
+    rules:
+      - action: FailIndex  # another attempt would end alike
+        onExitCodes: {{containerName: vsfmanet, operator: In, values: [{", ".join(map(str, FINAL))}]}}
+      - action: Ignore  # preemption, or a node that is drained
+        onPodConditions: [{{type: DisruptionTarget, status: "True"}}]
+  template:
+    spec:
+      restartPolicy: Never
+      terminationGracePeriodSeconds: 60
+      containers:
+        - name: vsfmanet
+          image: {said["image"]}
+          command: [vsfmanet, cluster, run, {json.dumps(str(path))}]  # which job: JOB_COMPLETION_INDEX
+          resources: {{limits: {json.dumps(resources)}}}
+          volumeMounts: [{{name: films, mountPath: {said["mount"]}}}]
+      volumes: [{{name: films, persistentVolumeClaim: {{claimName: {said["claim"]}}}}}]
+"""
+
+
+# Ray
+
+
+class Transient(Exception):
+    """A job that may do better elsewhere or later; Ray tries it again."""
+
+
+def run_task(program: Sequence[str], path: str, index: int | None) -> dict[str, Any]:
+    """What a Ray task does: give the command for one job, or for none but to look at the node.
+
+    Args:
+        program: Command line of vsfmanet.
+        path: The list.
+        index: Number of the job; None to have the node's `answer`.
+
+    Raises:
+        Transient: Another attempt may succeed.
+    """
+    line = [
+        *program,
+        "cluster",
+        "run",
+        "--json",
+        f"--parent={os.getpid()}",
+        path,
+        *([] if index is None else [str(index)]),
+    ]
+    ended = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    try:
+        result: dict[str, Any] = json.loads(ended.stdout)
+    except ValueError:
+        said = ended.stderr.decode(errors="replace")[-2000:]
+        raise Transient(
+            f"cluster: the command was ended from outside or crashed ({ended.returncode}): {said}"
+        ) from None
+    if ended.returncode in TRANSIENT:
+        raise Transient(str(result.get("cause", result.get("message"))))
+    return result | {"code": ended.returncode}
+
+
+class RayRun:
+    """The jobs of a list as Ray tasks.
+
+    Args:
+        path: The list.
+        report: Where progress goes.
+        address: Of a Ray cluster, `host:port` or `auto`; None for this machine alone.
+        gpus: For each job.
+        cpus: For each job.
+    """
+
+    def __init__(self, path: Path, report: Report, *, address: str | None, gpus: int, cpus: int) -> None:
+        self._path = path
+        self._plan = read_plan(path)
+        self._report = report
+        self._ray = _connect(address)
+        self._gpus, self._cpus = gpus, cpus
+        self._outcomes: dict[int, Outcome] = {}
+
+    def run(self) -> int:
+        """Do every job; returns the exit code, as of a batch.
+
+        Raises:
+            ConfigError: A node does not fit, or the cluster has not what a job needs.
+        """
+        ray = self._ray
+        self._check_nodes()
+        task = ray.remote(run_task).options(
+            num_gpus=self._gpus, num_cpus=self._cpus, max_retries=2, retry_exceptions=[Transient]
+        )
+        waiting, running = deque(range(len(self._plan.jobs))), dict[Any, int]()
+        fatal = None
+        while running or (waiting and fatal is None):
+            while waiting and fatal is None and len(running) < 2 * self._slots():
+                index = waiting.popleft()
+                running[task.remote(batch.PROGRAM, str(self._path), index)] = index
+            ready, _ = ray.wait(list(running), timeout=1.0)
+            for reference in ready:
+                index = running.pop(reference)
+                outcome = self._outcome(index, reference)
+                self._outcomes[index] = outcome
+                self._tell(outcome)
+                if outcome.code in FATAL and fatal is None:
+                    fatal = outcome.code
+                    self._report.warn("other jobs would fail alike: no more are begun; mend the cause and run it again")
+        self.conclude()
+        codes = {outcome.code for outcome in self._outcomes.values()} | ({fatal} if fatal else set())
+        return next((code for code in PRECEDENCE if code in codes), 0)
+
+    def conclude(self) -> None:
+        """Write the last line."""
+        counts = Counter("done" if outcome.code == 0 else "not done" for outcome in self._outcomes.values())
+        left = len(self._plan.jobs) - len(self._outcomes)
+        self._report.note(f"done {counts['done']}, failed {counts['not done']}, left {left}")
+
+    def _check_nodes(self) -> None:
+        """Have every node show that it fits: the same programs, weights and paths, and a word written and read."""
+        ray = self._ray
+        look = ray.remote(run_task)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        by_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        asked = [
+            look.options(num_cpus=0, max_retries=0, scheduling_strategy=by_node(node["NodeID"], soft=False)).remote(
+                batch.PROGRAM, str(self._path), None
+            )
+            for node in nodes
+        ]
+        for node, reference in zip(nodes, asked, strict=True):
+            result = ray.get(reference)
+            if result["code"]:
+                raise ConfigError(str(result["message"]))
+            canary = Path(result["canary"])
+            try:
+                word = canary.read_text()
+                canary.unlink()
+            except OSError:
+                word = ""
+            if word != self._plan.token:
+                raise ConfigError(
+                    f"cluster: {node['NodeManagerAddress']}: {self._plan.out_folder} must be the same folder on every "
+                    f"node, but what {result['node']} writes there is not seen here; mount the share there"
+                )
+        if self._slots() < 1:
+            raise ConfigError(
+                f"cluster: a node with {self._gpus} GPUs and {self._cpus} processors for a job is needed, got "
+                f"{ray.cluster_resources()}; lower --gpus and --cpus"
+            )
+
+    def _slots(self) -> int:
+        """Jobs that the cluster can run at one time."""
+        resources = self._ray.cluster_resources()
+        kinds = (("GPU", self._gpus), ("CPU", self._cpus))
+        return min(int(resources.get(kind, 0) // count) for kind, count in kinds if count)
+
+    def _outcome(self, index: int, reference: Any) -> Outcome:
+        """What a task has come to."""
+        source = self._plan.jobs[index][0]
+        try:
+            result = self._ray.get(reference)
+        except Transient as error:
+            return Outcome(source=source, code=7, cause=str(error), frames=0, attempts=0)
+        except self._ray.exceptions.RayError as error:  # the worker or its node died, three times
+            return Outcome(source=source, code=6, cause=f"cluster: the task was lost: {error}", frames=0, attempts=0)
+        names = ("cause", "frames", "attempts")
+        if "message" in result:
+            return Outcome(source=source, code=result["code"], cause=result["message"], frames=0, attempts=0)
+        return Outcome(source=source, code=result["code"], **{name: result[name] for name in names})
+
+    def _tell(self, outcome: Outcome) -> None:
+        """A line about a job that has ended."""
+        place = f"[{len(self._outcomes)}/{len(self._plan.jobs)}] {outcome.source}"
+        if outcome.code == 0:
+            self._report.note(f"{place}: done, {outcome.frames} frames" + ("" if outcome.attempts else " (was there)"))
+        else:
+            self._report.warn(f"{place}: exit code {outcome.code}: {outcome.cause}")
+
+
+def _connect(address: str | None) -> Any:
+    """Ray, connected to a cluster, or to one of this machine alone.
+
+    Raises:
+        ConfigError: It is missing, too old, or would let others in.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to anybody
+    if address is None:
+        # Ray runs what anybody sends who reaches its ports: not without a secret, and not beyond this machine.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    else:
+        _check_safe(address)
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError as error:
+        oldest = ".".join(map(str, OLDEST_RAY))
+        raise ConfigError(
+            f"cluster: Ray {oldest} or newer is needed, got none ({error}); install vsfmanet[cluster] on every node"
+        ) from error
+    if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST_RAY:
+        raise ConfigError(
+            f"cluster: Ray 2.54 or newer is needed, got {ray.__version__}, which lets others run code; update"
+        )
+    try:
+        if address is None:
+            local: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            ray.init(**local, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"cluster: Ray must be reachable at {address}, but {error}; start it there first") from error
+    if address == "auto":
+        _check_private(ray.get_runtime_context().gcs_address)
+    return ray
+
+
+def _check_safe(address: str) -> None:
+    """Refuse a cluster that has no token, or is open to the world.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if os.environ.get("RAY_AUTH_MODE") != "token" or not (given or (Path.home() / ".ray" / "auth_token").is_file()):
+        raise ConfigError(
+            "cluster: Ray must ask for a token, or everybody who reaches its ports can run programs: set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) here and wherever Ray is started"
+        )
+    if address != "auto":
+        _check_private(address)
+
+
+def _check_private(address: str) -> None:
+    """Refuse an address that the whole world can reach.
+
+    Raises:
+        ConfigError: It is one, or none at all.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        found = ipaddress.ip_address(socket.gethostbyname(host.strip("[]")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cluster: --address must be auto or the host:port of a Ray head, got {address!r} ({error}); mend it"
+        ) from error
+    if not port.isdigit() or not found.is_private:
+        raise ConfigError(
+            f"cluster: --address must be the host:port of a Ray head in a private network, got {address!r} ({found}); "
+            "use a private network or a VPN"
+        )
+
+
+def _versions() -> dict[str, str]:
+    """Of vsfmanet and of what takes part in computing pixels."""
+    return {"vsfmanet": __version__} | {name: version(name) for name in TAKING_PART}
