@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vsfmanet.blur import blur_map
     from vsfmanet.filter import exposure, restore
 
-__all__ = ["__version__", "exposure", "restore"]
+__all__ = ["__version__", "blur_map", "exposure", "restore"]
 
 __version__ = "0.1.0"
 
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from vsfmanet import filter
 
         return getattr(filter, name)
+    if name == "blur_map":
+        from vsfmanet import blur
+
+        return blur.blur_map
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -107,8 +107,8 @@ def restore(
             frame's number and properties, on which alone its answer must depend. "auto", and frames for which file or
             function say nothing (an empty cell, null, None), take the frame's property `FMANetExposure`, else
             `ExposureTime` (in seconds) over its duration, else the camera's telemetry, else what the network sees.
-            "estimate" is the same with one source more before the network: blur extent over the motion between frames,
-            where both can be seen clearly, or could within 8 frames of the same scene.
+            "estimate" is the same with one source more before the network: the smear along the motion between frames,
+            where it can be seen clearly, or could within 8 frames of the same scene.
         source_path: file that the clip shows, all of it and in order: its telemetry is used if it is an MP4 from a
             GoPro. Where frames are to be cut away, use `exposure` before the cut.
         device: "auto", "cpu" or "cuda".

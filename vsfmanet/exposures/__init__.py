@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from vsfmanet.errors import ExposureError
-from vsfmanet.exposures.props import exposure_from_props
+from vsfmanet.exposures.props import SIGHT, SIGHT_CONFIDENCE, exposure_from_props
 from vsfmanet.exposures.sidecar import SUFFIXES, read_sidecar
 
 __all__ = ["ExposureArgument", "ExposureFunction", "Exposures", "KnownExposure", "check_argument", "gather"]
@@ -26,17 +26,23 @@ It is asked in any order and more than once, so its answer must depend on these 
 """
 
 type ExposureArgument = float | str | os.PathLike[str] | ExposureFunction
-"""What `restore` takes as `exposure`: a number, "auto", the path of a sidecar file, or a function."""
+"""What `restore` takes as `exposure`: a number, "auto", "estimate", the path of a sidecar file, or a function."""
+
+WORDS = ("auto", "estimate")
+"""What is no path: the sources in order, without or with the estimate from blur and motion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownExposure:
-    """An exposure that was given, and by whom."""
+    """An exposure that the network need not estimate, and who tells it."""
 
     value: float
     """Open-shutter time over the frame interval, in (0, 1]."""
-    source: Literal["argument", "prop", "telemetry"]
+    source: Literal["argument", "prop", "telemetry", "estimate"]
     """What goes into the property `FMANetExposureSource`."""
+    confidence: float = 1.0
+    """What goes into the property `FMANetExposureConfidence`: 1 if given; of an estimate, what the frame shows itself,
+    so less than 0.5 where the exposure of a frame near it is held."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,20 +50,22 @@ class Exposures:
     """All that can know the exposures of one clip."""
 
     argument: float | Sequence[float | None] | ExposureFunction | None
-    """One for all frames, those of a sidecar, a function, or None for "auto"."""
+    """One for all frames, those of a sidecar, a function, or None for "auto" and "estimate"."""
     telemetry: Sequence[float | None]
     """What the camera recorded for each frame; empty without telemetry."""
+    estimates: bool
+    """Whether blur and motion are asked where nothing else knows."""
     nominal_interval: Fraction | None
     """Seconds per frame of a clip with a constant rate; None without one."""
     notice: str | None
     """Why telemetry that is there is not used, or not for all frames."""
 
     def resolve(self, frame: int, props: Mapping[str, object]) -> KnownExposure | None:
-        """Exposure of a frame from the first that knows it: the argument, the frame's properties, the telemetry.
+        """Exposure of a frame from the first that knows it: argument, the frame's properties, telemetry, estimate.
 
         Args:
             frame: number of the frame.
-            props: properties of the frame.
+            props: properties of the frame, with what `with_exposures_by_sight` wrote if it was asked.
 
         Returns:
             The exposure, or None: the network estimates it.
@@ -72,7 +80,12 @@ class Exposures:
         if carried is not None:
             return KnownExposure(value=carried, source="prop")
         recorded = self.telemetry[frame] if self.telemetry else None
-        return None if recorded is None else KnownExposure(value=recorded, source="telemetry")
+        if recorded is not None:
+            return KnownExposure(value=recorded, source="telemetry")
+        seen, confidence = props.get(SIGHT), props.get(SIGHT_CONFIDENCE)
+        if self.estimates and isinstance(seen, float) and isinstance(confidence, float):
+            return KnownExposure(value=seen, source="estimate", confidence=confidence)
+        return None
 
     def _given(self, frame: int, props: Mapping[str, object]) -> float | None:
         """What the argument says of a frame."""
@@ -93,14 +106,15 @@ def check_argument(exposure: object) -> None:
     """Refuse what cannot be the argument `exposure`. A sidecar file is not opened yet.
 
     Raises:
-        ExposureError: it is neither "auto", a number in (0, 1], the path of a sidecar file, nor a function.
+        ExposureError: it is neither one of `WORDS`, a number in (0, 1], the path of a sidecar file, nor a function.
     """
     is_path = isinstance(exposure, str | os.PathLike) and Path(exposure).suffix.lower() in SUFFIXES
-    if exposure != "auto" and not (is_path or callable(exposure) or _is_exposure(exposure)):
+    is_word = isinstance(exposure, str) and exposure in WORDS
+    if not (is_word or is_path or callable(exposure) or _is_exposure(exposure)):
         raise ExposureError(
             f'restore: exposure must be "auto" or a number in (0, 1], got {exposure!r}; it is the open-shutter time '
             "over the frame interval, for example 0.5 for a 180 degree shutter. A .csv or .json file, or a function "
-            "of frame number and properties, can give one for each frame"
+            'of frame number and properties, can give one for each frame; "estimate" measures blur and motion'
         )
 
 
@@ -124,14 +138,17 @@ def gather(
     """
     check_argument(argument)
     given: float | Sequence[float | None] | ExposureFunction | None
-    if isinstance(argument, str) and argument == "auto":
+    estimates = isinstance(argument, str) and argument == "estimate"
+    if isinstance(argument, str) and argument in WORDS:
         given = None
     elif isinstance(argument, str | os.PathLike):
         given = read_sidecar(Path(argument), num_frames=num_frames)
     else:
         given = argument if callable(argument) else float(argument)
     if source_path is None or isinstance(given, float):
-        return Exposures(argument=given, telemetry=(), nominal_interval=nominal_interval, notice=None)
+        return Exposures(
+            argument=given, telemetry=(), estimates=estimates, nominal_interval=nominal_interval, notice=None
+        )
 
     from vsfmanet.exposures.telemetry import read_telemetry  # with FFmpeg's demuxers, which most scripts can do without
 
@@ -139,6 +156,7 @@ def gather(
     return Exposures(
         argument=given,
         telemetry=recorded.exposures,
+        estimates=estimates,
         nominal_interval=nominal_interval,
         notice=recorded.notice,
     )

@@ -10,6 +10,9 @@ from vsfmanet.errors import ExposureError
 ROUNDING = 0.02
 """How far a shutter time may exceed the interval: cameras round to 1/24 s, containers to milliseconds."""
 
+SIGHT, SIGHT_CONFIDENCE = "FMANetSight", "FMANetSightConfidence"
+"""Inside a filter: the exposure that blur and motion show, in (0, 1], and what confidence the frame itself gives it."""
+
 _MILLISECOND = Fraction(1, 1000)
 
 

@@ -63,8 +63,7 @@ class BlurAnalyser(nn.Module):
     Layers and width are those of `MMPNet`. What differs, and why:
 
     - The target is the blur extent, the length of the path that a point travels while the shutter is open, in pixels,
-      as log1p(extent) / log1p(max_extent). The paper's prior does not know the exposure, and errs by 3 pixels, below
-      which half of all blur lies.
+      as log1p(extent) / log1p(max_extent). The paper's prior does not know the exposure, and errs by 3 pixels.
     - A second head with 17 parameters tells whether the extent is below 1 pixel (851,434 parameters in all).
     - It is trained on any exposure from none (sharp) to the whole frame interval, small and large frames.
     - Upsampling has `align_corners=False`: with True the result depends on the size of the frame, so that tiles would

@@ -1,0 +1,132 @@
+"""The blur analyser from photographs to shipped weights, at toy size."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.test_training import run
+from training import build_benchmark, evaluate_blur, export_blur, render_pool, train_blur
+from training.loop import load_checkpoint
+from training.scenes.pool import Pool
+from training.train_blur import blur_loss, moment
+from training.train_shutter import Profiles, fit
+from vsfmanet.errors import WeightsError
+from vsfmanet.exposures.shutter import INPUTS
+from vsfmanet.weights import load_analyser, load_model
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    noise = np.random.default_rng(0).integers(0, 256, (360, 480, 3)).astype(np.uint8)
+    cv2.imwrite(str(folder / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 1.5))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pools(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One of small frames and one of full size."""
+    folder = tmp_path_factory.mktemp("pools")
+    common = ["--photos", photos, "--count", 3, "--frames", 3, "--workers", 1]
+    run(render_pool.main, *common, "--out", folder / "x4", "--size", 64)
+    run(render_pool.main, *common, "--out", folder / "x1", "--size", 32, "--scale", 1)
+    return [folder / "x4", folder / "x1"]
+
+
+def train(pools: list[Path], out: Path, *more: object) -> dict[str, Any]:
+    """Train a toy for three steps at most; returns the checkpoint."""
+    chosen = [item for pool in pools for item in ("--pool", pool)]
+    size = ["--width", 2, "--steps", 3, "--crops", 2, "--crop", 16, "--warmup", 1]
+    run(train_blur.main, *chosen, "--out", out, *size, *more)
+    return load_checkpoint(out / "latest.pt")
+
+
+def test_a_resumed_run_equals_an_unbroken_one(pools: list[Path], tmp_path: Path) -> None:
+    unbroken = train(pools, tmp_path / "unbroken")
+    for step in (1, 2):
+        assert train(pools, tmp_path / "resumed", "--max-minutes", 0)["step"] == step
+    resumed = train(pools, tmp_path / "resumed")
+    assert unbroken["step"] == resumed["step"] == 3
+    for part in ("network", "averaged"):
+        for name, value in unbroken[part].items():
+            assert torch.equal(value, resumed[part][name]), name
+
+
+def test_crops_keep_their_extent_when_they_are_reduced_and_have_none_when_sharp(pools: list[Path]) -> None:
+    sequence = Pool(pools[1]).sequence(0)
+    whole, extent = moment(sequence, 1, 5, np.random.default_rng(0), 32, reduction=1)
+    half, half_extent = moment(sequence, 1, 5, np.random.default_rng(0), 16, reduction=2)
+    assert (whole.shape, half.shape) == ((3, 32, 32), (3, 16, 16))
+    np.testing.assert_allclose(half_extent.mean(), extent.mean() / 2, rtol=1e-3)
+    assert extent.mean() > 0
+    for pool in pools:
+        sequence = Pool(pool).sequence(0)
+        sharp, nothing = moment(sequence, 1, 0, np.random.default_rng(0), 16, reduction=1)
+        assert not nothing.any()
+        blurred, _ = moment(sequence, 1, 1, np.random.default_rng(0), 16, reduction=1)  # the same crop
+        assert 0 < np.abs(sharp - blurred).mean() < 0.2
+
+
+def test_the_loss_of_a_perfect_answer_is_nothing() -> None:
+    extent = torch.linspace(0, 8, 64).view(1, 1, 8, 8)
+    target = extent / 64
+    sharp = torch.where(extent < 1, 50.0, -50.0)
+    weight = torch.ones_like(extent)
+    assert sum(blur_loss(target, sharp, target, extent, weight).values()) == pytest.approx(0, abs=1e-6)
+    weight[..., 4:, :] = 1e-9  # nothing is to be seen in the lower half
+    off = target + 0.1 * (weight == 1) + 0.9 * (weight < 1)
+    assert blur_loss(off, sharp, target, extent, weight)["extent"].item() == pytest.approx(0.1)
+
+
+def test_a_checkpoint_becomes_the_analyser_that_ships_and_no_model_to_restore_with(
+    pools: list[Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = train(pools, tmp_path / "run")
+    monkeypatch.setattr(build_benchmark, "SCENES", build_benchmark.SCENES[3:4])
+    monkeypatch.setattr("training.evaluate_blur.SCENES", build_benchmark.SCENES)
+    benchmark, scores = tmp_path / "benchmark", tmp_path / "scores.json"
+    size = ["--width", 96, "--height", 64, "--frames", 3]
+    run(build_benchmark.main, "--photos", photos, "--out", benchmark, *size)
+    checkpoint = tmp_path / "run" / "latest.pt"
+    run(evaluate_blur.main, benchmark, "--photos", photos, "--checkpoint", checkpoint, "--json", scores)
+    measured = json.loads(scores.read_text())
+    assert len(measured["rows"]) == 3 * 7  # five levels, one that changes, sharp
+    blurred = [row for row in measured["rows"] if row["condition"] == "5_5"]
+    speed = build_benchmark.SCENES[0].speed / 4  # LR pixels per frame, and the shutter is open all the time
+    assert np.mean([row["extent"] for row in blurred]) == pytest.approx(speed, rel=0.1)
+
+    monkeypatch.setattr("vsfmanet.weights.models_folder", lambda: tmp_path / "models")
+    texts = ["--description", "a toy", "--data", "noise", "--command", "pytest", "--scores", scores]
+    for _ in range(2):  # the second replaces the first
+        run(export_blur.main, checkpoint, "--name", "toy", "--models", tmp_path / "models", *texts)
+    [entry] = tomllib.loads((tmp_path / "models" / "manifest.toml").read_text())["analyser"]
+    assert entry["scores"]["x4_extent_5_5"] == pytest.approx(measured["scores"]["extent_5_5"])
+    frames = torch.rand(1, 3, 20, 20)
+    trained = evaluate_blur.load(checkpoint)
+    assert trained.config.width == state["config"]["width"] == 2
+    torch.testing.assert_close(load_analyser().extent(frames), trained.extent(frames), rtol=0.02, atol=0.02)  # fp16
+    with pytest.raises(WeightsError, match="holds the network 'blur'"):
+        load_model(str(tmp_path / "models" / "toy.safetensors"))
+
+
+def test_a_reader_learns_the_exposure_and_where_it_cannot_be_told() -> None:
+    generator = torch.Generator().manual_seed(0)
+    exposure = torch.randint(1, 6, (2000,), generator=generator) / 5
+    profile = torch.randn(2000, INPUTS, generator=generator)
+    told = torch.rand(2000, generator=generator) < 0.5
+    profile[:, 0], profile[:, 1] = torch.where(told, 5 * exposure, 0.0), told.float()
+    held_out = torch.arange(2000) % 10 == 0
+    torch.manual_seed(0)
+    reader = fit(Profiles(profile=profile, exposure=exposure, motion=exposure, held_out=held_out), 800, 0.01)
+    with torch.no_grad():
+        read, log_error = reader(profile)
+    assert (read - exposure).abs()[told & held_out].mean() < 0.07
+    assert log_error[told & held_out].mean() < log_error[~told & held_out].mean() - 0.5

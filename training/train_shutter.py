@@ -1,0 +1,159 @@
+"""The reader of exposures: two layers fitted to the profiles of rendered scenes at known exposures.
+
+    python -m training.train_shutter --pool runs/pool --pool runs/pool_x1 --profiles runs/shutter \
+        --out runs/shutter.pt
+
+Profiles are taken of all five exposures of every sequence that moves, which takes most of the time, and kept in the
+folder `--profiles`, one file a sequence; the same command goes on after a stop. The fit takes seconds. One sequence in
+ten is kept for the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.evaluate_blur import clip_profiles
+from training.loop import load_checkpoint, save_checkpoint
+from training.scenes.pool import Pool
+from vsfmanet.errors import SourceError
+from vsfmanet.exposures.shutter import CONFIDENT, INPUTS
+from vsfmanet.networks.exposure_extractor import LEVELS
+from vsfmanet.networks.shutter import TOLERANCE, ShutterReader, confidence
+
+MIN_MOTION = 2.0
+"""Mean motion in pixels per frame below which a sequence is left out: its exposure cannot be seen."""
+
+HELD_OUT = 10
+"""One sequence in so many is kept for the report."""
+
+BATCH = 256
+"""Profiles per step of the fit."""
+
+NOISE = 0.1
+"""Standard deviation of what is added to the inputs, each scaled to 1, against learning the scenes by heart."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profiles:
+    """Profiles of N frames."""
+
+    profile: Tensor
+    """(N, `INPUTS`)."""
+    exposure: Tensor
+    """(N,) in (0, 1]."""
+    motion: Tensor
+    """(N,) median motion in pixels per frame."""
+    held_out: Tensor
+    """(N,) whether kept for the report."""
+
+
+def take_profiles(pool: Pool, position: int) -> dict[str, Tensor]:
+    """Profiles of every second inner frame of a sequence at all exposures; none if it hardly moves."""
+    sequence = pool.sequence(position)
+    flow = np.asarray(sequence.flow[1:-1, :, :, ::4, ::4], dtype=np.float32)
+    motion = np.median(np.hypot(flow[:, :, 0], flow[:, :, 1]).mean(axis=1), axis=(1, 2))
+    found: list[tuple[Tensor, float, float]] = []
+    if motion.mean() >= MIN_MOTION:
+        for level in range(1, LEVELS + 1):
+            clip = torch.from_numpy(np.array(sequence.lr[level - 1])) / 255
+            described = clip_profiles(clip)[1:-1]
+            pairs = list(zip(described, motion, strict=True))[::2]
+            found += [(one, level / LEVELS, float(speed)) for one, speed in pairs if one is not None]
+    return {
+        "profile": torch.stack([one for one, _, _ in found]) if found else torch.empty(0, INPUTS),
+        "exposure": torch.tensor([exposure for _, exposure, _ in found]),
+        "motion": torch.tensor([speed for _, _, speed in found]),
+    }
+
+
+def collect(pools: list[Pool], folder: Path, minutes: float) -> Profiles:
+    """Take the profiles that are not in `folder` yet, from all pools in turn, as long as there is time; read all.
+
+    Raises:
+        SourceError: None of the sequences moves.
+    """
+    began, parts = time.monotonic(), []
+    for position in range(max(len(pool) for pool in pools)):
+        for pool in pools:
+            path = folder / pool.folder.name / f"{position:06d}.pt"
+            if position < len(pool) and not path.exists() and time.monotonic() - began < 60 * minutes:
+                save_checkpoint(path, take_profiles(pool, position))
+            if path.exists():
+                part = load_checkpoint(path)
+                parts.append(part | {"held_out": torch.full((len(part["exposure"]),), position % HELD_OUT == 0)})
+    names = ("profile", "exposure", "motion", "held_out")
+    joined = {name: torch.cat([part[name] for part in parts]) for name in names} if parts else {}
+    if not joined or not len(joined["exposure"]):
+        raise SourceError(
+            "train_shutter: sequences that move are needed, got none; name other pools, or take more time"
+        )
+    return Profiles(**joined)
+
+
+def fit(profiles: Profiles, steps: int, learning_rate: float) -> ShutterReader:
+    """Fit a reader by the likelihood of its answers under Laplace's distribution, which learns the error as well."""
+    chosen = ~profiles.held_out
+    inputs, target = profiles.profile[chosen], profiles.exposure[chosen]
+    reader = ShutterReader(INPUTS)
+    reader.centre.copy_(inputs.mean(dim=0))
+    reader.spread.copy_(inputs.std(dim=0) + 1e-6)
+    optimizer = torch.optim.AdamW(reader.parameters(), learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        batch = torch.randint(len(target), (BATCH,))
+        exposure, log_error = reader(inputs[batch] + NOISE * reader.spread * torch.randn(BATCH, INPUTS))
+        loss = ((exposure - target[batch]).abs() * torch.exp(-log_error) + log_error).mean()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+    return reader.eval()
+
+
+@torch.no_grad()
+def report(reader: ShutterReader, profiles: Profiles) -> None:
+    """Print the error by motion, and whether the confidence is what it claims to be."""
+    exposure, log_error = reader(profiles.profile)
+    error, sure = (exposure - profiles.exposure).abs(), confidence(log_error)
+    print(f"{int((~profiles.held_out).sum())} frames fitted, mean error {error[~profiles.held_out].mean():.3f}")
+    for low, high in ((2, 4), (4, 8), (8, 1000)):
+        chosen = profiles.held_out & (profiles.motion >= low) & (profiles.motion < high)
+        if chosen.any():
+            mean = error[chosen].mean()
+            print(f"held out, motion {low} to {high} px: {int(chosen.sum())} frames, mean error {mean:.3f}")
+    for least, most in ((0.0, CONFIDENT), (CONFIDENT, 0.7), (0.7, 1.0)):
+        chosen = profiles.held_out & (sure >= least) & (sure < most)
+        if chosen.any():
+            right = (error[chosen] < TOLERANCE).float().mean()
+            print(f"held out, confidence {least} to {most}: {int(chosen.sum())} frames, {right:.2f} within {TOLERANCE}")
+
+
+def main() -> None:
+    """Take profiles, fit, report and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=Path, action="append", required=True, help="of training.render_pool; repeatable")
+    parser.add_argument("--profiles", type=Path, required=True, help="folder to keep profiles in")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--max-minutes", type=float, default=float("inf"), help="of taking profiles")
+    parser.add_argument("--steps", type=int, default=3000, help="of the fit (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=5e-3, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    profiles = collect([Pool(folder) for folder in args.pool], args.profiles, args.max_minutes)
+    reader = fit(profiles, args.steps, args.learning_rate)
+    report(reader, profiles)
+    config = {"inputs": INPUTS, "hidden": reader.hidden.out_features}
+    save_checkpoint(args.out, {"reader": reader.state_dict(), "config": config, "frames": len(profiles.exposure)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Exposure by sight: how the pictures of moving things are smeared along their way. Knows no VapourSynth.
+
+While the shutter is open, a point that moves by D pixels per frame is smeared over L = exposure * D pixels: it leaves a
+slope where the smear begins and the opposite one where it ends. So the autocorrelation of slopes along the motion has a
+dip at the distance L; at distances measured in steps from frame to frame, it lies at the exposure itself, whatever the
+speed and the picture. Where nothing moves, or nothing can be seen, it cannot be told; there the nearest frame that
+shows it is believed.
+
+Source: Yitzhaky and Kopeika (Graphical Models and Image Processing 59, 1997) measure the length of a blur by the
+autocorrelation of slopes along its direction. To measure it in steps between frames, and to read the whole curve by a
+small network fitted to rendered scenes, is ours. The blur extent that `BlurAnalyser` sees in one frame, over the motion
+(after Korcak and Matas, arXiv 2303.10247), was tried first and was several times as far off: a single frame does not
+tell a fast motion at a short exposure from a slow one at a long exposure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vsfmanet.networks.shutter import ShutterReader, confidence
+from vsfmanet.ops.warp import flow_warp
+
+CONFIDENT = 0.5
+"""Confidence from which a reading counts."""
+
+SMOOTHED = 2
+"""Frames before and after a frame whose readings are averaged with its own."""
+
+HELD = 8
+"""Frames before and after a frame over which a reading holds where there is no other."""
+
+REACH = HELD + SMOOTHED
+"""Frames before and after a frame whose readings `settle` looks at."""
+
+_MIN_SPEED = 1.5  # pixels per frame; below, an error of the flow is as large as what is to be seen
+_STEADY = 0.5  # change of the velocity from the step before to the step after, over it, that is borne
+_ENOUGH = 100, 0.02  # pixels, and part of the picture, that must be followed, else nothing is read
+_FOLLOWED = 2500  # pixels at most whose profiles are taken, evenly over those that can be followed
+_PITCH = 0.05  # of a profile, in steps from frame to frame
+_HALF = 16  # samples of a profile to each side of its pixel
+_LAGS = tuple(range(2, 31, 2))  # distances in pitches at which slopes are compared: 0.1 ... 1.5 steps
+_CONSISTENT = (0.5, 0.05)  # pixels, and part of the motion, that there and back may miss the start by
+_LUMA = (0.299, 0.587, 0.114)
+
+INPUTS = 2 * len(_LAGS) + 2
+"""Numbers that `profile` gives."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What one frame shows of its exposure."""
+
+    value: float
+    """Open-shutter time over frame interval, in (0, 1]."""
+    confidence: float
+    """How far it can be trusted, in [0, 1]; 0 where nothing moves."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """The motion between two consecutive frames of a scene, on the way away from the frame in question."""
+
+    there: Tensor
+    """(1, 2, H, W) pixels: flow away from the frame in question."""
+    back: Tensor
+    """(1, 2, H, W) pixels: flow towards it."""
+
+
+def read_exposure(frame: Tensor, after: Sequence[Step], before: Sequence[Step], reader: ShutterReader) -> Reading:
+    """Read the exposure of one frame.
+
+    Args:
+        frame: (1, 3, H, W) RGB in [0, 1].
+        after: Steps to the next frame and from there to the one after it, as far as the scene goes: none to two.
+        before: Steps to the previous frame and to the one before it, likewise.
+        reader: Fitted network.
+
+    Returns:
+        The exposure and the confidence in it; where too little can be followed, an arbitrary value and 0.
+    """
+    return read_profile(profile(frame, after, before), reader)
+
+
+def read_profile(described: Tensor | None, reader: ShutterReader) -> Reading:
+    """What a reader makes of a profile; arguments and result as of `profile` and `read_exposure`."""
+    if described is None:
+        return Reading(value=1.0, confidence=0.0)
+    value, log_error = reader(described[None])
+    return Reading(value=float(value[0].clamp_min(0.02)), confidence=float(confidence(log_error)[0]))
+
+
+def profile(frame: Tensor, after: Sequence[Step], before: Sequence[Step]) -> Tensor | None:
+    """Describe how slopes along the way of motion, and across it, go together over distances.
+
+    Args:
+        frame: (1, 3, H, W) RGB in [0, 1].
+        after: As for `read_exposure`.
+        before: As for `read_exposure`.
+
+    Returns:
+        (`INPUTS`,) autocorrelation of slopes along and across the motion at 0.1 to 1.5 steps, log ratio of their
+        energies, and log of the median speed in pixels per frame; None without a neighbour on either side, or where too
+        few pixels move steadily and can be followed.
+    """
+    if not after or not before:
+        return None
+    velocity, seen = _velocity(after, before)
+    speed = torch.linalg.vector_norm(velocity, dim=1)
+    height, width = frame.shape[-2:]
+    reach = _PITCH * _HALF * speed[0]
+    x, y = torch.arange(width).expand(height, width), torch.arange(height)[:, None].expand(height, width)
+    inside = (x >= reach) & (x <= width - 1 - reach) & (y >= reach) & (y <= height - 1 - reach)
+    rows, columns = (seen[0, 0] & inside & (speed[0] > _MIN_SPEED)).nonzero(as_tuple=True)
+    if len(rows) < max(_ENOUGH[0], _ENOUGH[1] * width * height):
+        return None
+    if len(rows) > _FOLLOWED:
+        chosen = torch.linspace(0, len(rows) - 1, _FOLLOWED).long()
+        rows, columns = rows[chosen], columns[chosen]
+    along = velocity[0][:, rows, columns]  # (2, n)
+    directions = torch.stack([along, torch.stack([-along[1], along[0]])])  # along and across, (2, 2, n)
+    offsets = (torch.arange(-_HALF, _HALF + 1) * _PITCH).view(-1, 1, 1, 1)
+    places = torch.stack([columns, rows]).float() + offsets * directions  # (samples, 2, 2, n)
+    size = torch.tensor([width, height]).view(2, 1)
+    grid = ((2 * places + 1) / size - 1).permute(0, 1, 3, 2).flatten(0, 1)[None]  # (1, samples * 2, n, 2)
+    grey = (frame * torch.tensor(_LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    samples = F.grid_sample(grey, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    slopes = samples.view(len(offsets), 2, -1).diff(dim=0)
+    energy = slopes.square().mean(dim=0).sum(dim=0)
+    weight = (energy + 1e-6).rsqrt()  # else the strongest edges would speak for all
+    products = [(slopes[: len(slopes) - lag] * slopes[lag:]).mean(dim=0) for lag in (0, *_LAGS)]
+    correlation = torch.stack([(product * weight).mean(dim=-1) for product in products])  # (1 + lags, 2)
+    own = correlation[0].clamp_min(1e-9)
+    return torch.cat(
+        [
+            (correlation[1:] / own).T.flatten(),
+            (own[0] / own[1]).log()[None],
+            speed[0][rows, columns].median().log()[None],
+        ]
+    )
+
+
+def settle(readings: Sequence[Reading | None], own: int) -> Reading | None:
+    """The exposure to believe of one frame, by the readings around it.
+
+    If the frame's own reading is confident: the median of the confident ones up to `SMOOTHED` frames away, weighted by
+    confidence. If not: that of the nearest frame whose reading is, up to `HELD` frames away, the earlier of two.
+
+    Args:
+        readings: Of consecutive frames; None for those outside the frame's scene. At least `REACH` to each side, as far
+            as there are frames.
+        own: Place of the frame in `readings`.
+
+    Returns:
+        The exposure with the confidence in the frame's own reading; None if no reading near it is confident.
+    """
+    reading = readings[own]
+    assert reading is not None
+    for distance in range(HELD + 1):
+        for place in dict.fromkeys((own - distance, own + distance)):
+            if _counts(readings, place):
+                around = range(place - SMOOTHED, place + SMOOTHED + 1)
+                near = [one for k in around if _counts(readings, k) and (one := readings[k]) is not None]
+                values = torch.tensor([one.value for one in near], dtype=torch.float64)
+                weights = torch.tensor([one.confidence for one in near], dtype=torch.float64)
+                return Reading(value=_median(values, weights), confidence=reading.confidence)
+    return None
+
+
+def _counts(readings: Sequence[Reading | None], place: int) -> bool:
+    if not 0 <= place < len(readings):
+        return False
+    reading = readings[place]
+    return reading is not None and reading.confidence >= CONFIDENT
+
+
+def _velocity(after: Sequence[Step], before: Sequence[Step]) -> tuple[Tensor, Tensor]:
+    """Velocity at the frame's own instant, where things move steadily enough to leave a straight smear.
+
+    The way to a neighbour is the velocity at an instant half a frame away, and misses what turns within the frame. By
+    two neighbours on each side, where they can be seen, the derivative is exact up to the fourth power of time.
+
+    Args:
+        after: One step or two.
+        before: One step or two.
+
+    Returns:
+        Pixels per frame (1, 2, H, W), and where they hold (1, 1, H, W).
+    """
+    (next_1, sees_next_1), *further = _walk(after)
+    (last_1, sees_last_1), *earlier = _walk(before)
+    velocity = (next_1 - last_1) / 2
+    if further and earlier:
+        (next_2, sees_next_2), (last_2, sees_last_2) = further[0], earlier[0]
+        by_four = (8 * (next_1 - last_1) - (next_2 - last_2)) / 12
+        velocity = torch.where(sees_next_2 & sees_last_2, by_four, velocity)
+    speed = torch.linalg.vector_norm(velocity, dim=1, keepdim=True)
+    change = torch.linalg.vector_norm(next_1 + last_1, dim=1, keepdim=True)
+    return velocity, sees_next_1 & sees_last_1 & (change < _STEADY * speed)
+
+
+def _walk(steps: Sequence[Step]) -> list[tuple[Tensor, Tensor]]:
+    """Where each pixel is after one step and after two, and whether it could be followed."""
+    places = [(steps[0].there, _consistent(steps[0]))]
+    for step in steps[1:2]:
+        way, seen = places[0]
+        further = way + flow_warp(step.there, way, padding="border")
+        places.append((further, seen & (flow_warp(_consistent(step).float(), way) > 0.5)))
+    return places
+
+
+def _consistent(step: Step) -> Tensor:
+    """Whether the way there and back ends near its start, and inside the picture; (1, 1, H, W)."""
+    height, width = step.there.shape[-2:]
+    x = torch.arange(width) + step.there[:, :1]
+    y = torch.arange(height)[:, None] + step.there[:, 1:]
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    round_trip = step.there + flow_warp(step.back, step.there, padding="border")
+    allowed = _CONSISTENT[0] + _CONSISTENT[1] * torch.linalg.vector_norm(step.there, dim=1, keepdim=True)
+    return inside & (torch.linalg.vector_norm(round_trip, dim=1, keepdim=True) < allowed)
+
+
+def _median(values: Tensor, weights: Tensor) -> float:
+    """Weighted median: the smallest value with half of the weight at or below it."""
+    ordered, order = values.sort()
+    share = weights[order].cumsum(0)
+    return float(ordered[(share < share[-1] / 2).sum().clamp_max(len(ordered) - 1)])
