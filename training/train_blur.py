@@ -98,7 +98,7 @@ class Moments:
         out = []
         for level in generator.permutation(LEVELS + 1)[:VERSIONS]:
             frame, extent = version(int(level))
-            item = np.flip(np.concatenate([degraded(generator, frame), extent[None], weight[None]]), flips)
+            item = np.flip(np.concatenate([degraded(generator, frame), extent[None], weight[None]]), tuple(flips))
             out.append(np.ascontiguousarray(item.swapaxes(1, 2) if turned else item))
         return out
 
