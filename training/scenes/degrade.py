@@ -33,6 +33,9 @@ CODED_SIDE = 64
 
 FRAME_RATE = 24
 
+X264_OPTIONS = "no-mbtree=1"
+"""With macroblock trees, small noisy pictures came out differently once in five runs."""
+
 X265_OPTIONS = "log-level=none:pools=none:frame-threads=1:ctu=32"
 """One thread, and blocks of 32: with blocks of 64, pictures of 64 pixels came out differently once in ten runs."""
 
@@ -146,8 +149,7 @@ def code_video(clip: NDArray[np.uint8], encoder: str, rate_factor: int) -> NDArr
     coder.time_base, coder.framerate = Fraction(1, FRAME_RATE), Fraction(FRAME_RATE)
     # One thread: the bits, and so the pixels, would otherwise depend on the number of cores.
     coder.options = {"crf": str(rate_factor), "preset": "veryfast", "threads": "1"}
-    if encoder == "libx265":
-        coder.options |= {"x265-params": X265_OPTIONS}
+    coder.options |= {"x264-params": X264_OPTIONS} if encoder == "libx264" else {"x265-params": X265_OPTIONS}
     packets = []
     for index, frame in enumerate(frames):
         picture = frame.reformat(format="yuv420p")
