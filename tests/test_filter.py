@@ -536,7 +536,7 @@ def test_a_range_read_by_vspipe_has_the_pixels_of_the_whole(tmp_path: Path) -> N
 
 
 def test_the_module_exports_what_is_public() -> None:
-    assert vsfmanet.__all__ == ["__version__", "exposure", "restore"]
+    assert vsfmanet.__all__ == ["__version__", "blur_map", "exposure", "restore"]
     assert callable(vsfmanet.restore)
     with pytest.raises(AttributeError):
         _ = vsfmanet.nothing
