@@ -80,12 +80,12 @@ def main() -> None:
             print(f"{scene.name}: {name} done", flush=True)
     kind = "exact flow of the scenes" if truth.exact else "Farneback flow on truth"
     notes = [f"OPW by the {kind}; of truth itself {mean(floor):.3f}."]
-    tested = guidance.run(networks, benchmark, args.benchmark) if args.guidance else []
     if args.json:
         args.json.write_text(json.dumps([asdict(score) for score in scores], indent=1) + "\n")
-        if tested:
-            rows = [asdict(test) for test in tested]
-            args.json.with_suffix(".guidance.json").write_text(json.dumps(rows, indent=1) + "\n")
+    tested = guidance.run(networks, benchmark, args.benchmark) if args.guidance else []
+    if args.json and tested:
+        rows = [asdict(test) for test in tested]
+        args.json.with_suffix(".guidance.json").write_text(json.dumps(rows, indent=1) + "\n")
     notes += [line for test in tested for line in test.verdicts()]
     tables = [*report.score_tables(scores), *(table for test in tested for table in test.tables())]
     print_tables(tables)
