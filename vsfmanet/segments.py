@@ -28,6 +28,27 @@ def default_length(width: int, height: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reach:
+    """Which frames of a clip the pixels of a restored frame depend on, before cuts are looked at."""
+
+    before: int
+    """Frames before a frame, or before the last multiple of `period`."""
+    after: int
+    """Frames after a frame."""
+    period: int = 1
+    """Frames between those at which a state that goes from frame to frame is built up anew; 1 without such a state."""
+
+    def of(self, frame: int) -> tuple[int, int]:
+        """First and last frame that `frame` depends on; they may lie outside the clip."""
+        return frame - frame % self.period - self.before, frame + self.after
+
+    @property
+    def furthest(self) -> int:
+        """Frames before a frame at most."""
+        return self.before + self.period - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentGrid:
     """The segments of a clip, and how VapourSynth lays out their windows.
 
