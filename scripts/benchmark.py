@@ -48,7 +48,7 @@ from vsfmanet.ops.depthwise import depthwise_squares_reference, gated_depthwise_
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
 from vsfmanet.restorer import Restorer
-from vsfmanet.weights import load_model, save_model
+from vsfmanet.weights import load_fmanetpp, save_model
 
 PEER = "vsbasicvsrpp"
 SEGMENT = 8
@@ -326,7 +326,7 @@ def streaming_section(bench: Bench) -> None:
     """Streaming against whole windows: a segment and its context through all levels, at half the size."""
     height, width = (max(8, side // 2) for side in bench.size)
     for name in bench.presets:
-        network = load_model(str(bench.weights(name))).network.to(bench.device)
+        network = load_fmanetpp(str(bench.weights(name))).to(bench.device)
         for part in (network.degradation, network.restoration):
             part.to(bench.dtype).to(memory_format=torch.channels_last)
         source = Noise(height, width)

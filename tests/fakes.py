@@ -15,7 +15,9 @@ from torch import Tensor
 from vsfmanet.exposures import ExposureArgument
 from vsfmanet.filter import RestoreSettings, _restore_with
 from vsfmanet.frames import check_clip
-from vsfmanet.restorer import FrameRestorer, FrameSource, Restored
+from vsfmanet.restorer import FrameRestorer
+from vsfmanet.segments import Reach
+from vsfmanet.streams import FrameSource, Restored
 
 
 @dataclass(kw_only=True)
@@ -33,6 +35,11 @@ class MixingRestorer:
     closed: bool = False
     _kept: dict[int, tuple[Tensor, float, bool]] = field(default_factory=dict)
     _next: int | None = None
+
+    @property
+    def reach(self) -> Reach:
+        """The context, to both sides."""
+        return Reach(before=self.context, after=self.context)
 
     def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
         """Restore frames `first` ... `stop - 1`."""
@@ -73,7 +80,7 @@ class EnlargingRestorer:
     """Repeats pixels and does nothing else."""
 
     scale: int = 4
-    context: int = 1
+    reach: Reach = field(default_factory=lambda: Reach(before=1, after=1))
 
     def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
         """Enlarge frames `first` ... `stop - 1`."""

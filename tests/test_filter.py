@@ -32,7 +32,8 @@ from tests.fakes import (
     same_pixels,
 )
 from vsfmanet.errors import ConfigError, VsfmanetError
-from vsfmanet.restorer import FrameSource, Restored
+from vsfmanet.segments import Reach
+from vsfmanet.streams import FrameSource, Restored
 
 core = vs.core
 
@@ -484,7 +485,7 @@ def test_positional_arguments_beside_the_clip_are_refused() -> None:
 
 def test_very_long_clips_are_built_at_once() -> None:
     clip = core.std.BlankClip(width=16, height=12, format=vs.RGBS, length=2_000_000_000)
-    restored = restore_with(clip, EnlargingRestorer(context=8))
+    restored = restore_with(clip, EnlargingRestorer(reach=Reach(before=8, after=8)))
     assert restored.num_frames == 2_000_000_000
     assert restored.get_frame(1_999_999_999).props["FMANetWindowStart"] == 1_999_999_991
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from vsfmanet.segments import MAX_FRAMES, MAX_LENGTH, SegmentGrid, default_length
+from vsfmanet.segments import MAX_FRAMES, MAX_LENGTH, Reach, SegmentGrid, default_length
 
 GRIDS = [
-    SegmentGrid(num_frames=num_frames, length=length, context=context)
+    SegmentGrid(num_frames=num_frames, length=length, reach=reach)
     for num_frames in (1, 8, 9, 23)
     for length in (1, 3, 8)
-    for context in (0, 2, 9)
+    for reach in (
+        Reach(before=0, after=0),
+        Reach(before=2, after=2),
+        Reach(before=9, after=1),
+        Reach(before=3, after=2, period=5),
+    )
 ]
 
 
@@ -24,7 +29,8 @@ def test_segments_cover_every_frame_once_and_in_order(grid: SegmentGrid) -> None
 def test_a_window_is_its_segment_with_context_inside_the_clip(grid: SegmentGrid) -> None:
     for segment in range(grid.count):
         first, stop = grid.bounds(segment)
-        inside = {n for n in range(first - grid.context, stop + grid.context) if 0 <= n < grid.num_frames}
+        ends = [grid.reach.of(n) for n in range(first, stop)]
+        inside = {n for earliest, latest in ends for n in range(earliest, latest + 1) if 0 <= n < grid.num_frames}
         assert inside <= set(grid.window(segment)) <= set(range(grid.num_frames))
 
 
@@ -40,7 +46,7 @@ def test_the_slots_of_the_padded_clip_carry_the_windows(grid: SegmentGrid) -> No
 
 
 def test_the_longest_clip_can_be_padded_within_31_bits() -> None:
-    grid = SegmentGrid(num_frames=MAX_FRAMES, length=MAX_LENGTH, context=16)
+    grid = SegmentGrid(num_frames=MAX_FRAMES, length=MAX_LENGTH, reach=Reach(before=16, after=16))
     assert MAX_FRAMES + sum(grid.padding) < 2**31
     assert grid.count * grid.length < 2**31
 
@@ -50,3 +56,9 @@ def test_the_longest_clip_can_be_padded_within_31_bits() -> None:
 )
 def test_large_pictures_take_shorter_segments(width: int, height: int, length: int) -> None:
     assert default_length(width, height) == length
+
+
+def test_a_state_is_built_up_from_a_fixed_grid() -> None:
+    reach = Reach(before=3, after=2, period=5)
+    assert [reach.of(n) for n in (0, 4, 5, 9)] == [(-3, 2), (-3, 6), (2, 7), (2, 11)]
+    assert reach.furthest == max(n - reach.of(n)[0] for n in range(10))

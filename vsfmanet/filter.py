@@ -25,7 +25,8 @@ from vsfmanet.exposures import ExposureArgument, Exposures, KnownExposure
 from vsfmanet.segments import MAX_LENGTH, SegmentGrid, default_length
 
 if TYPE_CHECKING:
-    from vsfmanet.restorer import FrameRestorer, Restored
+    from vsfmanet.restorer import FrameRestorer
+    from vsfmanet.streams import Restored
 
 SCENE_START = "FMANetSceneStart"
 _RESTORED = "FMANetRestored"
@@ -283,7 +284,7 @@ def _restore_with(clip: vs.VideoNode, restorer: FrameRestorer, settings: Restore
     grid = SegmentGrid(
         num_frames=clip.num_frames,
         length=settings.segment or default_length(width, height),
-        context=restorer.context,
+        reach=restorer.reach,
     )
     tagged = frames.tag_colour(clip)
     tagged.std.SetVideoCache(mode=1, fixedsize=1, maxsize=grid.slots + _READ_AHEAD)
@@ -414,12 +415,12 @@ class _Window:
         return bool(self._slot(n).props.get(SCENE_START, 0))
 
     def reach(self, n: int) -> tuple[int, int]:
-        """First and last frame that the pixels of frame `n` depend on: its context, within its scene."""
-        context = self._run.grid.context
+        """First and last frame that the pixels of frame `n` depend on, all of its scene."""
+        earliest, latest = self._run.grid.reach.of(n)
         first = last = n
-        while first > max(0, n - context) and not self.starts_scene(first):
+        while first > max(0, earliest) and not self.starts_scene(first):
             first -= 1
-        while last < min(self.num_frames - 1, n + context) and not self.starts_scene(last + 1):
+        while last < min(self.num_frames - 1, latest) and not self.starts_scene(last + 1):
             last += 1
         return first, last
 
@@ -471,9 +472,10 @@ class _SegmentRun:
         known = window.known_exposure(n)
         start, end = window.reach(n)
         frame = frames.write_frame(restored.frame)
-        source = "network" if known is None else known.source
-        confidence = restored.confidence if known is None else known.confidence
-        frame.props.update(_exposure_props(restored.exposure, source, confidence=confidence))
+        if restored.exposure is not None:
+            source = "network" if known is None else known.source
+            confidence = restored.confidence if known is None else known.confidence
+            frame.props.update(_exposure_props(restored.exposure, source, confidence=confidence))
         frame.props.update(FMANetModel=self._model, FMANetWindowStart=start, FMANetWindowEnd=end)
         return frame
 

@@ -60,13 +60,13 @@ class SegmentGrid:
     """Frames of the clip, 1 ... MAX_FRAMES."""
     length: int
     """Frames that a segment returns, 1 ... MAX_LENGTH; the last one may return fewer."""
-    context: int
-    """Frames that a window has before and after its segment."""
+    reach: Reach
+    """Frames that a window has beside its segment."""
 
     def __post_init__(self) -> None:
         assert 1 <= self.num_frames <= MAX_FRAMES
         assert 1 <= self.length <= MAX_LENGTH
-        assert self.context >= 0
+        assert min(self.reach.before, self.reach.after, self.reach.period - 1) >= 0
         assert self.slots < 2**12
 
     @property
@@ -77,12 +77,12 @@ class SegmentGrid:
     @property
     def slots(self) -> int:
         """Frames of a window, with those outside the clip."""
-        return self.length + 2 * self.context
+        return self.reach.furthest + self.length + self.reach.after
 
     @property
     def padding(self) -> tuple[int, int]:
         """Repeats of the clip's first frame and of its last one."""
-        return self.context, self.count * self.length - self.num_frames + self.context
+        return self.reach.furthest, self.count * self.length - self.num_frames + self.reach.after
 
     def bounds(self, segment: int) -> tuple[int, int]:
         """First frame of `segment`, and the frame after its last."""
@@ -92,9 +92,9 @@ class SegmentGrid:
     def window(self, segment: int) -> range:
         """Frames of the clip that the window of `segment` holds."""
         first = segment * self.length
-        return range(max(0, first - self.context), min(self.num_frames, first + self.length + self.context))
+        return range(max(0, first - self.reach.furthest), min(self.num_frames, first + self.length + self.reach.after))
 
     def slot(self, segment: int, frame: int) -> int:
         """Slot that carries `frame` in the window of `segment`."""
         assert frame in self.window(segment)
-        return frame - (segment * self.length - self.context)
+        return frame - (segment * self.length - self.reach.furthest)

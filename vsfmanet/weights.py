@@ -22,9 +22,15 @@ from safetensors.torch import save_file
 from vsfmanet.errors import ConfigError, WeightsError
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig
+from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.networks.shutter import ShutterReader
 
 METADATA_KEY = "vsfmanet"
+
+MODELS: Mapping[str, Callable[[Mapping[str, Any]], FMANetPP | SequenceNetwork]] = {
+    "fmanetpp": lambda config: FMANetPP(FMANetPPConfig(**config), deployed=True),
+}
+"""How each kind of network that restores is built from the configuration in a weights file."""
 
 SMALL = 64
 """Numbers in a configuration up to this cost nothing, whatever the tensors are."""
@@ -64,7 +70,7 @@ class LoadedModel:
     """Of the weights file."""
     scale: int
     """Output size over input size."""
-    network: FMANetPP
+    network: FMANetPP | SequenceNetwork
     """Deployed form, fp32, in eval mode, on the CPU."""
 
 
@@ -152,8 +158,20 @@ def load_model(name_or_path: str) -> LoadedModel:
         ) from error
     if expected is not None and digest != expected:
         raise WeightsError(f"load_model: {path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
-    network = _read(path, "fmanetpp", lambda config: FMANetPP(FMANetPPConfig(**config), deployed=True))
-    return LoadedModel(name=name, sha256=digest, scale=network.config.scale, network=network)
+    network = _read(path, MODELS)
+    return LoadedModel(name=name, sha256=digest, scale=network.scale, network=network)
+
+
+def load_fmanetpp(name_or_path: str) -> FMANetPP:
+    """The network of `load_model`, where only FMA-Net++ will do.
+
+    Raises:
+        WeightsError: As of `load_model`, or the model is another network.
+    """
+    network = load_model(name_or_path).network
+    if not isinstance(network, FMANetPP):
+        raise WeightsError(f"load_fmanetpp: a model of FMA-Net++ is needed, got {name_or_path!r}, a {network.kind}")
+    return network
 
 
 def load_analyser() -> BlurAnalyser:
@@ -187,11 +205,11 @@ def _shipped[Network: torch.nn.Module](table: str, kind: str, build: Callable[[A
         ) from error
     if digest != expected:
         raise WeightsError(f"load_{table}: {path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
-    return _read(path, kind, build)
+    return _read(path, {kind: build})
 
 
-def _read[Network: torch.nn.Module](path: Path, kind: str, build: Callable[[Any], Network]) -> Network:
-    """The network in a weights file, in fp32 and eval mode; its values are checked to be finite."""
+def _read[Network: torch.nn.Module](path: Path, kinds: Mapping[str, Callable[[Mapping[str, Any]], Network]]) -> Network:
+    """The network in a weights file, of any of some kinds, in fp32 and eval mode; its values are finite."""
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
@@ -204,13 +222,13 @@ def _read[Network: torch.nn.Module](path: Path, kind: str, build: Callable[[Any]
         raise WeightsError(f"load_model: {path.name} must be a whole safetensors file, got {error}") from error
     try:
         description = json.loads(text)
-        if description["network"] != kind:
+        if description["network"] not in kinds:
             raise WeightsError(
-                f"load_model: {path.name} holds the network {description['network']!r} where {kind!r} is needed; "
-                "choose another file, or update vsfmanet"
+                f"load_model: {path.name} holds the network {description['network']!r} where one of "
+                f"{', '.join(map(repr, kinds))} is needed; choose another file, or update vsfmanet"
             )
         _check_numbers(path, dict(description["config"]), state)
-        network = build(description["config"])
+        network = kinds[description["network"]](description["config"])
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise WeightsError(f"load_model: the configuration in {path.name} must be complete, got {error}") from error
     for name, value in state.items():
@@ -234,20 +252,20 @@ def _check_numbers(path: Path, config: Mapping[str, Any], state: Mapping[str, to
             )
 
 
-def save_model(network: FMANetPP, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
-    """Write a deployed network as fp16 safetensors, beside and renamed.
+def save_model(network: FMANetPP | SequenceNetwork, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
+    """Write a network that restores as fp16 safetensors, beside and renamed.
 
     Args:
-        network: Deployed form.
+        network: FMA-Net++ in deployed form, or another network.
         path: Ends in .safetensors.
         about: More for the metadata: data, command, step.
 
     Raises:
         WeightsError: A value does not fit fp16.
     """
-    if not network.deployed:
+    if isinstance(network, FMANetPP) and not network.deployed:
         raise ConfigError("save_model: network must be in deployed form; call deploy() first")
-    _save(network, path, {"network": "fmanetpp", "config": asdict(network.config), **(about or {})})
+    _save(network, path, {"network": network.kind, "config": asdict(network.config), **(about or {})})
 
 
 def save_analyser(analyser: BlurAnalyser, path: Path, *, about: Mapping[str, Any] | None = None) -> None:

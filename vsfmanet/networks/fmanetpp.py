@@ -33,6 +33,7 @@ from vsfmanet.networks.blocks import (
 )
 from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor, anchor_embedding, read_exposure
 from vsfmanet.ops.matching import match_frames
+from vsfmanet.segments import Reach
 
 MIN_SIDE = 8
 """Smallest height and width of an input frame, in pixels."""
@@ -409,6 +410,8 @@ class FMANetPP(nn.Module):
         deployed: Build the folded form that `deploy` returns and the shipped weights hold.
     """
 
+    kind = "fmanetpp"
+    """Name of the architecture in weights files."""
     anchors: Tensor
     """(5, U), the extractor's mean embeddings of levels 5:1 ... 5:5."""
     reading_temperature: Tensor
@@ -437,6 +440,16 @@ class FMANetPP(nn.Module):
         if self.extractor is not None:
             self.extractor.eval()
         return self
+
+    @property
+    def scale(self) -> int:
+        """Output size over input size."""
+        return self.config.scale
+
+    @property
+    def reach(self) -> Reach:
+        """Frames that a frame's pixels depend on."""
+        return Reach(before=self.config.context, after=self.config.context)
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn, stack
 
 from vsfmanet.segments import Reach
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 type Features = tuple[Tensor, ...]
 """What `encode` knows of one frame; N is 1 in the filter, the batch in training."""
@@ -24,10 +28,14 @@ type State = tuple[Tensor, ...]
 class SequenceNetwork(nn.Module, ABC):
     """A network that reads frames in order.
 
-    At the ends of a clip and at cuts the frames are mirrored without repeating the last (`mirrored`), and the state is
-    empty before the first of them.
+    Beyond the ends of a scene, at cuts and at the ends of the clip, frames are made up (`beyond`); the state is empty
+    before the first of them.
     """
 
+    kind: str
+    """Name of the architecture in weights files."""
+    config: DataclassInstance
+    """Its sizes, which weights files hold too."""
     scale: int = 1
     """Output size over input size."""
     window: tuple[int, int]
@@ -38,6 +46,18 @@ class SequenceNetwork(nn.Module, ABC):
     its number alone. Without one, `before` and `after` are those of `window`."""
     halo: int
     """Input pixels around a part of a frame that have to be computed with it, when frames are computed in parts."""
+
+    def beyond(self, t: int, length: int) -> int:
+        """Frame that stands for frame `t` of a scene of `length` frames, outside 0 ... `length` - 1.
+
+        Mirrored without repeating the last, so that there is motion to see: -1 is 1, and `length` is `length` - 2. A
+        network that reads further back than ahead repeats the nearest, because the mirror lies beyond its reach.
+        """
+        behind, ahead = self.window
+        if behind > ahead or length == 1:
+            return min(max(t, 0), length - 1)
+        t = abs(t) % (2 * length - 2)
+        return min(t, 2 * length - 2 - t)
 
     @abstractmethod
     def encode(self, frame: Tensor, state: State | None) -> tuple[Features, State | None]:
@@ -69,15 +89,7 @@ class SequenceNetwork(nn.Module, ABC):
         state: State | None = None
         features: list[Features] = []
         for t in range(-behind, length + ahead):
-            encoded, state = self.encode(frames[:, mirrored(t, length)], state)
+            encoded, state = self.encode(frames[:, t if 0 <= t < length else self.beyond(t, length)], state)
             features.append(encoded)
         width = behind + 1 + ahead
         return stack([self.decode(features[t : t + width]) for t in range(length)], dim=1)
-
-
-def mirrored(t: int, length: int) -> int:
-    """Frame that stands for frame `t` of a scene of `length` frames: -1 is 1, and `length` is `length` - 2."""
-    if length == 1:
-        return 0
-    t = abs(t) % (2 * length - 2)
-    return min(t, 2 * length - 2 - t)

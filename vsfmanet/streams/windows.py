@@ -1,0 +1,112 @@
+"""Networks that read frames in order, as a stream: each frame is encoded once, and windows of features are decoded."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vsfmanet.networks.sequence import Features, SequenceNetwork, State
+from vsfmanet.streams import FrameSource, Restored
+from vsfmanet.tiling import Box, MemoryPlan, tiles
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """A part of every frame, or all of it."""
+
+    inner: Box
+    """What is kept of the result."""
+    outer: Box
+    """What is computed."""
+
+
+class WindowStreams:
+    """Streams of one `SequenceNetwork`.
+
+    A stream ends with its scene, and where the network's state is forgotten; the next begins with the frames that build
+    it up. So the pixels of a frame depend on its number and its scene alone.
+
+    Frames in parts: each part is a stream of its own with a state of its own, computed with the network's `halo` around
+    it. What lies farther away than that is not seen, so that the result differs a little, unlike that of `levels`.
+
+    Args:
+        network: In the type and on the device that compute.
+        device: Where.
+        plan: Parts in which frames are computed.
+    """
+
+    can_offload = False
+
+    def __init__(self, network: SequenceNetwork, *, device: torch.device, plan: MemoryPlan) -> None:
+        self._network, self._device, self._plan = network, device, plan
+        self.steps = 0
+        """Frames encoded so far: one per frame when they come in order, and more where a state is built up."""
+
+    def open(self, source: FrameSource, n: int) -> Iterator[Restored]:
+        """See `Streams`."""
+        behind, ahead = self._network.window
+        period = self._network.reach.period
+        last = None if period == 1 else n - n % period + period - 1
+        first = n
+        while first > max(0, self._network.reach.of(n)[0]) and not source.starts_scene(first):
+            first -= 1
+        at_start = first == 0 or source.starts_scene(first)
+        parts: list[_Part] = []
+        states: list[State | None] = []
+        window: deque[list[Features]] = deque(maxlen=behind + 1 + ahead)
+        order = self._order(source, first, at_start=at_start)
+        for position, index in enumerate(order, first - behind if at_start else first):
+            frame = source.frame(index).to(self._device, torch.float32).clamp(0, 1)[None]
+            parts = parts or self._parts(frame)
+            states = states or [None] * len(parts)
+            read = [
+                self._network.encode(part.outer.of(frame), state) for part, state in zip(parts, states, strict=True)
+            ]
+            states = [state for _, state in read]
+            window.append([features for features, _ in read])
+            self.steps += 1
+            centre = position - ahead
+            if centre >= n:
+                yield self._restored(source, centre, parts, window)
+            if centre == last:
+                return
+
+    def memory_needed(self, height: int, width: int) -> None:
+        """See `Streams`; nobody has counted."""
+
+    def _order(self, source: FrameSource, first: int, *, at_start: bool) -> Iterator[int]:
+        """Frames in the order in which they are read: those of the scene, and made-up ones beyond its ends."""
+        behind, ahead = self._network.window
+        beyond = self._network.beyond
+        if at_start:
+            most = min(source.num_frames - first, min(behind, ahead) + 1)
+            length = next((k for k in range(1, most) if source.starts_scene(first + k)), most)
+            yield from (first + beyond(t, length) for t in range(-behind, 0))
+        yield first
+        stop = first + 1
+        while stop < source.num_frames and not source.starts_scene(stop):
+            yield stop
+            stop += 1
+        yield from (first + beyond(t, stop - first) for t in range(stop - first, stop - first + ahead))
+
+    def _parts(self, frame: Tensor) -> list[_Part]:
+        height, width = frame.shape[2:]
+        tile = self._plan.tile or (height, width)
+        inner = tiles((height, width), tile)
+        return [_Part(inner=box, outer=box.grown(self._network.halo, height, width)) for box in inner]
+
+    def _restored(
+        self, source: FrameSource, n: int, parts: Sequence[_Part], window: Sequence[Sequence[Features]]
+    ) -> Restored:
+        """Frame `n`, whose features and those around it are `window`, each in parts."""
+        scale = self._network.scale
+        given = source.exposure(n)
+        frame = torch.empty(3, scale * parts[-1].inner.bottom, scale * parts[-1].inner.right)
+        for number, part in enumerate(parts):
+            decoded = self._network.decode([features[number] for features in window])[0]
+            part.inner.of(frame, scale).copy_(part.inner.within(part.outer).of(decoded, scale))
+        return Restored(index=n, frame=frame, exposure=given, confidence=float(given is not None))
