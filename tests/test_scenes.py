@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.build_benchmark import load_benchmark
+from training.reduce_pool import reduced
 from training.render_pool import PoolSettings, render_one, write_settings
 from training.scenes.exposure import exposure_walk, random_exposure
 from training.scenes.motion import BEND_SLOPE, Path, random_deformation, random_path
@@ -270,6 +271,19 @@ def test_a_blurred_frame_is_the_mean_light_over_its_window() -> None:
     weights = torch.tensor([0.5, *[1.0] * 9, 0.5]) / 10  # trapezoid over the sweep
     expected = to_code((weights[:, None, None, None] * swept).sum(dim=0)) * 255
     np.testing.assert_allclose(sequence.lr[4, 0].astype(float), expected.numpy(), atol=1.5)
+
+
+def test_a_pool_of_scale_1_made_smaller_is_one_rendered_at_that_scale() -> None:
+    scene = shaken_scene(4)
+    whole, wanted = (render_sequence(scene, scale=scale) for scale in (1, 2))
+    small = reduced(whole, 2)
+    assert np.array_equal(small.hr, wanted.hr)
+    assert np.abs(small.lr.astype(int) - wanted.lr.astype(int)).max() <= 2
+    assert np.abs(small.lr.astype(int) - wanted.lr.astype(int)).mean() < 0.3
+    inside = (small.visible & wanted.visible)[:, :, None].astype(bool)
+    off = np.abs(small.flow.astype(np.float32) - wanted.flow.astype(np.float32))
+    assert np.median(off[np.broadcast_to(inside, off.shape)]) < 0.01
+    assert (small.visible == wanted.visible).mean() > 0.95
 
 
 def test_exposure_windows_are_centred_so_that_time_can_run_backwards() -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from torch import Tensor, distributed, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
+from training.growth import grown
 from training.scenes.pool import Batch
+from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPP, preset, start_from
-from vsfmanet.weights import load_model
+from vsfmanet.weights import load_fmanetpp
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup: int, decay: float) -> float:
@@ -182,21 +184,22 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         gradient.copy_(mean.view(gradient.shape))
 
 
-class Run:
+class Run[N: nn.Module]:
     """A training run in a folder: optimizer, averaged weights, checkpoints, curves, clock; goes on where it stopped.
 
     Under `torchrun` every process draws batches of its own (so a batch is as many times larger), gradients are
     averaged, and the first process alone writes.
 
     Args:
-        args: The options of `add_run_arguments`.
+        args: The options of `add_loop_arguments`.
         network: On its device; whatever requires a gradient is trained.
         workers: From `join_workers`.
+        about: What a checkpoint says besides of its network: plain values by which it can be built again.
     """
 
-    def __init__(self, args: argparse.Namespace, network: FMANetPP, workers: Workers) -> None:
+    def __init__(self, args: argparse.Namespace, network: N, workers: Workers, about: Mapping[str, Any]) -> None:
         self.began = self.saved = time.monotonic()
-        self.args, self.network, self.workers = args, network, workers
+        self.args, self.network, self.workers, self.about = args, network, workers, about
         self.trained = [value for value in network.parameters() if value.requires_grad]
         self.optimizer = torch.optim.Adam(self.trained, args.learning_rate, fused=True)
         self.averaged = AveragedWeights(network)
@@ -204,6 +207,11 @@ class Run:
         self.first = 0
         if self.latest.exists():
             state = load_checkpoint(self.latest, workers.device)
+            for name, value in about.items():
+                if state[name] != value:
+                    raise ConfigError(
+                        f"{args.out} was begun with {name} {state[name]}, got {value}; name another --out"
+                    )
             network.load_state_dict(state["network"])
             self.averaged.network.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -279,8 +287,7 @@ class Run:
             "averaged": self.averaged.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": step,
-            "preset": self.args.preset,
-            "scale": self.args.scale,
+            **self.about,
         }
         save_checkpoint(self.latest, state)
         self.saved = time.monotonic()
@@ -293,35 +300,41 @@ class Run:
             distributed.destroy_process_group()
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that the training of NetD and of the whole network share."""
-    start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument("--extractor", type=Path, help="checkpoint of training.train_extractor")
-    start.add_argument("--start-from", metavar="MODEL", help="a model or .safetensors file, its extractor included")
+def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every training of a restoring network has."""
     add = parser.add_argument
     add("--pool", type=Path, required=True, help="folder that training.render_pool or training.prepare_* wrote")
     add("--pool-on-device", action="store_true", help="hold the pool in the device's memory and draw there")
     add("--out", type=Path, required=True, help="folder for checkpoints and curves")
-    add("--preset", default="fast", choices=("paper", "base", "fast"), help="default: %(default)s")
-    add("--scale", type=int, default=4, choices=(4, 2, 1), help="default: %(default)s")
     add("--steps", type=int, default=300000, help="length of the run (default: %(default)s)")
     add("--max-minutes", type=float, default=float("inf"), help="stop and save after so long")
     add("--clips", type=int, default=8, help="clips per batch and process (default: %(default)s)")
     add("--frames", type=int, default=8, help="frames per clip (default: %(default)s)")
-    add("--crop", type=int, default=64, help="crop size in LR pixels (default: %(default)s)")
+    add("--crop", type=int, default=64, help="crop size in pixels of the input (default: %(default)s)")
     add("--exposure-mode", default="mixed", choices=("constant", "walk", "mixed"), help="default: %(default)s")
-    add("--known-exposure", type=float, default=0.2, help="part of the clips given their exposure (%(default)s)")
     add("--degrade", type=float, default=0.0, metavar="P", help="part of the clips with noise, halos and compression")
     add("--learning-rate", type=float, default=2e-4, help="default: %(default)s")
     add("--warmup", type=int, default=500, help="steps of rising learning rate (default: %(default)s)")
     add("--decay", type=float, default=0.3, help="last part of the run, with falling learning rate (%(default)s)")
     add("--max-norm", type=float, default=1.0, help="gradient norm is clipped here (default: %(default)s)")
-    add("--degradation-frames", type=int, default=1, help="frames per batch that are rebuilt (default: %(default)s)")
-    add("--flow-weight", type=float, default=0.01, help="weight of the flow loss, per LR pixel (default: %(default)s)")
     add("--save-minutes", type=float, default=4, help="time between checkpoints (default: %(default)s)")
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add("--compile", action="store_true", help="compile the blocks: minutes at the start, then faster steps")
+    add("--compile", action="store_true", help="compile the network: minutes at the start, then faster steps")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that the training of NetD and of the whole network share."""
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--extractor", type=Path, help="checkpoint of training.train_extractor")
+    start.add_argument("--start-from", metavar="MODEL", help="a model or .safetensors file, its extractor included")
+    add_loop_arguments(parser)
+    add = parser.add_argument
+    add("--preset", default="fast", choices=("paper", "base", "fast"), help="default: %(default)s")
+    add("--scale", type=int, default=4, choices=(4, 2, 1), help="default: %(default)s")
+    add("--known-exposure", type=float, default=0.2, help="part of the clips given their exposure (%(default)s)")
+    add("--degradation-frames", type=int, default=1, help="frames per batch that are rebuilt (default: %(default)s)")
+    add("--flow-weight", type=float, default=0.01, help="weight of the flow loss, per LR pixel (default: %(default)s)")
 
 
 def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
@@ -330,7 +343,10 @@ def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
     network.to(device).to(memory_format=torch.channels_last).train()
     assert network.extractor is not None
     if args.start_from:
-        afresh = start_from(network, load_model(args.start_from).network.to(device))
+        model = load_fmanetpp(args.start_from).to(device)
+        if replace(network.config, scale=model.scale) != model.config:
+            model = grown(model, network.config)
+        afresh = start_from(network, model)
         print(f"from {args.start_from}; afresh: {', '.join(afresh) or 'nothing'}")
     else:
         stage_1 = load_checkpoint(args.extractor, device)

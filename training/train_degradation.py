@@ -89,7 +89,7 @@ def main() -> None:
     if args.compile:
         for block in network.degradation.blocks:
             block.compile(dynamic=False)
-    run = Run(args, network, workers)
+    run = Run(args, network, workers, {"preset": args.preset, "scale": args.scale})
     pool = open_pool(args.pool, workers.device if args.pool_on_device else None)
     held_out = list(range(0, len(pool), HELD_OUT))
     training = [position for position in range(len(pool)) if position % HELD_OUT]

@@ -61,7 +61,7 @@ def main() -> None:
     if args.compile:
         for block in network.blocks:
             block.compile(dynamic=False)
-    run = Run(args, network, workers)
+    run = Run(args, network, workers, {"preset": args.preset, "scale": args.scale})
     pool = open_pool(args.pool, workers.device if args.pool_on_device else None)
 
     def batch(step: int) -> tuple[Batch, Tensor, Tensor]:

@@ -125,7 +125,7 @@ def preset(name: str, scale: int = 4) -> FMANetPPConfig:
     if name == "base":
         return FMANetPPConfig(
             scale=scale, width=64, num_flows=8, heads=4, feed_forward_width=128, fuse_convs=1, dense_growth=32,
-            extractor_width=16, modulation_width=32, kernel_head_size=1, upsampler="lr", last_flow_update=False,
+            extractor_width=8, modulation_width=32, kernel_head_size=1, upsampler="lr", last_flow_update=False,
             initial_flow="matching", flow_features=True, learned_exposures=True,
         )  # fmt: skip
     if name == "fast":

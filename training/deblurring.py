@@ -1,0 +1,138 @@
+"""How the deblurring networks of scale 1 are trained: one loop for MMP-RNN, JFFRA and M2AENet.
+
+A script `training/train_<network>.py` adds its own options to those of `training.loop.add_loop_arguments` and calls
+`train`, which runs until `--steps` or `--max-minutes`; the same command goes on from the last checkpoint. At the end
+the PSNR on sequences never trained on is printed beside that of their blurred frames, for each exposure.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from statistics import mean
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training.loop import Run, ahead, join_workers, panels
+from training.metrics import psnr
+from training.scenes.pool import Batch, Pool, open_pool
+from training.scoring import to_bytes
+from vsfmanet.errors import ConfigError
+from vsfmanet.networks.exposure_extractor import LEVELS
+from vsfmanet.networks.sequence import SequenceNetwork
+
+HELD_OUT = 25
+"""One sequence in so many is kept for the report."""
+
+REPORTED = 8
+"""Held-out sequences of the report; each is restored whole, at every exposure."""
+
+
+def train[N: SequenceNetwork](
+    args: argparse.Namespace,
+    *,
+    preset: str,
+    build: Callable[[], N],
+    losses: Callable[[N, Batch, int], Mapping[str, Tensor]],
+) -> N:
+    """Train a network of scale 1, and report.
+
+    `losses` and everything it calls run under bfloat16 autocast: what the network returns is fp32, but what is made of
+    convolutions in between is not. On the CPU, `grid_sample` in bfloat16 is slow and coarse: give it fp32 (`flow_warp`
+    does). With `--compile`, the direct children of the network (and the items of a `ModuleList` among them) are
+    compiled, so they should be the parts that work.
+
+    Args:
+        args: The options of `add_loop_arguments`.
+        preset: Name of the configuration.
+        build: Makes the network, whose parameters that require a gradient are trained; the seed is set before. Its
+            `kind` and `config` go into the checkpoint, by which it can be built again.
+        losses: Of the network in training mode, a batch on its device (`lr` and `hr` are of one size) and the step,
+            from 0: scalars by name, weighted, whose sum is minimised. They may depend on these three alone, not on the
+            global random state or on calls before, so that a resumed run equals an unbroken one.
+
+    Returns:
+        The averaged network, in eval mode.
+
+    Raises:
+        ConfigError: The pool is not of scale 1, or the checkpoint in `--out` is of another network.
+    """
+    workers = join_workers(args.device)
+    torch.manual_seed(args.seed)
+    pool = open_pool(args.pool, workers.device if args.pool_on_device else None)
+    first = pool.sequence(0)
+    if first.lr.shape[-2:] != first.hr.shape[-2:]:
+        raise ConfigError(
+            f"train: a pool of scale 1 is needed, {args.pool} has frames of {first.lr.shape[-2:]} for "
+            f"{first.hr.shape[-2:]}; render one with training.render_pool --scale 1"
+        )
+    network = build().to(workers.device).train()
+    for value in network.parameters():
+        if value.dim() == 4:  # not those of 3D convolutions, for which this format does not exist
+            value.data = value.data.contiguous(memory_format=torch.channels_last)
+    if args.compile:
+        for child in network.children():
+            for part in child if isinstance(child, nn.ModuleList) else (child,):
+                part.compile(dynamic=False)
+    about = {"kind": network.kind, "preset": preset, "scale": network.scale, "config": asdict(network.config)}
+    run = Run(args, network, workers, about)
+    training = [position for position in range(len(pool)) if position % HELD_OUT]
+
+    def sample(step: int) -> Batch:
+        return pool.sample(
+            run.generator(step),
+            clips=args.clips,
+            frames=args.frames,
+            crop=args.crop,
+            exposure_mode=args.exposure_mode,
+            degrade=args.degrade,
+            among=training,
+        )
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(workers.device.split(":")[0], torch.bfloat16)
+
+    for step, clips in ahead(sample, run.first, args.steps):
+        batch = clips.to(workers.device)
+        with autocast():
+            values = dict(losses(network, batch, step))
+        norm = run.update(step, torch.stack(list(values.values())).sum())
+
+        @torch.no_grad()
+        def pictures(batch: Batch = batch) -> Mapping[str, Tensor]:
+            with autocast():
+                return panels(batch, run.averaged.network(batch.lr[:1]))
+
+        if run.record(step, {**values, "norm": norm}, pictures):
+            break
+    averaged = run.averaged.network
+    if workers.rank == 0:
+        held_out = range(0, len(pool), HELD_OUT)[:REPORTED]
+        scores = held_out_psnr(averaged, pool, held_out, workers.device)
+        lines = (f"{name} {own:.2f} of {blurred:.2f}" for name, (own, blurred) in scores.items())
+        print(
+            f"PSNR in dB on {len(held_out)} sequences never trained on, of their input: {', '.join(lines)}", flush=True
+        )
+    run.close()
+    return averaged
+
+
+@torch.no_grad()
+def held_out_psnr(
+    network: SequenceNetwork, pool: Pool, positions: range, device: str
+) -> dict[str, tuple[float, float]]:
+    """Mean PSNR in dB of restored sequences and of their blurred frames, by exposure ("5:1" ... "5:5")."""
+    scores = {}
+    for level in range(1, LEVELS + 1):
+        own, blurred = [], []
+        for position in positions:
+            sequence = pool.sequence(position)
+            lr = np.array(sequence.lr[level - 1])
+            restored = to_bytes(network(torch.from_numpy(lr).to(device)[None] / 255)[0].cpu())
+            own += [psnr(*pair) for pair in zip(restored, sequence.hr, strict=True)]
+            blurred += [psnr(*pair) for pair in zip(lr, sequence.hr, strict=True)]
+        scores[f"5:{level}"] = (mean(own), mean(blurred))
+    return scores
