@@ -25,7 +25,8 @@ from training.growth import grown
 from training.scenes.pool import Batch
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPP, preset, start_from
-from vsfmanet.weights import load_fmanetpp
+from vsfmanet.networks.sequence import SequenceNetwork
+from vsfmanet.weights import MODELS, load_fmanetpp
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup: int, decay: float) -> float:
@@ -72,6 +73,16 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     """Read what `save_checkpoint` wrote; tensors and plain values only, no code."""
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     return state
+
+
+def trained_network(state: Mapping[str, Any]) -> FMANetPP | SequenceNetwork:
+    """The averaged network of a checkpoint of `Run`, in eval mode; FMA-Net++ in its training form."""
+    if "kind" in state:
+        network = MODELS[state["kind"]](state["config"])
+    else:
+        network = FMANetPP(preset(state["preset"], state["scale"]))
+    network.load_state_dict(state["averaged"])
+    return network.eval().requires_grad_(False)
 
 
 def ahead[T](make: Callable[[int], T], first: int, stop: int, depth: int = 4) -> Iterator[tuple[int, T]]:

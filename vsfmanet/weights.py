@@ -21,7 +21,10 @@ from safetensors.torch import save_file
 
 from vsfmanet.errors import ConfigError, WeightsError
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
+from vsfmanet.networks.jffra import JFFRA, JFFRAConfig
+from vsfmanet.networks.m2aenet import M2AENet, M2AENetConfig
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig
+from vsfmanet.networks.mmprnn import MMPRNN, MMPRNNConfig
 from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.networks.shutter import ShutterReader
 
@@ -29,6 +32,9 @@ METADATA_KEY = "vsfmanet"
 
 MODELS: Mapping[str, Callable[[Mapping[str, Any]], FMANetPP | SequenceNetwork]] = {
     "fmanetpp": lambda config: FMANetPP(FMANetPPConfig(**config), deployed=True),
+    "mmprnn": lambda config: MMPRNN(MMPRNNConfig(**config)),
+    "jffra": lambda config: JFFRA(JFFRAConfig(**config)),
+    "m2aenet": lambda config: M2AENet(M2AENetConfig(**config)),
 }
 """How each kind of network that restores is built from the configuration in a weights file."""
 

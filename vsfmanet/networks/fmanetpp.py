@@ -461,7 +461,8 @@ class FMANetPP(nn.Module):
 
         Args:
             lr: (N, 3, H, W) in [0, 1].
-            exposure: (N,) open-shutter time over frame interval, in (0, 1]; NaN or None: ask the extractor.
+            exposure: (N,) open-shutter time over frame interval, in (0, 1]; NaN or None: ask the extractor. On the CPU
+                there is nothing to wait for.
 
         Returns:
             (N, U) of length 1, fp32; None if the network is not exposure-aware.
@@ -472,10 +473,10 @@ class FMANetPP(nn.Module):
             return self.extractor(lr)
         known = ~exposure.isnan()
         levels = self.anchors if self.exposure_embeds is None else F.normalize(self.exposure_embeds.float(), dim=1)
-        given = anchor_embedding(levels, exposure.nan_to_num(1.0))
+        given = anchor_embedding(levels, exposure.to(lr.device).nan_to_num(1.0))
         if known.all():
             return given
-        return torch.where(known[:, None], given, self.extractor(lr))
+        return torch.where(known[:, None].to(lr.device), given, self.extractor(lr))
 
     def read_exposure(self, embed: Tensor) -> tuple[Tensor, Tensor]:
         """Exposure and confidence, (N,) each, that embeddings (N, U) of the extractor speak of."""

@@ -94,7 +94,11 @@ class BlurAnalyser(nn.Module):
 
     def extent(self, frames: Tensor) -> Tensor:
         """Blur extent in pixels, (N, 1, H, W), fp32, of `frames` (N, 3, H, W), RGB in [0, 1]."""
-        return torch.expm1(self(frames)[0] * math.log1p(self.config.max_extent))
+        return self.in_pixels(self(frames)[0])
+
+    def in_pixels(self, scaled: Tensor) -> Tensor:
+        """Blur extent in pixels of the first answer, any shape."""
+        return torch.expm1(scaled * math.log1p(self.config.max_extent))
 
     def scaled(self, extent: Tensor) -> Tensor:
         """What the network is to answer for an extent in pixels, any shape: in [0, 1], cut off at `max_extent`."""
@@ -130,7 +134,7 @@ class _Trunk(nn.Module):
         )
         ups = [(16 * width, 4 * width), (8 * width, 2 * width), (4 * width, width), (2 * width, width)]
         self.up = nn.ModuleList(_TwoConvolutions(before, after, folded=folded) for before, after in ups)
-        self.refine = _DenseBlock(width, width // 2)
+        self.refine = DenseBlock(width, width // 2)
 
     def stages(self) -> Iterable[_TwoConvolutions]:
         """All pairs of convolutions, in order."""
@@ -167,7 +171,7 @@ class _TwoConvolutions(nn.Module):
         return self.layers(feat)
 
 
-class _DenseBlock(nn.Module):
+class DenseBlock(nn.Module):
     """Three dense convolutions with GELU, then one of 1x1, around a shortcut; (N, C, H, W) stays so."""
 
     def __init__(self, width: int, growth: int) -> None:
