@@ -131,6 +131,7 @@ def restore_with(
     segment: int | None = None,
     sc_threshold: float | None = None,
     output_format: int | vs.VideoFormat | None = None,
+    skip: bool = False,
 ) -> vs.VideoNode:
     """`vsfmanet.restore` with a stand-in for the network."""
     settings = RestoreSettings(
@@ -140,6 +141,7 @@ def restore_with(
         segment=segment,
         sc_threshold=sc_threshold,
         output_format=output_format,
+        skip=skip,
     )
     return _restore_with(check_clip(clip), restorer, settings)
 

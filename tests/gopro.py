@@ -46,24 +46,48 @@ def write_gopro(path: Path, packets: Sequence[Recorded], *, times: Sequence[floa
         packets: in order; none for a file without telemetry.
         times: of the frames in seconds, and where the last one ends; `FRAMES` at `RATE` by default.
     """
+    packed = [(payload(recorded), recorded.start, recorded.duration) for recorded in packets]
+    return write_film(path, packed, times=times)
+
+
+def write_film(
+    path: Path,
+    packets: Sequence[tuple[bytes, float, float]],
+    *,
+    times: Sequence[float] | None = None,
+    name: str = "",
+    codec: str = "bin_data",
+) -> Path:
+    """A file of 64x48 pixels with a second track.
+
+    Args:
+        path: an .mp4 to make.
+        packets: of the track: data, start and duration in seconds; none for a file without one.
+        times: of the frames in seconds, and where the last one ends; `FRAMES` at `RATE` by default.
+        name: of the track.
+        codec: "bin_data", or "mov_text" for subtitles.
+    """
     unit = Fraction(1, 90_000)
     stamps = [round(time / unit) for time in times or [n / RATE for n in range(FRAMES + 1)]]
     with av.open(str(path), "w") as file:
         video = file.add_stream("libx264", rate=RATE, options={"preset": "ultrafast", "bf": "2"})
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         video.codec_context.time_base = unit
-        track = file.add_data_stream("bin_data") if packets else None
+        track = None
+        if packets:
+            track = file.add_data_stream(codec) if codec == "bin_data" else file.add_mux_stream(codec)
+            track.metadata["handler_name"] = name
         for n, (stamp, end) in enumerate(pairwise(stamps)):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * n % 256, dtype=np.uint8), format="rgb24")
             frame.pts, frame.duration, frame.time_base = stamp, end - stamp, unit
             file.mux(video.encode(frame))
         file.mux(video.encode())
-        for recorded in packets:
+        for data, start, duration in packets:
             assert track is not None
-            packet = av.Packet(payload(recorded))
-            packet.stream, packet.time_base = track, Fraction(1, 1000)
-            packet.pts = packet.dts = round(1000 * recorded.start)
-            packet.duration = round(1000 * recorded.duration)
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = track, Fraction(1, 90_000)
+            packet.pts = packet.dts = round(start / packet.time_base)
+            packet.duration = round(duration / packet.time_base)
             file.mux(packet)
     return path
 

@@ -336,7 +336,7 @@ def test_a_result_that_is_not_finite_is_an_error_and_never_black() -> None:
     restored = restore_with(noise_clip(LENGTH), BrokenRestorer(), segment=4)
     assert restored.get_frame(3)
     with pytest.raises(
-        vs.Error, match="restore: finite results are needed, got NaN or infinity in frame 6; try precision"
+        vs.Error, match="restore: finite results are needed, got NaN or infinity in frame 6, in fp32 too; look at"
     ):
         restored.get_frame(5)
     assert restored.get_frame(8)
@@ -427,6 +427,7 @@ class RecordingRestorer(MixingRestorer):
     ) -> None:
         super().__init__(scale=1 if model == "deblur" else 4)
         self.name = Path(model).stem
+        self.dtype = torch.float32
         self.arguments = (model, device, device_index, precision, backend, tile)
         self.notify = notify
         self.made.append(self)

@@ -41,6 +41,10 @@ def test_probe_says_what_a_file_is_and_what_is_known_of_its_exposure(
     assert "none found" in said
     assert "gives a shutter time for 40 of 60 frames" in said
     assert "takes this file" in said
+    assert "format    YUV420P8, progressive, square samples\n" in said
+    assert "plan      encode 60 frames, at their own times, by libx264 as yuv420p\n" in said
+    assert "plan      leave out data stream 1 (unknown)\n" in said
+    assert "plan      write to .mkv or .mp4 or .mov\n" in said
 
 
 def test_probe_gives_programs_the_same_as_json(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,6 +54,7 @@ def test_probe_gives_programs_the_same_as_json(recording: Path, capsys: pytest.C
         "min": pytest.approx(0.3, rel=1e-3),
         "mean": pytest.approx(0.45, rel=1e-3),
         "max": pytest.approx(0.6, rel=1e-3),
+        "estimate_read": None,
         "estimate_off": None,
     }
     assert table["streams"] == ["video stream 0 (h264)", "data stream 1 (unknown)"]
@@ -116,7 +121,8 @@ def test_estimates_fill_what_the_camera_left_open_and_are_held_against_the_rest(
     def seen(node: vs.VideoNode, *, exposure: str) -> vs.VideoNode:
         assert exposure == "estimate"
         tagged = node.std.SetFrameProps(FMANetExposure=0.5, FMANetExposureConfidence=0.8)
-        return tagged[:50] + node[50:]
+        held = node.std.SetFrameProps(FMANetExposure=0.5, FMANetExposureConfidence=0.2)
+        return tagged[:30] + held[30:50] + node[50:]
 
     monkeypatch.setattr(vsfmanet, "exposure", seen, raising=False)
     plot, sidecar = tmp_path / "exposure.svg", tmp_path / "all.json"
@@ -125,6 +131,7 @@ def test_estimates_fill_what_the_camera_left_open_and_are_held_against_the_rest(
     said = capsys.readouterr()
     found = json.loads(said.out)["exposure"]
     assert found["sources"] == {"telemetry": 40, "estimate": 10, "network": 10}
+    assert found["estimate_read"] == 30
     assert found["estimate_off"] == pytest.approx((20 * 0.2 + 20 * 0.1) / 40, rel=1e-2)
     assert "estimating 60/60 frames" in said.err
     assert json.loads(sidecar.read_text())["source"] == ["telemetry"] * 40 + ["estimate"] * 10 + [None] * 10

@@ -10,7 +10,8 @@ import pytest
 
 from tests.gopro import FRAMES, RATE, Recorded, evenly, payload, write_gopro
 from vsfmanet.errors import ExposureError
-from vsfmanet.exposures.telemetry import Telemetry, _shutter_streams, read_telemetry
+from vsfmanet.exposures.cameras import TrackReader
+from vsfmanet.exposures.telemetry import Telemetry, read_telemetry
 
 RAMP = [(0.2 + 0.01 * n) / RATE for n in range(FRAMES)]
 """Shutter times that tell which frame they belong to."""
@@ -108,12 +109,13 @@ def test_a_file_without_telemetry_or_of_another_kind_has_none(tmp_path: Path) ->
 
 
 def test_a_broken_packet_of_telemetry_is_read_as_far_as_it_makes_sense() -> None:
-    data = payload(Recorded(shutter=RAMP))
+    data, reader = payload(Recorded(shutter=RAMP)), TrackReader(is_dji=False)
     for end in range(len(data)):
-        assert _shutter_streams(data[:end]) == []
-    assert _shutter_streams(8 * b"DEVC" + data) == []
-    [(shutter, _)] = _shutter_streams(data + b"more")
-    np.testing.assert_allclose(shutter, RAMP, rtol=1e-6)
+        assert reader.read(data[:end], 0.0, 1.0) is None
+    assert reader.read(8 * b"DEVC" + data, 0.0, 1.0) is None
+    whole = reader.read(data + b"more", 0.0, 1.0)
+    assert whole is not None
+    np.testing.assert_allclose(whole.shutter, RAMP, rtol=1e-6)
 
 
 def test_a_missing_source_is_an_error(tmp_path: Path) -> None:

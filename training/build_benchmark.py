@@ -32,7 +32,7 @@ MAX_SUBFRAMES = 160
 """Two per pixel up to 80 pixels a frame: the fastest scene's peaks."""
 
 SEED = 2512
-"""Scene k and its trajectory are drawn from this plus k."""
+"""Scene k is drawn from this and k, its trajectory from this plus k, unless another seed is asked for."""
 
 START_LEVELS = (3, 4, 2, 5)
 INTERVALS = (2, 3)
@@ -78,7 +78,7 @@ class Benchmark:
     frames: int
     """Length of every scene."""
     seed: int
-    """See `SEED`."""
+    """What chance drew from; see `SEED`."""
     scenes: list[BenchmarkScene]
     """In order."""
     photos: dict[str, str]
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=640, help="HR columns")
     parser.add_argument("--height", type=int, default=480, help="HR rows")
     parser.add_argument("--frames", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=SEED, help="for other scenes (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
 
@@ -119,10 +120,11 @@ def main() -> None:
         photo = photos[spec.photo % len(photos)]
         name = f"{number}_{photo.stem}_{spec.speed:g}px"
         print(f"{name} ({number + 1}/{len(SCENES)})", flush=True)
-        scene = draw_scene(spec, number, photos, height=args.height, width=args.width, frames=args.frames)
+        size = {"height": args.height, "width": args.width, "frames": args.frames}
+        scene = draw_scene(spec, number, photos, **size, seed=args.seed)
         sequence = render_sequence(scene, scale=args.scale, max_subframes=MAX_SUBFRAMES, device=args.device)
         walk = exposure_walk(
-            np.random.default_rng(SEED + number),
+            np.random.default_rng(args.seed + number),
             args.frames,
             START_LEVELS[number % len(START_LEVELS)],
             INTERVALS[number % len(INTERVALS)],
@@ -137,7 +139,7 @@ def main() -> None:
         width=args.width,
         height=args.height,
         frames=args.frames,
-        seed=SEED,
+        seed=args.seed,
         scenes=scenes,
         photos={photo.name: sha256(photo.read_bytes()).hexdigest() for photo in photos},
     )
@@ -160,9 +162,11 @@ def load_benchmark(folder: Path) -> Benchmark:
     return Benchmark(**(record | {"scenes": [BenchmarkScene(**scene) for scene in record["scenes"]]}))
 
 
-def draw_scene(spec: SceneSpec, number: int, photos: list[Path], *, height: int, width: int, frames: int) -> Scene:
+def draw_scene(
+    spec: SceneSpec, number: int, photos: list[Path], *, height: int, width: int, frames: int, seed: int
+) -> Scene:
     """Draw scene `number`; it depends on the arguments alone."""
-    generator = np.random.default_rng([SEED, number])
+    generator = np.random.default_rng([seed, number])
     photo = photos[spec.photo % len(photos)]
     background = random_background(generator, [photo], height=height, width=width, frames=frames, speed=spec.speed)
     others = [other for other in photos if other != photo] or photos  # a thing is not seen in front of itself

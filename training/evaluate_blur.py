@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,6 +28,7 @@ from training.scenes.blur_target import path_extent
 from training.scenes.photos import downscale, list_photos
 from training.scenes.render import render_flow
 from training.scoring import load_clip
+from vsfmanet.errors import SourceError
 from vsfmanet.exposures.shutter import CONFIDENT, REACH, Reading, Step, profile, read_profile, settle
 from vsfmanet.networks.mmpnet import SHARP_BELOW, BlurAnalyser, BlurConfig, fold
 from vsfmanet.networks.shutter import ShutterReader
@@ -68,14 +71,16 @@ def measure(
     for number, (spec, record) in enumerate(zip(SCENES, benchmark.scenes, strict=True)):
         print(f"{record.name} ({number + 1}/{len(SCENES)})", flush=True)
         size = {"height": benchmark.height, "width": benchmark.width, "frames": benchmark.frames}
-        scene = draw_scene(spec, number, photos, **size)
+        scene = draw_scene(spec, number, photos, **size, seed=benchmark.seed)
         flow = render_flow(scene, benchmark.scale)[0].astype(np.float32)
         lengths = np.hypot(flow[:, :, 0], flow[:, :, 1])  # (T, 2, h, w)
         motion = lengths.sum(axis=1) / (lengths.max(axis=(2, 3)) > 0).sum(axis=1).clip(min=1)[:, None, None]
         for condition, exposures in {**record.exposure, "sharp": [0.0] * benchmark.frames}.items():
             codes = torch.from_numpy(load_clip(folder / record.name / condition))
             clip = downscale(codes / 255, *flow.shape[-2:]).clamp(0, 1)
-            extent = torch.cat([analyser.extent(frame[None]) for frame in clip])
+            answers = [analyser(frame[None]) for frame in clip]
+            extent = analyser.in_pixels(torch.cat([scaled for scaled, _ in answers]))
+            head = torch.cat([sharp > 0 for _, sharp in answers])[:, 0].numpy()
             readings = clip_readings(reader, clip)
             for t, exposure in enumerate(exposures):
                 truth = path_extent(scene, t, exposure, scale=benchmark.scale) if exposure else np.zeros_like(motion[t])
@@ -91,6 +96,9 @@ def measure(
                         "extent": float(truth.mean()),
                         "extent_error": float(np.abs(seen - truth).mean()),
                         "sharp_right": float(((seen < SHARP_BELOW) == (truth < SHARP_BELOW)).mean()),
+                        "sharp": float((truth < SHARP_BELOW).mean()),
+                        "called_sharp": float(head[t].mean()),
+                        "rightly_sharp": float((head[t] & (truth < SHARP_BELOW)).mean()),
                         "reading": readings[t].value,
                         "confidence": readings[t].confidence,
                         "reading_error": abs(readings[t].value - exposure),
@@ -109,10 +117,14 @@ def table(rows: list[Row]) -> list[str]:
         chosen = [row for row in rows if row["condition"] == condition]
         extent, error, right = (_mean(chosen, name) for name in ("extent", "extent_error", "sharp_right"))
         lines.append(f"{condition:6} {extent}  {error}  {right}")
+    lines.append(
+        f"the second head, of all pixels: {sharp_head(rows)['accuracy']:.3f} right; of those it calls sharp, "
+        f"{sharp_head(rows)['precision']:.3f} are; of the sharp ones, it calls {sharp_head(rows)['recall']:.3f} so"
+    )
     lines.append("exposure: frames, part confident, mean error of the confident readings, part of them within 0.1,")
     lines.append("mean error of the estimate that is believed or held, part of frames without")
     for low, high in MOTIONS:
-        for level in sorted({row["exposure"] for row in rows if row["exposure"]}):
+        for level in sorted({row["exposure"] for row in rows}):
             chosen = [row for row in rows if low <= row["motion"] < high and row["exposure"] == level]
             if not chosen:
                 continue
@@ -126,9 +138,19 @@ def table(rows: list[Row]) -> list[str]:
     return lines
 
 
+def sharp_head(rows: list[Row]) -> dict[str, float]:
+    """How well the second head tells pixels that moved by less than `SHARP_BELOW`; NaN where there are none."""
+    sharp, called, both = (fmean(row[name] for row in rows) for name in ("sharp", "called_sharp", "rightly_sharp"))
+    return {
+        "accuracy": 1 - (sharp - both) - (called - both),
+        "precision": both / called if called else float("nan"),
+        "recall": both / sharp if sharp else float("nan"),
+    }
+
+
 def scores(rows: list[Row]) -> dict[str, float]:
     """For the manifest: extent by condition, and the estimate where motion is at least 4 pixels."""
-    found: dict[str, float] = {}
+    found = {f"extent_sharp_{name}": value for name, value in sharp_head(rows).items() if isfinite(value)}
     for condition in dict.fromkeys(row["condition"] for row in rows):
         chosen = [row for row in rows if row["condition"] == condition]
         found[f"extent_{condition}"] = fmean(row["extent"] for row in chosen)
@@ -177,8 +199,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write scores and rows")
     args = parser.parse_args()
     benchmark = load_benchmark(args.benchmark)
+    photos = list_photos(args.photos)
+    if {photo.name: sha256(photo.read_bytes()).hexdigest() for photo in photos} != benchmark.photos:
+        raise SourceError(
+            f"evaluate_blur: {args.photos} does not hold the photographs that {args.benchmark} was built from; name "
+            "their folder, else the truth would be that of other scenes"
+        )
     analyser, reader = load(args.checkpoint), load_reader_of(args.reader)
-    rows = measure(analyser, reader, args.benchmark, benchmark, list_photos(args.photos))
+    rows = measure(analyser, reader, args.benchmark, benchmark, photos)
     print("\n".join(table(rows)))
     if args.json is not None:
         args.json.write_text(

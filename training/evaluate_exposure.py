@@ -23,7 +23,9 @@ from training.build_benchmark import load_benchmark
 from training.evaluate import load_method
 from training.evaluate_blur import clip_readings, load_reader_of, settled
 from training.scoring import TRANSITIONS, Score, load_clip, load_truth, score_clip, to_bytes
+from vsfmanet.errors import ConfigError
 from vsfmanet.networks.exposure_extractor import LEVELS
+from vsfmanet.networks.fmanetpp import FMANetPP
 from vsfmanet.networks.shutter import ShutterReader
 
 SOURCES = ("true", "estimate", "network", "wrong")
@@ -59,6 +61,10 @@ def main() -> None:
 
     benchmark, reader = load_benchmark(args.benchmark), load_reader_of(args.reader)
     name, network = load_method(args.model)
+    if not isinstance(network, FMANetPP):
+        raise ConfigError(
+            f"evaluate_exposure: a model of FMA-Net++ is needed, got {name}; no other can be told exposures"
+        )
     scores: list[Score] = []
     for number, scene in enumerate(benchmark.scenes):
         folder = args.benchmark / scene.name

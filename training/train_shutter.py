@@ -3,9 +3,10 @@
     python -m training.train_shutter --pool runs/pool --pool runs/pool_x1 --profiles runs/shutter \
         --out runs/shutter.pt
 
-Profiles are taken of all five exposures of every sequence that moves, which takes most of the time, and kept in the
-folder `--profiles`, one file a sequence; the same command goes on after a stop. The fit takes seconds. One sequence in
-ten is kept for the report.
+Profiles are taken of every sequence that moves, at all five exposures and sharp (exposure 0), which takes most of the
+time, and kept in the folder `--profiles`, one file a sequence; the same command goes on after a stop. Half of the clips
+go through a random camera and file first (training.scenes.degrade). The fit takes seconds. One sequence in ten is kept
+for the report.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from torch import Tensor
 
 from training.evaluate_blur import clip_profiles
 from training.loop import load_checkpoint, save_checkpoint
+from training.scenes.degrade import degrade_clips
+from training.scenes.photos import downscale
 from training.scenes.pool import Pool
+from training.scenes.render import Sequence
 from vsfmanet.errors import SourceError
 from vsfmanet.exposures.shutter import CONFIDENT, INPUTS
 from vsfmanet.networks.exposure_extractor import LEVELS
@@ -32,6 +36,9 @@ MIN_MOTION = 2.0
 
 HELD_OUT = 10
 """One sequence in so many is kept for the report."""
+
+DEGRADED = 0.5
+"""Chance of each clip to get noise, sharpening or compression before its profiles are taken."""
 
 BATCH = 256
 """Profiles per step of the fit."""
@@ -47,22 +54,24 @@ class Profiles:
     profile: Tensor
     """(N, `INPUTS`)."""
     exposure: Tensor
-    """(N,) in (0, 1]."""
+    """(N,) in [0, 1]."""
     motion: Tensor
     """(N,) median motion in pixels per frame."""
     held_out: Tensor
     """(N,) whether kept for the report."""
 
 
-def take_profiles(pool: Pool, position: int) -> dict[str, Tensor]:
+def take_profiles(pool: Pool, position: int, seed: int) -> dict[str, Tensor]:
     """Profiles of every second inner frame of a sequence at all exposures; none if it hardly moves."""
     sequence = pool.sequence(position)
+    generator = np.random.default_rng([seed, position])
     flow = np.asarray(sequence.flow[1:-1, :, :, ::4, ::4], dtype=np.float32)
     motion = np.median(np.hypot(flow[:, :, 0], flow[:, :, 1]).mean(axis=1), axis=(1, 2))
     found: list[tuple[Tensor, float, float]] = []
     if motion.mean() >= MIN_MOTION:
-        for level in range(1, LEVELS + 1):
-            clip = torch.from_numpy(np.array(sequence.lr[level - 1])) / 255
+        for level in range(LEVELS + 1):
+            codes = torch.from_numpy(np.array(sequence.lr[level - 1])) if level else reduced_truth(sequence)
+            clip = degrade_clips(generator, codes[None], DEGRADED)[0] / 255
             described = clip_profiles(clip)[1:-1]
             pairs = list(zip(described, motion, strict=True))[::2]
             found += [(one, level / LEVELS, float(speed)) for one, speed in pairs if one is not None]
@@ -73,7 +82,13 @@ def take_profiles(pool: Pool, position: int) -> dict[str, Tensor]:
     }
 
 
-def collect(pools: list[Pool], folder: Path, minutes: float) -> Profiles:
+def reduced_truth(sequence: Sequence) -> Tensor:
+    """The sharp frames at the size of the blurred ones: (T, 3, h, w) 8-bit code values."""
+    codes = torch.from_numpy(np.array(sequence.hr)).float()
+    return downscale(codes, *sequence.lr.shape[-2:]).round().clamp(0, 255).byte()
+
+
+def collect(pools: list[Pool], folder: Path, minutes: float, seed: int) -> Profiles:
     """Take the profiles that are not in `folder` yet, from all pools in turn, as long as there is time; read all.
 
     Raises:
@@ -84,7 +99,7 @@ def collect(pools: list[Pool], folder: Path, minutes: float) -> Profiles:
         for pool in pools:
             path = folder / pool.folder.name / f"{position:06d}.pt"
             if position < len(pool) and not path.exists() and time.monotonic() - began < 60 * minutes:
-                save_checkpoint(path, take_profiles(pool, position))
+                save_checkpoint(path, take_profiles(pool, position, seed))
             if path.exists():
                 part = load_checkpoint(path)
                 parts.append(part | {"held_out": torch.full((len(part["exposure"]),), position % HELD_OUT == 0)})
@@ -148,7 +163,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    profiles = collect([Pool(folder) for folder in args.pool], args.profiles, args.max_minutes)
+    profiles = collect([Pool(folder) for folder in args.pool], args.profiles, args.max_minutes, args.seed)
     reader = fit(profiles, args.steps, args.learning_rate)
     report(reader, profiles)
     config = {"inputs": INPUTS, "hidden": reader.hidden.out_features}

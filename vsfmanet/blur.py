@@ -25,7 +25,7 @@ BLURRED_ABOVE = 1.0
 """Extent in pixels above which a pixel counts in `FMANetBlurRatio`."""
 
 READ_WIDTH = 960
-"""Frames wider than this are reduced to it before their exposure is read: the ratio of two lengths stays as it is."""
+"""Frames wider than this are reduced to it before their motion is measured."""
 
 _STEP = "FMANetStep"
 """On motions: whether the next frame belongs to the same scene."""
@@ -57,7 +57,7 @@ def blur_map(clip: vs.VideoNode, *, device: str = "auto", device_index: int = 0)
         if not isinstance(clip, vs.VideoNode):
             raise FormatError(f"clip must be a video clip, got {type(clip).__name__}; pass what a source returns")
         source = frames.check_clip(clip)
-        worker = _Worker(device, device_index)
+        worker = Worker(device, device_index)
         analyser = load_analyser().to(worker.device).to(memory_format=torch.channels_last)
     except VsfmanetError as error:
         raise vs.Error(f"blur_map: {str(error).removeprefix('restore: ')}") from error
@@ -67,7 +67,7 @@ def blur_map(clip: vs.VideoNode, *, device: str = "auto", device_index: int = 0)
     blank = source.std.BlankClip(format=vs.GRAYS, keep=True)
 
     def measure(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
-        picture = _picture(f[1], n)
+        picture = picture_of(f[1], n)
         extent = worker.run(lambda: _extent(analyser, picture.to(worker.device)))[0, 0].numpy()
         frame = f[0].copy()
         np.copyto(np.asarray(frame[0]), extent)
@@ -101,11 +101,9 @@ def with_exposures_by_sight(marked: vs.VideoNode, *, device: str = "auto", devic
         WeightsError: the weights of the reader are missing.
         DeviceError: there is no such device.
     """
-    worker, reader = _Worker(device, device_index), load_reader()
-    reduction = max(1.0, marked.width / READ_WIDTH)
-    width, height = (max(frames.MIN_SIDE, round(side / reduction)) for side in (marked.width, marked.height))
-    small = marked if reduction == 1 else marked.resize.Bicubic(width, height)
-    small.std.SetVideoCache(mode=1, fixedsize=1, maxsize=4)
+    worker, reader = Worker(device, device_index), load_reader()
+    small = reduced(marked)
+    width, height = small.width, small.height
     following = shifted(small, 1)
 
     flows = small.std.BlankClip(format=vs.GRAYS, height=4 * height, keep=True)
@@ -113,11 +111,11 @@ def with_exposures_by_sight(marked: vs.VideoNode, *, device: str = "auto", devic
     def move(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
         """Flow from frame n to the next of its scene, and back from there, as one plane."""
         frame = f[0].copy()
-        frame.props[_STEP] = int(n + 1 < marked.num_frames and not _starts(f[2]))
+        frame.props[_STEP] = int(n + 1 < marked.num_frames and not starts_scene(f[2]))
         if frame.props[_STEP]:
-            own, other = _picture(f[1], n), _picture(f[2], n + 1)
+            own, other = picture_of(f[1], n), picture_of(f[2], n + 1)
             own, other = own.to(worker.device), other.to(worker.device)
-            both = worker.run(lambda: _motion(own, other))
+            both = worker.run(lambda: motion(own, other))
             np.copyto(np.asarray(frame[0]), both.reshape(4 * height, width).numpy())
         return frame
 
@@ -131,10 +129,10 @@ def with_exposures_by_sight(marked: vs.VideoNode, *, device: str = "auto", devic
         before = [Step(there=step.back, back=step.there) for step in _steps([one_before, two_before][:n])]
         reading = Reading(value=1.0, confidence=0.0)
         if after or before:
-            picture = _picture(f[1], n)
+            picture = picture_of(f[1], n)
             reading = worker.run(lambda: read_exposure(picture, after, before, reader))
         frame = f[0].copy()
-        frame.props[SCENE_START] = int(n > 0 and _starts(f[1]))
+        frame.props[SCENE_START] = int(n > 0 and starts_scene(f[1]))
         frame.props.update({SIGHT: reading.value, SIGHT_CONFIDENCE: reading.confidence})
         return frame
 
@@ -160,9 +158,9 @@ def with_exposures_by_sight(marked: vs.VideoNode, *, device: str = "auto", devic
 def _scene(n: int, around: list[vs.VideoFrame], num_frames: int) -> list[Reading | None]:
     """Readings of frames n-`REACH` ... n+`REACH`; None outside the scene of frame n."""
     first = last = n
-    while first > max(0, n - REACH) and not _starts(around[first - n + REACH]):
+    while first > max(0, n - REACH) and not starts_scene(around[first - n + REACH]):
         first -= 1
-    while last < min(num_frames - 1, n + REACH) and not _starts(around[last + 1 - n + REACH]):
+    while last < min(num_frames - 1, n + REACH) and not starts_scene(around[last + 1 - n + REACH]):
         last += 1
     return [
         Reading(value=float(frame.props[SIGHT]), confidence=float(frame.props[SIGHT_CONFIDENCE]))
@@ -172,7 +170,16 @@ def _scene(n: int, around: list[vs.VideoFrame], num_frames: int) -> list[Reading
     ]
 
 
-class _Worker:
+def reduced(marked: vs.VideoNode) -> vs.VideoNode:
+    """The clip at most `READ_WIDTH` wide, for its motion."""
+    reduction = max(1.0, marked.width / READ_WIDTH)
+    width, height = (max(frames.MIN_SIDE, round(side / reduction)) for side in (marked.width, marked.height))
+    small = marked if reduction == 1 else marked.resize.Bicubic(width, height)
+    small.std.SetVideoCache(mode=1, fixedsize=1, maxsize=4)
+    return small
+
+
+class Worker:
     """A thread for torch: it keeps a pool of threads per calling thread, and VapourSynth calls from many."""
 
     def __init__(self, device: str, device_index: int) -> None:
@@ -193,12 +200,12 @@ def _extent(analyser: BlurAnalyser, picture: Tensor) -> Tensor:
     return analyser.extent(picture.contiguous(memory_format=torch.channels_last)).cpu()
 
 
-def _motion(first: Tensor, second: Tensor) -> Tensor:
+def motion(first: Tensor, second: Tensor) -> Tensor:
     """Flow there and back, (2, 2, H, W) on the CPU, between two pictures (1, 3, H, W)."""
     return match_frames(torch.cat([first, second]), torch.cat([second, first])).cpu()
 
 
-def _picture(frame: vs.VideoFrame, n: int) -> Tensor:
+def picture_of(frame: vs.VideoFrame, n: int) -> Tensor:
     """An RGBS frame as (1, 3, H, W) in [0, 1]."""
     rgb = frames.read_frame(frame)
     if not frames.is_finite(rgb):
@@ -218,5 +225,6 @@ def _steps(motions: list[vs.VideoFrame]) -> list[Step]:
     return steps
 
 
-def _starts(frame: vs.VideoFrame) -> bool:
+def starts_scene(frame: vs.VideoFrame) -> bool:
+    """Whether a frame of a marked clip starts a scene."""
     return bool(frame.props.get(SCENE_START, 0))

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 import vapoursynth as vs
 from torch import Tensor
 
@@ -62,6 +64,8 @@ class RestoreSettings:
     """None for the standard properties, and the detector where a frame has none; 0 for no cuts; else the detector's."""
     output_format: int | vs.VideoFormat | None = None
     """Format of the result; None for the clip's own."""
+    skip: bool = False
+    """Whether frames that are sharp already are passed through."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
@@ -79,6 +83,8 @@ class RestoreSettings:
             )
         if self.output_format is not None:
             frames.named_format(self.output_format)
+        if not isinstance(self.skip, bool):
+            raise ConfigError(f"restore: skip must be True or False, got {self.skip!r}; leave it out to restore all")
 
 
 def restore(
@@ -95,6 +101,7 @@ def restore(
     segment: int | None = None,
     sc_threshold: float | None = None,
     output_format: int | vs.VideoFormat | None = None,
+    skip: bool = False,
 ) -> vs.VideoNode:
     """Enlarge and deblur a clip with FMA-Net++.
 
@@ -110,8 +117,9 @@ def restore(
             `ExposureTime` (in seconds) over its duration, else the camera's telemetry, else what the network sees.
             "estimate" is the same with one source more before the network: the smear along the motion between frames,
             where it can be seen clearly, or could within 8 frames of the same scene.
-        source_path: file that the clip shows, all of it and in order: its telemetry is used if it is an MP4 from a
-            GoPro. Where frames are to be cut away, use `exposure` before the cut.
+        source_path: file that the clip shows, all of it and in order: the shutter times that GoPro, Sony, DJI and
+            Insta360 cameras record in it, or in an .SRT file beside it, are used. Where frames are to be cut away, use
+            `exposure` before the cut.
         device: "auto", "cpu" or "cuda".
         device_index: which of several devices.
         precision: "auto", "fp32", "bf16" or "fp16".
@@ -124,6 +132,10 @@ def restore(
         sc_threshold: where scenes start. None trusts `_SceneChangePrev` and `_SceneChangeNext`, and detects where
             neither is set. A number in (0, 1] detects with this mean absolute difference of luma. 0 means nowhere.
         output_format: format of the result, such as `vs.YUV420P10`.
+        skip: for models of scale 1: pass frames through that are sharp already, because in a row of 8 or more hardly
+            anything moved while the shutter was open (half a pixel, by exposure and motion). They cost little, and the
+            others are as without. All frames carry `FMANetSkipped`, 0 or 1; those that are passed carry no other
+            property of the network.
 
     Returns:
         The restored clip. Beside their own properties its frames carry `FMANetModel`, `FMANetExposure`,
@@ -148,23 +160,28 @@ def restore(
             segment=segment,
             sc_threshold=sc_threshold,
             output_format=output_format,
+            skip=skip,
         )
         source = frames.check_clip(clip)
 
         from vsfmanet.restorer import Restorer  # with the networks and their weights
 
-        restorer = Restorer(
-            model,
-            device=device,
-            device_index=device_index,
-            precision=precision,
-            backend=backend,
-            tile=tile,
-            notify=lambda text: vs.core.log_message(vs.MESSAGE_TYPE_WARNING, text),
-        )
+        def in_precision(precision: str, backend: str) -> Restorer:
+            return Restorer(
+                model,
+                device=device,
+                device_index=device_index,
+                precision=precision,
+                backend=backend,
+                tile=tile,
+                notify=lambda text: vs.core.log_message(vs.MESSAGE_TYPE_WARNING, text),
+            )
+
+        restorer = in_precision(precision, backend)
+        exact = None if restorer.dtype == torch.float32 else partial(in_precision, "fp32", "torch")
         try:
             # Its name of the model, because the argument may be the path of a file.
-            return _restore_with(source, restorer, replace(settings, model=restorer.name))
+            return _restore_with(source, restorer, replace(settings, model=restorer.name), exact)
         except BaseException:
             restorer.close()
             raise
@@ -265,19 +282,30 @@ def _exposure_props(value: float, source: str, *, confidence: float) -> dict[str
     }
 
 
-def _restore_with(clip: vs.VideoNode, restorer: FrameRestorer, settings: RestoreSettings) -> vs.VideoNode:
+def _restore_with(
+    clip: vs.VideoNode,
+    restorer: FrameRestorer,
+    settings: RestoreSettings,
+    exact: Callable[[], FrameRestorer] | None = None,
+) -> vs.VideoNode:
     """`restore` with any restorer; it is closed when the returned clip is released.
 
     Args:
         clip: a clip that `frames.check_clip` has passed.
         restorer: what does the work.
         settings: what the caller asked for.
+        exact: makes one of the same reach in fp32, for frames that are not finite without; None if it is that already.
 
     Raises:
         FormatError: the output format cannot be made.
         ExposureError: the file of exposures or the source cannot be used.
         WeightsError: exposures are to be estimated without the weights of the blur analyser.
+        ConfigError: frames are to be passed through beside frames of another size.
     """
+    if settings.skip and restorer.scale != 1:
+        raise ConfigError(
+            f"restore: skip is for models of scale 1, got {settings.model} of scale {restorer.scale}; leave it out"
+        )
     width, height = clip.width * restorer.scale, clip.height * restorer.scale
     target = clip.format if settings.output_format is None else frames.named_format(settings.output_format)
     frames.check_subsampling(target, width, height)
@@ -292,10 +320,20 @@ def _restore_with(clip: vs.VideoNode, restorer: FrameRestorer, settings: Restore
     known = _exposures(clip, settings.exposure, settings.source_path)
     if known.estimates:
         source = _with_estimates(source, known, settings.device, settings.device_index)
-    run = _SegmentRun(restorer, grid, settings.model, known)
+    run = _SegmentRun(restorer, grid, settings.model, known, exact)
     host = _host(source, grid, run)
     rgb = _unpacked(host, grid, like=clip.std.BlankClip(format=vs.RGBS, width=width, height=height, keep=True))
-    return _with_props(frames.from_rgb(rgb, tagged, target), tagged)
+    restored = _with_props(frames.from_rgb(rgb, tagged, target), tagged)
+    if not settings.skip:
+        return restored
+
+    from vsfmanet.skipping import pass_sharp_frames  # with the estimate of motion
+
+    same = target.id == tagged.format.id
+    passed = tagged if same else _with_props(frames.from_rgb(frames.to_rgb(tagged), tagged, target), tagged)
+    return pass_sharp_frames(
+        restored, passed, source, known, device=settings.device, device_index=settings.device_index
+    )
 
 
 def _mark_scenes(rgb: vs.VideoNode, threshold: float | None) -> vs.VideoNode:
@@ -434,11 +472,20 @@ class _SegmentRun:
     _MEMO = 2
     """Host frames kept beside VapourSynth's cache, which lets go of frames when memory is short."""
 
-    def __init__(self, restorer: FrameRestorer, grid: SegmentGrid, model: str, exposures: Exposures) -> None:
+    def __init__(
+        self,
+        restorer: FrameRestorer,
+        grid: SegmentGrid,
+        model: str,
+        exposures: Exposures,
+        exact: Callable[[], FrameRestorer] | None,
+    ) -> None:
         self.grid = grid
         self.exposures = exposures
         self._model = model
         self._restorer = restorer
+        self._make_exact = exact
+        self._exact: FrameRestorer | None = None
         self._memo: dict[int, vs.VideoFrame] = {}
         self._lock = threading.Lock()
         weakref.finalize(self, restorer.close)
@@ -465,9 +512,12 @@ class _SegmentRun:
 
     def _frame(self, window: _Window, restored: Restored) -> vs.VideoFrame:
         n = restored.index
+        if not frames.is_finite(restored.frame) and self._make_exact is not None:
+            restored = self._again(window, n)
         if not frames.is_finite(restored.frame):
             raise IncompleteError(
-                f'restore: finite results are needed, got NaN or infinity in frame {n}; try precision="fp32"'
+                f"restore: finite results are needed, got NaN or infinity in frame {n}, in fp32 too; look at that "
+                "frame of the source, and report it"
             )
         known = window.known_exposure(n)
         start, end = window.reach(n)
@@ -478,6 +528,19 @@ class _SegmentRun:
             frame.props.update(_exposure_props(restored.exposure, source, confidence=confidence))
         frame.props.update(FMANetModel=self._model, FMANetWindowStart=start, FMANetWindowEnd=end)
         return frame
+
+    def _again(self, window: _Window, n: int) -> Restored:
+        """Frame `n` alone in fp32, so that its pixels do not depend on the segment that it came in."""
+        if self._exact is None:
+            assert self._make_exact is not None
+            vs.core.log_message(
+                vs.MESSAGE_TYPE_WARNING,
+                f"restore: NaN or infinity in frame {n}; it and later frames like it are computed again in fp32",
+            )
+            self._exact = self._make_exact()
+            weakref.finalize(self, self._exact.close)
+        [restored] = self._exact.restore(window, n, n + 1)
+        return restored
 
 
 def _is_int(value: object) -> bool:

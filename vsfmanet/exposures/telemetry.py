@@ -1,18 +1,13 @@
-"""Shutter times that a GoPro recorded beside its pictures: the stream SHUT in the GPMF track of an MP4 file.
+"""Shutter times that a camera recorded, set against the frames by time: frames of any rate, also a changing one.
 
-Each packet of the track is a tree of items: a key of 4 letters, a type, a size and a count, then the values, big-endian
-and padded to 4 bytes. Its samples have no time of their own: they are spread evenly over the packet.
-
-Source: GPMF introduction, github.com/gopro/gpmf-parser, docs/README.md. The package `telemetry-parser` reads more
-cameras, but hands out the shutter times without the packets' time, so frames could only be counted off against them.
+What each camera writes, and where, is known to `cameras`.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -21,13 +16,14 @@ from av.container import InputContainer
 from numpy.typing import NDArray
 
 from vsfmanet.errors import ExposureError
+from vsfmanet.exposures.cameras import DJI_TRACK, Packet, TrackReader, read_insta360, read_srt, read_text
 from vsfmanet.exposures.props import ROUNDING
 
 _CLOCK_TOLERANCE = 0.1
 """How far the camera's clock may run off the file's, as a fraction: packets begin up to two frames late."""
 
-_CLOCKS = {b"STMP": 1e6, b"TICK": 1e3}
-"""Keys of the camera's clock at a packet's first sample, and its ticks per second."""
+_SPARE = 1.0
+"""Seconds by which shutter times outside the film's tracks may begin or end beside the film, over that fraction."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,28 +36,14 @@ class Telemetry:
     """Why telemetry that is there is not used, or not for all frames."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Packet:
-    """Shutter times in one packet of the GPMF track."""
-
-    start: float
-    """Seconds."""
-    duration: float
-    """Seconds; 0 if the file does not say."""
-    shutter: NDArray[np.float32]
-    """Seconds, as recorded: nothing is checked yet."""
-    clock: float | None
-    """The camera's own clock at the first sample, seconds; None without one."""
-
-
 def read_telemetry(source_path: str | os.PathLike[str], *, num_frames: int) -> Telemetry:
-    """Exposures from the shutter times in a file, set against the times of its frames.
+    """Exposures from the shutter times in a file, or beside it, set against the times of its frames.
 
     A wrong exposure does more harm than none, so telemetry that contradicts the file or the clip is left out, whole,
     and the notice says why.
 
     Args:
-        source_path: any file; none but an MP4 from a GoPro has telemetry that is read.
+        source_path: any file; none but MP4, MOV and INSV files have telemetry that is read.
         num_frames: of the clip, which must be as many as the file has.
 
     Raises:
@@ -74,29 +56,51 @@ def read_telemetry(source_path: str | os.PathLike[str], *, num_frames: int) -> T
         )
     try:
         with av.open(f"file:{path.absolute()}", format="mov", options={"protocol_whitelist": "file"}) as container:
-            times, end, packets = _read(container)
+            beside = _beside(path)
+            times, end, packets = _read(container, anyway=beside is not None)
     except av.FFmpegError:  # not an MP4, or cut short
         return Telemetry()
-    if not packets or not len(times):
+    if not len(times):
         return Telemetry()
-    contradiction = _contradiction(times, packets, num_frames)
+    where, contradiction = str(path), None
+    if not packets and beside is not None:
+        where, found = beside
+        packets = [replace(packet, start=packet.start + float(times[0])) for packet in found]
+        contradiction = _other_length(times, end, packets)
+    if not packets:
+        return Telemetry()
+    contradiction = _contradiction(times, packets, num_frames) or contradiction
     if contradiction is None:
         intervals = np.diff(times, append=end)
-        exposures = _shutter_of_frames(times, intervals, packets) / np.where(intervals > 0, intervals, np.nan)
+        seconds = _shutter_of_frames(times, intervals, _as_shown(packets, intervals))
+        exposures = seconds / np.where(intervals > 0, intervals, np.nan)
         if np.nanmax(exposures, initial=0) <= 1 + ROUNDING:
-            return _told(path, exposures)
+            return _told(where, exposures)
         contradiction = "has shutter times longer than a frame, as in a time lapse"
     return Telemetry(
-        notice=f"restore: the camera telemetry of {path} {contradiction}; it is not used, and the exposure is taken "
+        notice=f"restore: the camera telemetry of {where} {contradiction}; it is not used, and the exposure is taken "
         "from the next source. Pass exposure if you know it"
     )
 
 
-def _told(path: Path, exposures: NDArray[np.float64]) -> Telemetry:
+def _beside(path: Path) -> tuple[str, list[Packet]] | None:
+    """Shutter times that are in none of the film's tracks, and the file that has them."""
+    packets = read_insta360(path)
+    if packets:
+        return str(path), packets
+    for suffix in (".SRT", ".srt"):
+        subtitles = path.with_suffix(suffix)
+        packets = read_srt(subtitles) if subtitles.is_file() else []
+        if packets:
+            return str(subtitles), packets
+    return None
+
+
+def _told(where: str, exposures: NDArray[np.float64]) -> Telemetry:
     """Telemetry that can be used, and for which of the frames (NaN where not)."""
     known = int(np.isfinite(exposures).sum())
     notice = (
-        f"restore: the camera telemetry of {path} gives a shutter time for {known} of {len(exposures)} frames; the "
+        f"restore: the camera telemetry of {where} gives a shutter time for {known} of {len(exposures)} frames; the "
         "exposure of the others is taken from the next source"
     )
     return Telemetry(
@@ -105,7 +109,7 @@ def _told(path: Path, exposures: NDArray[np.float64]) -> Telemetry:
     )
 
 
-def _contradiction(times: NDArray[np.float64], packets: Sequence[_Packet], num_frames: int) -> str | None:
+def _contradiction(times: NDArray[np.float64], packets: Sequence[Packet], num_frames: int) -> str | None:
     """Why telemetry cannot be that of the clip, or None."""
     if len(times) != num_frames:
         return (
@@ -121,8 +125,32 @@ def _contradiction(times: NDArray[np.float64], packets: Sequence[_Packet], num_f
     return None
 
 
+def _other_length(times: NDArray[np.float64], end: float, packets: Sequence[Packet]) -> str | None:
+    """Why shutter times from outside the film's tracks cannot belong to it, or None."""
+    film, recorded = end - float(times[0]), packets[-1].start + packets[-1].duration - packets[0].start
+    if abs(recorded - film) > _CLOCK_TOLERANCE * film + _SPARE:
+        return f"is {recorded:.1f} s long, but the film is {film:.1f} s, as of another film or a time lapse"
+    return None
+
+
+def _as_shown(packets: Sequence[Packet], intervals: NDArray[np.float64]) -> list[Packet]:
+    """Packets with shutter times as long as they would be at the rate at which the film is shown.
+
+    In slow and quick motion the camera took more or fewer frames a second, and how far things move while the shutter is
+    open, over how far they move from frame to frame, goes by that rate.
+    """
+    shown = float(np.median(intervals))
+    told = []
+    for packet in packets:
+        ratio = 1.0 if packet.capture_rate is None else packet.capture_rate * shown
+        if abs(ratio - 1) > ROUNDING:
+            packet = replace(packet, shutter=[ratio * float(one) for one in packet.shutter])
+        told.append(packet)
+    return told
+
+
 def _shutter_of_frames(
-    times: NDArray[np.float64], intervals: NDArray[np.float64], packets: Sequence[_Packet]
+    times: NDArray[np.float64], intervals: NDArray[np.float64], packets: Sequence[Packet]
 ) -> NDArray[np.float64]:
     """Mean shutter time around each frame in seconds, NaN where less than half of that time is recorded.
 
@@ -156,7 +184,7 @@ def _shutter_of_frames(
 
 
 def _samples(
-    packets: Sequence[_Packet], end: float
+    packets: Sequence[Packet], end: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """When each sample that makes sense begins, how long it holds, and its shutter time, all in seconds.
 
@@ -170,57 +198,44 @@ def _samples(
     hold = np.repeat(np.divide(lengths, counts), counts)
     place = np.concatenate([np.arange(count) for count in counts])
     start = np.repeat([packet.start for packet in packets], counts) + place * hold
-    seconds = np.concatenate([packet.shutter for packet in packets]).astype(np.float64)
+    seconds = np.concatenate([packet.shutter for packet in packets], dtype=np.float64)
     usable = np.isfinite(seconds) & (seconds > 0) & (hold > 0)
     return start[usable], hold[usable], seconds[usable]
 
 
-def _read(container: InputContainer) -> tuple[NDArray[np.float64], float, list[_Packet]]:
-    """Times of the frames and the end of the last, in seconds, and the packets that hold shutter times."""
+def _read(container: InputContainer, *, anyway: bool) -> tuple[NDArray[np.float64], float, list[Packet]]:
+    """Times of the frames and the end of the last, in seconds, and the packets that hold shutter times.
+
+    Args:
+        container: an open file.
+        anyway: read the times also if there is no track that can hold shutter times.
+    """
     video = container.streams.best("video")
-    tracks = [stream for stream in container.streams if stream.type == "data"]
-    if video is None or not tracks:  # then there is no need to read the whole file
+    tracks = [stream for stream in container.streams if stream.type in ("data", "subtitle")]
+    if video is None or not (tracks or anyway):  # then there is no need to read the whole file
         return np.empty(0), 0.0, []
+    readers = {
+        stream.index: TrackReader(is_dji=DJI_TRACK in stream.metadata.get("handler_name", ""))
+        for stream in tracks
+        if stream.type == "data"
+    }
     times: list[float] = []
     end = 0.0
-    packets: list[_Packet] = []
+    packets: dict[int, list[Packet]] = {stream.index: [] for stream in tracks}
     for packet in container.demux([video, *tracks]):
         if packet.pts is None or not packet.size or packet.is_discard:  # the last: cut away by an edit list
             continue
         start, duration = float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base)
-        if packet.stream_index == video.index:
+        index = packet.stream_index
+        if index == video.index:
             times.append(start)
             end = max(end, start + duration)
+            continue
+        if index in readers:
+            recorded = readers[index].read(bytes(packet), start, duration)
         else:
-            packets += [
-                _Packet(start=start, duration=duration, shutter=shutter, clock=clock)
-                for shutter, clock in _shutter_streams(bytes(packet))[:1]  # one lens of several
-            ]
-    return np.array(sorted(times)), end, sorted(packets, key=lambda packet: packet.start)
-
-
-def _shutter_streams(data: bytes) -> list[tuple[NDArray[np.float32], float | None]]:
-    """Shutter times and the camera's clock, both in seconds, of every stream of them in a GPMF packet."""
-    devices = [value for key, _, value in _items(data) if key == b"DEVC"]
-    streams = [value for device in devices for key, _, value in _items(device) if key == b"STRM"]
-    found = []
-    for stream in streams:
-        items = {key: (kind, value) for key, kind, value in _items(stream)}
-        kind, value = items.get(b"SHUT", (b"", b""))
-        # Cameras write plain floats. Anything else, or a scale, would have to be guessed at.
-        if kind == b"f" and value and b"SCAL" not in items:
-            clocks = [int.from_bytes(items[key][1], "big") / rate for key, rate in _CLOCKS.items() if key in items]
-            found.append((np.frombuffer(value, dtype=">f4").astype(np.float32), clocks[0] if clocks else None))
-    return found
-
-
-def _items(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Key, type and value of the items in a row; it ends where they make no sense."""
-    place = 0
-    while place + 8 <= len(data):
-        key, kind, size, count = struct.unpack_from(">4scBH", data, place)
-        value = data[place + 8 : place + 8 + size * count]
-        if len(value) < size * count or (kind == b"f" and size % 4):
-            return
-        yield key, kind, value
-        place += 8 + (size * count + 3) // 4 * 4
+            recorded = read_text(bytes(packet).decode("utf-8", errors="replace"), start, duration)
+        if recorded is not None:
+            packets[index].append(recorded)
+    found = next((one for one in packets.values() if one), [])  # two tracks would tell the same twice
+    return np.array(sorted(times)), end, sorted(found, key=lambda packet: packet.start)

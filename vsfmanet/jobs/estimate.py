@@ -65,7 +65,7 @@ def measure_speed(settings: RestoreSettings, size: tuple[int, int]) -> tuple[flo
         VsfmanetError: The network or the device cannot be used.
     """
     exposure = "auto" if isinstance(settings.exposure, str) else settings.exposure
-    settings = replace(settings, exposure=exposure, segment=WARM)
+    settings = replace(settings, exposure=exposure, segment=WARM, skip=False)
     part = min(1.0, SMALLEST / min(size))
     while True:
         width, height = (max(16, round(side * part / 2) * 2) for side in size)

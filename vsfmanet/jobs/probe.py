@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -18,8 +19,10 @@ from vsfmanet.exposures import KnownExposure, gather
 from vsfmanet.exposures.sidecar import SUFFIXES, sidecar_text
 from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs.clip import Colour
+from vsfmanet.jobs.encode import CONTAINERS, choose_encoder, refused_streams
+from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.progress import Report, clock
-from vsfmanet.jobs.source import Source, inspect
+from vsfmanet.jobs.source import Source, inspect, is_kept
 
 PLOT_SUFFIX = ".svg"
 """Of pictures. SVG is text: to draw it needs no package, and it is sharp at any size."""
@@ -38,8 +41,12 @@ class Findings:
     """Why `restore` does not take it; None if it does."""
     format: str | None
     """VapourSynth's name of the pixel format; None for a file that is refused."""
+    pixel_format: str | None
+    """FFmpeg's name of it; None for a file that is refused."""
     colour: Colour | None
     """Of the first frame; None for a file that is refused."""
+    aspect: Fraction | None
+    """Sample aspect ratio (SAR) of the upright picture; None for a file that is refused."""
     times: tuple[float, ...]
     """When each frame is shown, seconds; by its packets for a file that is refused."""
     constant_rate: bool
@@ -89,7 +96,9 @@ def probe(path: Path, *, estimate: Report | None = None) -> Findings:
         source=source,
         refusal=refusal,
         format=None if clip is None else clip.node.format.name,
+        pixel_format=None if clip is None else clips.pixel_format(clip.node.format),
         colour=None if clip is None else clips.colour(clip.node.get_frame(0)),
+        aspect=None if clip is None else clip.aspect,
         times=tuple(float(stamp * unit) for stamp in stamps),
         constant_rate=max(steps, default=0) - min(steps, default=0) <= 1,
         exposures=tuple(map(_first, exposures, estimates)) if estimates else exposures,
@@ -132,6 +141,7 @@ def as_table(findings: Findings) -> dict[str, object]:
             "height": source.size[1],
             "rotation": source.rotation,
             "format": findings.format,
+            "sample_aspect_ratio": None if findings.aspect is None else str(findings.aspect),
             "frames": len(findings.times),
             "rate": float(source.rate),
             "constant_rate": findings.constant_rate,
@@ -139,17 +149,24 @@ def as_table(findings: Findings) -> dict[str, object]:
             "longest_interval": max(steps, default=None),
         },
         "colour": None if findings.colour is None else _colour_names(findings.colour),
+        "hdr": {
+            "mastering_display": source.hdr.master_display,
+            "max_cll": source.hdr.max_cll,
+            "dynamic": list(source.hdr.dynamic),
+        },
         "streams": [str(stream) for stream in (source.video, *source.others)],
         "exposure": {
             "sources": _sources(findings),
             "min": min(known, default=None),
             "mean": statistics.fmean(known) if known else None,
             "max": max(known, default=None),
+            "estimate_read": _estimates_read(findings) if findings.estimates else None,
             "estimate_off": _estimate_off(findings),
         },
         "faults": list(findings.faults),
         "notices": list(findings.notices),
         "refusal": findings.refusal,
+        "plan": list(_plan(findings)),
     }
 
 
@@ -170,19 +187,49 @@ def as_lines(findings: Findings) -> list[str]:
     ]
     if findings.colour is not None:
         names = _colour_names(findings.colour)
-        table.append(("format", f"{findings.format}, progressive"))
+        aspect = findings.aspect or Fraction(1)
+        samples = "square samples" if aspect == 1 else f"SAR {aspect.numerator}:{aspect.denominator}"
+        table.append(("format", f"{findings.format}, progressive, {samples}"))
         table.append(("colour", ", ".join(f"{name} {value or 'not named'}" for name, value in names.items())))
+    if source.hdr != Hdr():
+        table.append(("HDR", str(source.hdr)))
     table += [("stream", str(stream)) for stream in source.others]
     sources = ", ".join(f"{name} for {count} frames" for name, count in _sources(findings).items())
     spread = f"; known: {_range(findings.known)}" if findings.known else ""
     table.append(("exposure", f"{sources or 'no frames'}{spread}"))
-    off = _estimate_off(findings)
-    if off is not None:
-        table.append(("estimate", f"off by {off:.3f} on average where the camera recorded the exposure"))
+    if findings.estimates:
+        read, told = _estimates_read(findings), sum(one is not None for one in findings.estimates)
+        off = _estimate_off(findings)
+        beside = "" if off is None else f"; off by {off:.3f} on average where the camera recorded the exposure"
+        table.append(("estimate", f"read in {read} frames, held from those in {told - read} near them{beside}"))
     table += [("damage", fault) for fault in findings.faults or ("none found",)]
     table += [("note", notice) for notice in findings.notices]
     table.append(("restore", findings.refusal or "takes this file"))
+    table += [("plan", step) for step in _plan(findings)]
     return [f"{name:10}{text}" for name, text in table]
+
+
+def _plan(findings: Findings) -> Iterator[str]:
+    """What `restore` would do without options, in words; nothing for a file that is refused."""
+    source = findings.source
+    if findings.refusal is not None or findings.pixel_format is None:
+        return
+    if findings.faults:
+        yield "stop, because the file is damaged; with --on-damage salvage:"
+    encoder = choose_encoder("", findings.pixel_format, ".mkv")
+    made = encoder[encoder.index("-pix_fmt") + 1]
+    yield f"encode {len(findings.times)} frames, at their own times, by {encoder[1]} as {made}"
+    copied = [stream for stream in source.others if is_kept(stream)]
+    if copied:
+        yield f"copy {', '.join(map(str, copied))}"
+    lost = [stream for stream in source.others if stream not in copied]
+    if lost:
+        yield f"leave out {', '.join(map(str, lost))}"
+    refusing = [suffix for suffix in CONTAINERS if refused_streams(source, copied, suffix)]
+    fitting = [suffix for suffix in CONTAINERS if suffix not in refusing]
+    yield f"write to {' or '.join(fitting)}" + (
+        f" ({' and '.join(refusing)} cannot hold all of it)" if refusing else ""
+    )
 
 
 def export(findings: Findings, path: Path) -> None:
@@ -244,6 +291,13 @@ def _write_new(path: Path, text: str) -> None:
 def _sources(findings: Findings) -> dict[str, int]:
     """How many frames have their exposure from where."""
     return dict(Counter("network" if known is None else known.source for known in findings.exposures))
+
+
+def _estimates_read(findings: Findings) -> int:
+    """Frames that show their exposure themselves: in the others that of a frame near them is held, or none."""
+    from vsfmanet.exposures.shutter import CONFIDENT  # with torch
+
+    return sum(one is not None and one.confidence >= CONFIDENT for one in findings.estimates)
 
 
 def _estimate_off(findings: Findings) -> float | None:
