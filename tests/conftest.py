@@ -8,11 +8,19 @@ from collections.abc import Iterator
 import pytest
 import vapoursynth as vs
 
+from vsfmanet import cli
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _quick_garbage_collection() -> None:
     """Keep what is imported out of the collections that `clip.frames` ends with; they outlast the reading."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _restore_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stand-ins reach the job of `vsfmanet restore`; tests of its guard start processes of their own."""
+    monkeypatch.setattr(cli, "_restore_guarded", cli._restore_here)
 
 
 @pytest.fixture(autouse=True)

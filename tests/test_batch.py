@@ -585,6 +585,7 @@ def test_every_option_reaches_the_job() -> None:
             tile=(64, 48),
             segment=3,
             sc_threshold=0.25,
+            skip=True,
         ),
         encoder_args="-crf 20 -x 'a b'",
         audio=False,

@@ -34,6 +34,7 @@ from vsfmanet.cli import main
 from vsfmanet.errors import IncompleteError
 from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs import source as sources
+from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.verify import verify
 
 ROOT = Path(__file__).parents[1]
@@ -272,8 +273,10 @@ def test_case_76_a_flipped_bit_between_writing_and_verification_is_found(film: P
         with pytest.raises(IncompleteError):
             verify(
                 made,
+                hdr=Hdr(),
                 size=(128, 96),
                 times=shown,
+                lively=(),
                 copied=sources.inspect(film).others,
                 whole=True,
                 advance=lambda: None,

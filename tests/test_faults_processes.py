@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +23,8 @@ from tests.films import FAST, FFMPEG, H264, ffmpeg, frames_hash, lighten, nothin
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, runner
 from vsfmanet.jobs import clip as clips
+from vsfmanet.jobs.child import PROGRAM
+from vsfmanet.jobs.files import record_path
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,13 +33,16 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for proce
 JOB = """
 import os, signal, sys, time
 from vsfmanet.cli import main
-from vsfmanet.jobs import clip, runner
+from vsfmanet.jobs import clip, guard, runner
+guard.PROGRAM = tuple(sys.orig_argv[:3])
 fault, pause = os.environ["FAULT"], float(os.environ["PAUSE"])
 def change(node, settings):
     def at(n, f):
         time.sleep(pause)
         if n == 20 and fault == "exit":
             os._exit(0)
+        if n == 20 and fault == "hang":
+            time.sleep(60)
         if n == 20 and fault:
             os.kill(os.getpid(), getattr(signal, fault))
         return f
@@ -61,12 +68,18 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(
-    source: Path, made: Path, *, fault: str = "", pause: float = 0.0, stderr: int = subprocess.PIPE
+    source: Path,
+    made: Path,
+    *options: str,
+    fault: str = "",
+    pause: float = 0.0,
+    stdout: int = subprocess.DEVNULL,
+    stderr: int = subprocess.PIPE,
 ) -> subprocess.Popen[bytes]:
     """The one-job command in a process of its own, that leads a group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", JOB, "restore", FAST, source, made],
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-c", JOB, "restore", FAST, *options, source, made],
+        stdout=stdout,
         stderr=stderr,
         env=os.environ | {"FAULT": fault, "PAUSE": str(pause), "PYTHONPATH": str(ROOT)},
         start_new_session=True,
@@ -95,11 +108,11 @@ def wait_for_encoder(job: subprocess.Popen[bytes]) -> int:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert job.poll() is None
-        for child in children(job.pid):
+        for encoder in (each for child in children(job.pid) for each in children(child)):
             with suppress(OSError):
-                line = Path(f"/proc/{child}/cmdline").read_bytes()
+                line = Path(f"/proc/{encoder}/cmdline").read_bytes()
                 if b"-copyts" in line and b"trial." not in line:
-                    return child
+                    return encoder
         time.sleep(0.02)
     raise AssertionError("no encoder")
 
@@ -128,19 +141,67 @@ def test_case_38_a_frame_that_is_none_or_of_another_size_is_told_with_its_number
     assert nothing_but(tmp_path)
 
 
-@pytest.mark.parametrize(("fault", "code"), [("SIGSEGV", -11), ("SIGABRT", -6), ("exit", 0)])
-def test_case_39_a_process_that_dies_in_the_filter_leaves_no_result_and_the_next_run_sweeps(
-    film: Path, tmp_path: Path, fault: str, code: int
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("SIGSEGV", "the job crashed or was killed (-11)"),
+        ("SIGABRT", "the job crashed or was killed (-6)"),
+        ("exit", "the job ended as if all were well"),
+    ],
+)
+def test_case_39_a_process_that_dies_in_the_filter_is_never_a_success_and_leaves_nothing(
+    film: Path, tmp_path: Path, fault: str, why: str
 ) -> None:
     made = tmp_path / "made.mkv"
     job = start(film, made, fault=fault)
-    job.communicate(timeout=60)
-    assert job.returncode == code  # 0 only where a library calls `_exit(0)`; batch and cluster then miss the record
-    [left] = tmp_path.iterdir()
-    assert left.name.endswith(".part.mkv")
-    assert main(["verify", str(made)]) == 6
-    assert restore(film, made) == 0
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 6
+    assert re.search(rf"a whole output is needed, but {re.escape(why)} restoring \d+ of 50 frames".encode(), said)
+    assert nothing_but(tmp_path)
+    assert start(film, made).wait(60) == 0
     assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json")
+
+
+def test_case_39_an_older_output_does_not_pass_for_that_of_a_job_that_vanished(film: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made.mkv"
+    assert start(film, made).wait(60) == 0
+    job = start(film, made, "--overwrite", "--exposure=0.5", fault="exit")
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 6, said
+    assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json")
+
+
+def test_case_44_a_job_that_hangs_is_stopped_by_its_guard(film: Path, tmp_path: Path) -> None:
+    job = start(film, tmp_path / "made.mkv", "--stall-limit=5", fault="hang")
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 6
+    assert b"no progress for 5 s (--stall-limit), so that the job was stopped restoring" in said
+    assert nothing_but(tmp_path)
+
+
+def test_a_guarded_job_tells_and_gives_what_it_tells_and_gives_without_its_guard(film: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made.mkv"
+    job = start(film, made, "--json", stdout=subprocess.PIPE)
+    given, said = job.communicate(timeout=60)
+    assert json.loads(given) == json.loads(record_path(made).read_text())
+    assert b"restoring 50/50 frames" in said
+    assert b"verifying 50/50 frames" in said
+    assert said.count(b"\n") == 4  # and which file, and what became of it
+    commands = [("--progress=json", "--json"), ("--json",)]
+    refused = [start(film, made, "--overwrite", "--end=51", *each, stdout=subprocess.PIPE) for each in commands]
+    for job, as_json in zip(refused, (True, False), strict=True):
+        given, said = job.communicate(timeout=60)
+        assert job.returncode == json.loads(given)["exit_code"] == 2
+        last = said.splitlines()[-1]
+        text = json.loads(last)["text"] if as_json else last.decode()
+        assert text.removeprefix("vsfmanet: error: ") == json.loads(given)["message"]
+
+
+def test_a_module_in_the_working_folder_is_not_taken_for_one_of_ours(film: Path, tmp_path: Path) -> None:
+    (tmp_path / "av.py").write_text("open('marker', 'w')")
+    line = [*PROGRAM, "restore", str(film), str(tmp_path / "made.mkv"), "--end=0"]
+    assert subprocess.run(line, cwd=tmp_path, capture_output=True).returncode == 2
+    assert nothing_but(tmp_path, "av.py")
 
 
 @pytest.mark.parametrize("way", ["twice", "group", "encoder"])
@@ -209,7 +270,27 @@ def test_case_42_after_kills_at_random_moments_the_same_command_gives_the_same_f
     assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json", "peace")
 
 
+def test_case_48_a_job_that_is_stopped_with_its_guard_goes_on_when_both_wake(film: Path, tmp_path: Path) -> None:
+    job = start(film, tmp_path / "made.mkv", "--stall-limit=5", pause=0.05)
+    wait_for_encoder(job)
+    os.killpg(job.pid, signal.SIGSTOP)  # as Ctrl-Z does, and much like a machine that sleeps
+    time.sleep(7)
+    os.killpg(job.pid, signal.SIGCONT)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 0, said
+    assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json")
+
+
 # 43 to 47: encoders and clocks
+
+
+def test_a_filter_that_gives_black_where_there_is_a_picture_is_found(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(clips, "restore_clip", lambda node, _: node.std.BlankClip(keep=True))
+    assert restore(film, tmp_path / "made.mkv") == 6
+    assert "a picture is needed in frame 0, as in the source, got one colour" in capsys.readouterr().err
+    assert nothing_but(tmp_path)
 
 
 @contextmanager

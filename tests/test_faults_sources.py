@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import threading
 import time
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -38,6 +41,9 @@ from tests.films import (
 from vsfmanet.cli import main
 from vsfmanet.errors import SourceError
 from vsfmanet.jobs import clip as clips
+from vsfmanet.jobs import runner
+from vsfmanet.jobs.encode import EncodePlan
+from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.source import inspect
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="uses what only Linux has")
@@ -153,6 +159,31 @@ def test_case_6_and_7_an_mp4_file_that_is_cut_is_found(
     ffmpeg("-i", long_film, "-c", "copy", *options, whole)
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     assert message in refusal(cut, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov", ".avi"])
+def test_case_5_to_7_a_tail_of_a_tenth_of_a_second_is_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    index_first = ["-movflags", "+faststart"] if suffix in (".mp4", ".mov") else []
+    ffmpeg(*picture(2), *sound(2), *H264, "-c:a", "aac", *index_first, whole)
+    assert inspect(whole).faults == ()
+    data = whole.read_bytes()
+    lost = len(data) - data.rindex(b"idx1") + 500 if suffix == ".avi" else 2000  # an AVI ends with its index
+    cut.write_bytes(data[:-lost])
+    assert (inspect(cut).video.end or 0) >= 2 - 0.5  # so that its duration says nothing
+    missed = f"its last {lost} bytes are missing" if suffix in (".mkv", ".avi") else "declared 50 frames, found 4"
+    assert missed in refusal(cut, tmp_path, capsys)
+    assert restore(cut, tmp_path / "made.mkv", "--on-damage=salvage") == 0
+    assert len(times(tmp_path / "made.mkv")) >= 40
+
+
+def test_a_whole_avi_with_dropped_frames_is_not_called_damaged(tmp_path: Path) -> None:
+    drops = ["-vf", "select='not(eq(n,20))'", "-fps_mode", "passthrough"]
+    ffmpeg(*picture(2), *drops, "-c:v", "mpeg4", tmp_path / "in.avi")
+    assert restore(tmp_path / "in.avi", tmp_path / "made.mkv") == 0
+    assert steps(tmp_path / "made.mkv") == [Fraction(n, 25) for n in range(50) if n != 20]
 
 
 def test_case_8_a_hole_is_told_with_its_time_and_sound_stays_in_place_after_it(
@@ -334,7 +365,53 @@ def test_case_16_fields_are_refused_with_a_hint(
 ) -> None:
     ffmpeg(*picture(0.4), *options, "-c:v", codec, tmp_path / "in.mkv")
     said = refusal(tmp_path / "in.mkv", tmp_path, capsys)
-    assert "progressive video is needed, got interlaced; --deinterlace makes whole frames" in said
+    assert "progressive video is needed, got interlaced at 0.00 s; --deinterlace makes whole frames" in said
+
+
+def test_case_16_one_scene_of_fields_is_found_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = ["-vf", "setfield=tff", "-flags", "+ildct+ilme"]
+    for name, seconds, options in (("first", 2, []), ("second", 0.2, fields), ("third", 2, [])):
+        ffmpeg(*picture(seconds), *options, "-c:v", "mpeg2video", "-bf", "0", tmp_path / f"{name}.m2v")
+    bits = b"".join((tmp_path / f"{name}.m2v").read_bytes() for name in ("first", "second", "third"))
+    (tmp_path / "in.m2v").write_bytes(bits)
+    ffmpeg("-fflags", "+genpts", "-i", tmp_path / "in.m2v", "-c", "copy", tmp_path / "in.mkv")
+    said = refusal(tmp_path / "in.mkv", tmp_path, capsys)
+    assert re.search(r"got interlaced at 2\.0\d s; --deinterlace makes whole frames", said)
+
+
+def with_pulldown(made: Path) -> None:
+    """Film in MPEG-2 whose flags have players show its frames for 3 and 2 fields in turn, as on a DVD."""
+    ffmpeg(*picture(1.6, size="64x64", rate=30), "-r", "30000/1001", "-c:v", "mpeg2video", "-bf", "0", made)
+    bits, count = bytearray(made.read_bytes()), 0
+    for extension in re.finditer(rb"\x00\x00\x01\xb5", bytes(bits)):  # ISO/IEC 13818-2, 6.2.2.3 and 6.2.3.1
+        place = extension.end()
+        if bits[place] >> 4 == 1:
+            bits[place + 1] &= ~0x08  # progressive_sequence
+        elif bits[place] >> 4 == 8:
+            top_first, repeat = ((1, 1), (0, 0), (0, 1), (1, 0))[count % 4]
+            bits[place + 3] = bits[place + 3] & ~0x82 | top_first << 7 | repeat << 1
+            bits[place + 4] |= 0x80  # progressive_frame
+            count += 1
+    made.write_bytes(bits)
+
+
+def test_case_16_film_with_pulldown_flags_keeps_its_frames_and_their_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_pulldown(tmp_path / "bare.m2v")
+    ffmpeg("-fflags", "+genpts", "-i", tmp_path / "bare.m2v", "-c", "copy", tmp_path / "timed.mpg")
+    field = Fraction(1001, 60000)
+    for name, said in (("bare.m2v", "no timestamps: they are reckoned from its flags"), ("timed.mpg", "")):
+        made = tmp_path / f"{name}.mkv"
+        assert restore(tmp_path / name, made) == 0
+        assert said in capsys.readouterr().err
+        shown = steps(made)
+        assert len(shown) == 48
+        off = [abs(time - (5 * n + n % 2) // 2 * field) for n, time in enumerate(shown)]
+        assert max(off[:-1]) < Fraction(1, 500)
+        assert off[-1] < field + Fraction(1, 500)  # FFmpeg's parser does not know that the stream ends
 
 
 @pytest.mark.parametrize("chroma", ["yuv420p", "yuv422p", "yuv444p"])
@@ -410,6 +487,80 @@ def test_case_20_what_cannot_be_coded_is_refused_by_name(tmp_path: Path, capsys:
     assert "8 to 16 bit YUV, RGB or Gray is needed, got RGBS" in refusal(tmp_path / "in.exr", tmp_path, capsys)
 
 
+MASTERED = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
+PQ = "format=yuv420p10le,setparams=range=tv:color_primaries=bt2020:color_trc=smpte2084:colorspace=bt2020nc"
+
+
+@pytest.fixture(scope="session")
+def hdr_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """0.4 s, 10 frames of HDR10."""
+    path = tmp_path_factory.mktemp("hdr") / "film.mkv"
+    params = f"log-level=error:master-display={MASTERED}:max-cll=1000,400"
+    ffmpeg(*picture(0.4), "-vf", PQ, "-c:v", "libx265", "-preset", "ultrafast", "-x265-params", params, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "encoder", "options"),
+    [
+        (".mkv", "-preset ultrafast", ()),
+        (".mp4", "-preset ultrafast", ("--range-frames=4",)),
+        (".mp4", "-c:v libsvtav1 -preset 12 -pix_fmt yuv420p10le", ()),
+        (".mkv", "-c:v ffv1", ("--range-frames=4",)),
+        (".mov", "-c:v prores_ks", ()),
+    ],
+)
+def test_case_21_hdr10_keeps_its_metadata_tags_and_depth(
+    hdr_film: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    suffix: str,
+    encoder: str,
+    options: tuple[str, ...],
+) -> None:
+    made = tmp_path / f"made{suffix}"
+    assert restore(hdr_film, made, f"--encoder-args={encoder}", *options) == 0
+    assert "not carried over" not in capsys.readouterr().err
+    with av.open(str(made)) as container:
+        track = container.streams.video[0]
+        assert (track.color_primaries, track.color_trc, track.colorspace) == (9, 16, 9)
+        shown = [(frame.format.components[0].bits, Hdr.of(frame)) for frame in container.decode(track)]
+    assert len(shown) == 10
+    depth, hdr = shown[0]
+    assert depth >= 10
+    assert hdr.max_cll == "1000,400"
+    assert hdr.lacks(Hdr(mastering=(13250, 34500, 7500, 3000, 34000, 16000, 15635, 16450, 10000000, 50))) is None
+
+
+def test_case_21_hdr10_metadata_that_cannot_be_carried_over_are_named_with_what_to_do(
+    hdr_film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "takes_hdr", lambda ffmpeg: False)  # as of 8.0 and older
+    assert restore(hdr_film, tmp_path / "made.mkv", "--encoder-args=-c:v ffv1") == 0
+    said = capsys.readouterr().err
+    advice = f"-c:v libx265 -x265-params master-display={MASTERED}:max-cll=1000,400"
+    assert f"mastering display {MASTERED} and light levels 1000,400 is not carried over" in said
+    assert f'set it yourself: --encoder-args="{advice}"' in said
+    assert restore(hdr_film, tmp_path / "advised.mkv", f"--encoder-args={advice} -preset ultrafast") == 0
+    assert "not carried over" not in capsys.readouterr().err
+    with av.open(str(tmp_path / "advised.mkv")) as container:
+        assert Hdr.of(next(container.decode(video=0))).master_display == MASTERED
+
+
+def test_case_21_an_output_that_has_lost_its_metadata_is_not_published(
+    hdr_film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode = runner._encode
+
+    def lose(plan: EncodePlan, *rest: Any) -> None:
+        encode(replace(plan, hdr=Hdr()), *rest)
+
+    monkeypatch.setattr(runner, "_encode", lose)  # unlike the trial
+    assert restore(hdr_film, tmp_path / "made.mkv") == 6
+    assert f"for HDR10 mastering display {MASTERED}" in capsys.readouterr().err
+    assert nothing_but(tmp_path)
+
+
 def test_case_21_hybrid_log_gamma_keeps_its_tags_and_depth(tmp_path: Path) -> None:
     tags = "format=yuv420p10le,setparams=range=tv:color_primaries=bt2020:color_trc=arib-std-b67:colorspace=bt2020nc"
     ffmpeg(*picture(0.12), "-vf", tags, "-c:v", "ffv1", tmp_path / "in.mkv")
@@ -417,6 +568,71 @@ def test_case_21_hybrid_log_gamma_keeps_its_tags_and_depth(tmp_path: Path) -> No
     with av.open(str(tmp_path / "made.mkv")) as container:
         track = container.streams.video[0]
         assert (track.color_primaries, track.color_trc, track.colorspace, track.pix_fmt) == (9, 18, 9, "yuv420p10le")
+
+
+def with_units(film: Path, made: Path, *, before: bytes = b"", after: bytes = b"") -> None:
+    """A bare H.265 stream with one more NAL unit before or after each of its pictures, which have one slice each."""
+    ffmpeg("-i", film, "-c", "copy", made)
+    units = []
+    for unit in made.read_bytes().split(b"\0\0\1")[1:]:
+        is_picture = unit[0] >> 1 < 32
+        units += [before, unit.rstrip(b"\0"), after] if is_picture else [unit.rstrip(b"\0")]
+    made.write_bytes(b"".join(b"\0\0\0\1" + unit for unit in units if unit))
+
+
+def nal_unit(head: str, bits: str, tail: str) -> bytes:
+    """A NAL unit of bytes, bits and bytes, with what keeps it from looking like a start code."""
+    bits = bits.replace(" ", "")
+    bits += "0" * (-len(bits) % 8)
+    data = bytes.fromhex(head) + int(bits, 2).to_bytes(len(bits) // 8) + bytes.fromhex(tail)
+    return re.sub(rb"\0\0(?=[\0-\3])", b"\0\0\3", data)
+
+
+STRAIGHT = f"1{0:010b}{1023:010b}", "1101" + "0" * 13 + "010" + "0" * 13
+"""The limits and the coefficients of a curve that changes nothing."""
+
+DYNAMIC = {
+    # ST 2094-40 as user data registered by ITU-T T.35: one window of a display of 1000 cd/m2.
+    "HDR10+": {
+        "before": nal_unit(
+            "4e01 0416 b5003c000104", f"00000001 01 {1000:027b} 0" + f"{1:017b}" * 4 + f"0000 {1:010b} 000", "80"
+        )
+    },
+    # A reference processing unit with a header, three straight curves and nothing else.
+    "Dolby Vision": {
+        "after": nal_unit(
+            "7c01 19",
+            f"000010 {0:011b} {0:08b} 1000 0001110 010011 01100101 000001 00111"
+            + 3 * STRAIGHT[0]
+            + "11"
+            + 3 * STRAIGHT[1],
+            "ffffffff 80",
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("kind", DYNAMIC)
+def test_case_22_metadata_of_single_frames_are_named_as_not_carried_over(
+    hdr_film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    with_units(hdr_film, tmp_path / "in.hevc", **DYNAMIC[kind])
+    assert restore(tmp_path / "in.hevc", tmp_path / "made.mkv") == 0
+    assert f"the {kind} metadata of single frames is not carried over" in capsys.readouterr().err
+    assert main(["probe", str(tmp_path / "in.hevc")]) == 0
+    assert f"MaxCLL 1000 and MaxFALL 400 cd/m2, {kind}" in capsys.readouterr().out
+    with av.open(str(tmp_path / "made.mkv")) as container:
+        hdr = Hdr.of(next(container.decode(video=0)))
+    assert (hdr.master_display, hdr.dynamic) == (MASTERED, ())
+
+
+def test_case_22_a_picture_that_only_dolby_vision_can_tell_the_colours_of_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=error")
+    ffmpeg(*picture(0.4), "-pix_fmt", "yuv420p10le", *encoder, tmp_path / "untagged.mkv")
+    with_units(tmp_path / "untagged.mkv", tmp_path / "in.hevc", **DYNAMIC["Dolby Vision"])
+    assert "without Dolby Vision is needed, got one of profile 5" in refusal(tmp_path / "in.hevc", tmp_path, capsys)
 
 
 def test_case_23_a_change_of_size_is_told_with_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,17 @@ import av
 import pytest
 import torch
 
+from tests.fakes import MixingRestorer, noise_clip, restore_with, same_pixels
 from tests.films import H264, LOSSLESS, ffmpeg, nothing_but, picture
 from tests.test_networks import TINY, awake
+from vsfmanet import restore
 from vsfmanet.cli import main
 from vsfmanet.errors import WeightsError
+from vsfmanet.filter import RestoreSettings, _restore_with
+from vsfmanet.frames import check_clip
 from vsfmanet.networks.fmanetpp import deploy
+from vsfmanet.restorer import Restorer
+from vsfmanet.streams import FrameSource, Restored
 from vsfmanet.weights import METADATA_KEY, load_model, save_model
 
 
@@ -232,12 +240,66 @@ def test_case_63_a_device_that_is_not_there_is_told_before_the_first_frame(
     assert nothing_but(tmp_path)
 
 
+@pytest.mark.parametrize("segment", [1, 4])
+def test_case_64_a_frame_that_is_not_finite_is_computed_once_more_in_fp32(
+    caplog: pytest.LogCaptureFixture, segment: int
+) -> None:
+    made: list[MixingRestorer] = []
+
+    def exact() -> MixingRestorer:
+        made.append(MixingRestorer())
+        return made[-1]
+
+    clip, settings = noise_clip(12), RestoreSettings(model="fake", segment=segment)
+    restored = _restore_with(check_clip(clip), SpoiledRestorer(), settings, exact)
+    whole = restore_with(clip, MixingRestorer(), segment=4)
+    assert all(same_pixels(restored.get_frame(n), whole.get_frame(n)) for n in (7, 6, 5, 0, 11, 6))
+    [mended] = made  # once for the clip
+    assert set(mended.calls) == {(6, 7), (7, 8)}
+    assert caplog.text.count("NaN or infinity in frame") == caplog.text.count("again in fp32") == 1
+    del restored
+    gc.collect()
+    assert mended.closed
+
+
+class SpoiledRestorer(MixingRestorer):
+    """Gives frames 6 and 7 with one sample too large for it."""
+
+    def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+        """Restore frames `first` ... `stop - 1`."""
+        restored = super().restore(source, first, stop)
+        for result in restored:
+            if result.index in (6, 7):
+                result.frame[1, 2, 3] = float("inf")
+        return restored
+
+
+def test_case_64_what_a_network_cannot_hold_in_16_bits_it_holds_in_32(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = noise_clip(4, width=32, height=24)
+    alone = {name: restore(clip, model=str(weights), device="cpu", precision=name) for name in ("bf16", "fp32")}
+    plain = Restorer.restore
+
+    def spoil(self: Restorer, source: FrameSource, first: int, stop: int) -> list[Restored]:
+        restored = plain(self, source, first, stop)
+        spoils = self.dtype == torch.bfloat16
+        return [replace(each, frame=each.frame / 0) if spoils and each.index == 2 else each for each in restored]
+
+    expected = [(alone["fp32"] if n == 2 else alone["bf16"]).get_frame(n) for n in range(4)]
+    monkeypatch.setattr(Restorer, "restore", spoil)
+    mended = restore(clip, model=str(weights), device="cpu", precision="bf16")
+    assert all(same_pixels(mended.get_frame(n), frame) for n, frame in enumerate(expected))
+    assert not same_pixels(alone["bf16"].get_frame(1), alone["fp32"].get_frame(1))
+
+
 AUDITED = """
 import sys
 calls = []
 sys.addaudithook(lambda event, args: calls.append(event) if event.startswith("socket.") else None)
-from vsfmanet.cli import main
-code = main(sys.argv[1:])
+from vsfmanet import cli
+cli._restore_guarded = cli._restore_here
+code = cli.main(sys.argv[1:])
 print(*(call for call in calls if call != "socket.gethostname"))
 sys.exit(code)
 """

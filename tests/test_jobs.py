@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from vsfmanet.errors import ConfigError, FormatError, IncompleteError, OutputErr
 from vsfmanet.jobs import clip, encode, source
 from vsfmanet.jobs.deinterlace import deinterlaced
 from vsfmanet.jobs.files import move_new
+from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.progress import clock
 from vsfmanet.jobs.runner import RestoreJob
 from vsfmanet.jobs.scratch import Scratch
@@ -48,9 +50,20 @@ def check(
     times: list[Fraction] = TIMES,
     size: tuple[int, int] = (64, 48),
     streams: list[source.Stream] | None = None,
+    lively: Collection[int] = (),
 ) -> None:
     copied = source.inspect(made).of_kind("audio") if streams is None else streams
-    verify(made, size=size, times=times, copied=copied, whole=True, advance=lambda: None, remedy="")
+    verify(
+        made,
+        size=size,
+        hdr=Hdr(),
+        times=times,
+        lively=lively,
+        copied=copied,
+        whole=True,
+        advance=lambda: None,
+        remedy="",
+    )
 
 
 # Verification
@@ -95,6 +108,17 @@ def test_verification_finds_one_frame_that_is_late(made: Path) -> None:
 def test_verification_finds_a_wrong_size(made: Path) -> None:
     with pytest.raises(IncompleteError, match="frames of 128x96 are needed, got 64x48"):
         check(made, size=(128, 96))
+
+
+def test_verification_finds_a_frame_of_one_colour_where_the_source_has_a_picture(tmp_path: Path, made: Path) -> None:
+    check(made, lively={0, 12, 24})
+    dark = tmp_path / "dark.mkv"
+    fade = ["-vf", "fade=out:st=0.9:d=0.02", "-c:v", "libx264", "-c:a", "copy"]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", made, *fade, dark], check=True)
+    check(dark)
+    check(dark, lively={0, 12})
+    with pytest.raises(IncompleteError, match="a picture is needed in frame 24, as in the source, got one colour"):
+        check(dark, lively={0, 12, 24})
 
 
 def test_verification_finds_a_missing_stream(made: Path) -> None:

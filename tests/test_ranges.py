@@ -288,7 +288,8 @@ def test_what_cannot_be_joined_is_made_in_one_pass(
 JOB = """
 import sys, time
 from vsfmanet.cli import main
-from vsfmanet.jobs import clip, runner
+from vsfmanet.jobs import clip, guard, runner
+guard.PROGRAM = tuple(sys.orig_argv[:3])
 def slow(node, settings):
     def wait(n, f):
         time.sleep(0.02)
@@ -296,14 +297,24 @@ def slow(node, settings):
     return node.std.ModifyFrame(node, wait).resize.Point(4 * node.width, 4 * node.height)
 clip.restore_clip = slow
 runner.weights_sha256 = lambda model: "0"
-sys.exit(main(["restore", "--encoder-args=-preset ultrafast", "--range-frames=7", *sys.argv[1:]]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
 def start(film: Path, made: Path, temporary: Path) -> subprocess.Popen[bytes]:
     """A job in a process of its own, slow enough to be killed in the middle."""
     return subprocess.Popen(
-        [sys.executable, "-c", JOB, "--progress=json", film, made],
+        [
+            sys.executable,
+            "-c",
+            JOB,
+            "restore",
+            "--encoder-args=-preset ultrafast",
+            "--range-frames=7",
+            "--progress=json",
+            film,
+            made,
+        ],
         env=os.environ | {"TMPDIR": str(temporary)},
         stderr=subprocess.PIPE,
     )

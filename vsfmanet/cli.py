@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(given, argparse.Namespace(given=given))
     if options.command is None:
         parser.print_help()
         return 0
@@ -214,7 +215,8 @@ def _add_restore_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="the record, or the error, as JSON on stdout")
     _add_progress_option(parser)
-    parser.add_argument("--attempt", type=int, default=1, help=argparse.SUPPRESS)  # these two are for `batch`
+    _add_stall_option(parser)
+    parser.add_argument("--attempt", type=int, default=1, help=argparse.SUPPRESS)  # these two are for who starts it
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     frames = parser.add_argument_group("range of frames")
     frames.add_argument("--start", default=0, type=int, metavar="N", help="first frame (default: %(default)s)")
@@ -238,13 +240,7 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--journal", type=Path, metavar="FILE", help="on a local disk (default: OUT_DIR/.vsfmanet/journal.sqlite3)"
     )
-    run.add_argument(
-        "--stall-limit",
-        type=float,
-        default=600.0,
-        metavar="SECONDS",
-        help="stop a job without progress (default: %(default)g)",
-    )
+    _add_stall_option(run)
     _add_job_options(parser)
     parser.set_defaults(reserve=2.0)
 
@@ -334,6 +330,17 @@ def _add_progress_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def _add_stall_option(parser: argparse._ActionsContainer) -> None:
+    """What is called hanging."""
+    parser.add_argument(
+        "--stall-limit",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="stop a job without progress (default: %(default)g)",
+    )
+
+
 def _add_verify_options(parser: argparse.ArgumentParser) -> None:
     """The options of `vsfmanet verify`."""
     parser.add_argument("file", metavar="FILE", type=Path, help="restored video")
@@ -360,8 +367,8 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         metavar="auto|estimate|X|FILE",
         help="open-shutter time over frame interval: a number in (0, 1] (0.5 is a 180 degree shutter), or a .csv or "
         ".json file with one for each frame, as `vsfmanet probe --export` writes it; auto takes film.exposure.csv or "
-        ".json beside film.mkv, then the camera's telemetry (GoPro), then what the network sees; estimate measures "
-        "blur and motion before the network is asked (default: %(default)s)",
+        ".json beside film.mkv, then the camera's telemetry (GoPro, Sony, DJI, Insta360), then what the network sees; "
+        "estimate measures blur and motion before the network is asked (default: %(default)s)",
     )
     network.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: %(default)s)"
@@ -399,6 +406,12 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="X",
         help="a new scene starts where luma changes by this much, in (0, 1]; 0 for never (default: built in)",
+    )
+    network.add_argument(
+        "--skip",
+        action="store_true",
+        help="pass frames through that are sharp already, because hardly anything moves while the shutter is open; "
+        "for models of scale 1",
     )
 
     output = parser.add_argument_group("output")
@@ -487,6 +500,7 @@ def _job(options: argparse.Namespace, source: Path, target: Path) -> RestoreJob:
             tile=options.tile,
             segment=options.segment,
             sc_threshold=options.sc_threshold,
+            skip=options.skip,
         ),
         start=options.start,
         end=options.end,
@@ -503,11 +517,38 @@ def _job(options: argparse.Namespace, source: Path, target: Path) -> RestoreJob:
 
 
 def _restore(options: argparse.Namespace) -> int:
-    """`vsfmanet restore`."""
-    if options.parent is not None:
-        from vsfmanet.jobs.child import die_with
+    """`vsfmanet restore`: the job runs in a process of its own, which is this one if its parent says so."""
+    if options.parent is None:
+        return _restore_guarded(options)
+    from vsfmanet.jobs.child import die_with
 
-        die_with(options.parent)
+    die_with(options.parent)
+    options.progress, options.json = "json", True
+    return _restore_here(options)
+
+
+def _restore_guarded(options: argparse.Namespace) -> int:
+    """`vsfmanet restore` in another process, and what became of it."""
+    from vsfmanet.jobs.guard import GuardedJob
+
+    job = GuardedJob(
+        options.given[1:],
+        target=options.target,
+        stall_limit=options.stall_limit,
+        as_json=options.progress == "json",
+    )
+    outcomes: list[tuple[int, bytes]] = []
+    _run_until_stopped(lambda: outcomes.append(job.run()), job.stop)
+    [(code, said)] = outcomes
+    if options.json:
+        sys.stdout.write(said.decode(errors="replace"))
+    if code > 128:
+        _tell_stopped(code - 128)
+    return code
+
+
+def _restore_here(options: argparse.Namespace) -> int:
+    """`vsfmanet restore` in this process."""
     from vsfmanet.jobs.progress import Report
     from vsfmanet.jobs.record import Record
     from vsfmanet.jobs.runner import run
@@ -522,7 +563,9 @@ def _restore(options: argparse.Namespace) -> int:
         if scratch.discard():
             report.note("the ranges that are finished stay: the same command goes on after them")
 
-    _run_until_stopped(lambda: records.append(run(job, report, scratch)), clear_up)
+    _run_until_stopped(
+        lambda: records.append(run(job, report, scratch)), clear_up, told_by_parent=options.parent is not None
+    )
     if options.json:
         _print_json(asdict(records[0]))
     return 0
@@ -635,7 +678,7 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         from vsfmanet.jobs.check import check_against_source
         from vsfmanet.jobs.progress import Report
-        from vsfmanet.jobs.runner import KEPT
+        from vsfmanet.jobs.source import KEPT
 
         kinds = [kind for kind, option in KEPT.items() if getattr(options, option)]
         _run_until_stopped(
@@ -668,7 +711,7 @@ def _probe(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_until_stopped(work: Callable[[], None], clear_up: Callable[[], None]) -> None:
+def _run_until_stopped(work: Callable[[], None], clear_up: Callable[[], None], *, told_by_parent: bool = False) -> None:
     """Do `work`; at a signal clear up and leave the process at once, with 128 + its number.
 
     The work runs in a thread of its own, because a signal is handled between two steps of the main thread, and one step
@@ -689,7 +732,8 @@ def _run_until_stopped(work: Callable[[], None], clear_up: Callable[[], None]) -
         for name in before:
             signal.signal(getattr(signal, name), signal.SIG_IGN)  # to clear up takes less than a second
         clear_up()
-        _tell(f"stopped by {signal.Signals(number).name}; what was unfinished has been removed")
+        if not told_by_parent:
+            _tell_stopped(number)
         os._exit(128 + number)
 
     before = {name: signal.signal(getattr(signal, name), stop) for name in STOPPING if hasattr(signal, name)}
@@ -701,6 +745,10 @@ def _run_until_stopped(work: Callable[[], None], clear_up: Callable[[], None]) -
     finally:
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
+
+
+def _tell_stopped(number: int) -> None:
+    _tell(f"stopped by {signal.Signals(number).name}; what was unfinished has been removed")
 
 
 def _models(options: argparse.Namespace) -> int:

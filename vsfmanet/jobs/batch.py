@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import threading
 import time
 from collections import deque
@@ -17,6 +16,7 @@ import av
 
 from vsfmanet.errors import ConfigError, IncompleteError, OutputError
 from vsfmanet.exposures import WORDS
+from vsfmanet.jobs.child import PROGRAM as PROGRAM
 from vsfmanet.jobs.child import Child
 from vsfmanet.jobs.encode import choose_encoder
 from vsfmanet.jobs.estimate import measure_speed, output_bytes
@@ -24,14 +24,11 @@ from vsfmanet.jobs.files import pending_records, record_path, remove_work, sweep
 from vsfmanet.jobs.journal import Journal, Row, open_journal
 from vsfmanet.jobs.paths import Pairing, Selection, survey
 from vsfmanet.jobs.pictures import before_and_after
-from vsfmanet.jobs.progress import Report, clock
+from vsfmanet.jobs.progress import Report, clock, frames_state
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, read_record
 from vsfmanet.jobs.report import tally, write_report
 from vsfmanet.jobs.runner import RestoreJob, recipe
 from vsfmanet.jobs.source import main_track, open_container
-
-PROGRAM: tuple[str, ...] = (sys.executable, "-m", "vsfmanet")
-"""What runs one job; tests put something light here."""
 
 FOLDER = ".vsfmanet"
 """Inside OUT_DIR, for the journal and for temporary files."""
@@ -256,10 +253,9 @@ class Batch:
         fields: dict[str, object] = {"job": str(row.job.source)}
         part = 0.0
         if told is not None:
-            state += f": {told.step} {told.done}/{told.total} frames"
+            state += f": {told.step} {frames_state(told.done, told.total, told.speed, told.seconds_left)}"
             fields |= {"job_step": told.step, "job_done": told.done, "job_total": told.total}
             if told.speed is not None and told.seconds_left is not None:
-                state += f", {told.speed:.3g} frames/s, {clock(told.seconds_left)} left"
                 fields |= {"speed": told.speed, "job_seconds_left": told.seconds_left}
             part = told.done / told.total if told.step == "restoring" else 1.0
         left = self._finished.seconds_left(
@@ -443,6 +439,7 @@ def arguments(job: RestoreJob, *, attempt: int) -> list[str]:
         "--no-subtitles": not job.subtitles,
         "--no-attachments": not job.attachments,
         "--deinterlace": job.deinterlace,
+        "--skip": settings.skip,
         "--overwrite": job.overwrite,
     }
     return [*line, *(flag for flag, wanted in flags.items() if wanted), "--", str(job.source), str(job.target)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vsfmanet.errors import ConfigError, IncompleteError, SourceError
 from vsfmanet.jobs import clip as clips
+from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.source import inspect
 from vsfmanet.jobs.verify import verify
@@ -47,7 +48,9 @@ def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str
         verify(
             path,
             size=(scale * width, scale * height),
+            hdr=Hdr(),  # whether the encoder could carry the source's is not known here
             times=[timestamp * clip.time_base for timestamp in clip.timestamps],
+            lively=clips.lively_frames(clip.node, range(clip.node.num_frames)),
             copied=source.of_kind(*kinds),
             whole=True,
             advance=progress.advance,

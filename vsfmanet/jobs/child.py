@@ -1,4 +1,4 @@
-"""One job in a process of its own: it cannot outlive its batch, hang unseen, or take the batch with it."""
+"""One job in a process of its own: it cannot outlive whoever started it, hang unseen, or take others with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,11 @@ GRACE = 5.0
 POLL = 0.05
 """Seconds between two looks at a child."""
 
+ASLEEP = 5.0
+"""Seconds between two looks after which whoever looks must have been stopped."""
+
+PROGRAM: tuple[str, ...] = (sys.executable, "-P", "-m", "vsfmanet")
+"""What runs one job; with `-P` no module is taken from the working folder. Tests put something light here."""
 
 EVENT = b'{"event": '
 """How a line of `--progress=json` begins."""
@@ -54,20 +59,30 @@ class Child:
     Args:
         line: Its command line.
         temporary: Folder for its temporary files, which it cannot delete if it is killed.
+        hear: Called with each event that it tells, and with all other lines of its stderr as they are.
+        own_group: Whether it is to be out of reach of Ctrl-C, because whoever started it ends it in order.
     """
 
-    def __init__(self, line: Sequence[str], *, temporary: Path) -> None:
-        own_group: dict[str, Any] = {"process_group": 0}  # Ctrl-C is for the batch, which ends it in order
+    def __init__(
+        self,
+        line: Sequence[str],
+        *,
+        temporary: Path,
+        hear: Callable[[bytes | Mapping[str, Any]], None] = lambda _: None,
+        own_group: bool = True,
+    ) -> None:
+        group: dict[str, Any] = {"process_group": 0} if own_group else {}
         if sys.platform == "win32":
-            own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+            group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if own_group else {}
         self._process = subprocess.Popen(
             line,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)),
-            **own_group,
+            **group,
         )
+        self._hear = hear
         self._outputs = {"stdout": b"", "stderr": b""}
         self.progress: Progress | None = None
         self._rest = b""
@@ -90,16 +105,19 @@ class Child:
         Returns:
             Its exit code, below 0 if a signal ended it; None if it was stopped for lack of progress.
         """
+        looked = time.monotonic()
         while (code := self._process.poll()) is None:
             time.sleep(POLL)
+            since, looked = time.monotonic() - looked, time.monotonic()
+            if since > ASLEEP:  # it was not the job that stood still, but all of us: Ctrl-Z, a machine that slept
+                self._heard += since
             self._count_work()
             look()
             if time.monotonic() - self._heard > stall_limit:
                 self.stop()
                 code = None
                 break
-        for reader in self._readers:
-            reader.join(timeout=GRACE)  # an encoder that outlives its job for a moment may hold the pipe
+        self._read_to_end()
         return code
 
     def stop(self) -> None:
@@ -107,28 +125,39 @@ class Child:
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=GRACE)
+            self._read_to_end()
             return
-        if sys.platform == "win32":
-            self._process.kill()
-        else:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        left = _children(self._process.pid)  # an encoder that hangs too
+        self._process.kill()
+        for pid in left:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         self._process.wait()
+
+    @property
+    def result(self) -> bytes:
+        """What it has written to stdout."""
+        return self._outputs["stdout"]
 
     def error(self) -> tuple[str, str]:
         """Kind and text of the error that ended it, as its `--json` tells; otherwise "" and its last lines."""
         with suppress(ValueError, KeyError, TypeError):
-            told = json.loads(self._outputs["stdout"])
+            told = json.loads(self.result)
             return str(told["error"]), str(told["message"])
         lines = self._outputs["stderr"].decode(errors="replace").strip().splitlines()
         return "", "\n".join(lines[-20:])
+
+    def _read_to_end(self) -> None:
+        for reader in self._readers:
+            reader.join(timeout=GRACE)  # an encoder that outlives its job for a moment may hold the pipe
 
     def _drain(self, name: str, pipe: IO[bytes]) -> None:
         """Read what the child says, and keep the beginning and the end of it."""
         while chunk := os.read(pipe.fileno(), 65536):
             self._heard = time.monotonic()
             self._keep(name, chunk if name == "stdout" else self._without_events(chunk))
-        if name == "stderr":
+        if name == "stderr" and self._rest:
+            self._hear(self._rest + b"\n")
             self._keep(name, self._rest)
 
     def _keep(self, name: str, chunk: bytes) -> None:
@@ -140,42 +169,66 @@ class Child:
         lines, _, self._rest = (self._rest + chunk).rpartition(b"\n")
         if len(self._rest) > LONGEST_LINE:
             lines, self._rest = lines + self._rest, b""
-        if EVENT in lines:
-            lines = b"\n".join(told for line in lines.split(b"\n") if (told := self._take(line)) is not None)
-        return lines + b"\n" if lines else b""
+        if not lines:
+            return b""
+        if EVENT not in lines:
+            self._hear(lines + b"\n")
+            return lines + b"\n"
+        kept = [told for line in lines.split(b"\n") if (told := self._take(line)) is not None]
+        return b"".join(line + b"\n" for line in kept)
 
     def _take(self, line: bytes) -> bytes | None:
-        """Read a line; returns what there is to keep of it."""
-        if not line.startswith(EVENT):
+        """Read a line, and tell it on; returns what there is to keep of it."""
+        try:
+            event = json.loads(line) if line.startswith(EVENT) else {}
+            progress = None
+            if event.get("event") == "progress":
+                progress = Progress(
+                    step=str(event["step"]),
+                    done=int(event["done"]),
+                    total=int(event["total"]),
+                    speed=event.get("speed"),
+                    seconds_left=event.get("seconds_left"),
+                )
+            text = None if progress else str(event["text"]).encode(errors="replace")
+        except (ValueError, KeyError, TypeError):
+            self._hear(line + b"\n")
             return line
-        with suppress(ValueError, KeyError, TypeError):
-            event = json.loads(line)
-            if event["event"] != "progress":
-                return str(event["text"]).encode(errors="replace")
-            self.progress = Progress(
-                step=str(event["step"]),
-                done=int(event["done"]),
-                total=int(event["total"]),
-                speed=event.get("speed"),
-                seconds_left=event.get("seconds_left"),
-            )
-            return None
-        return line
+        self._hear(event)
+        self.progress = progress or self.progress
+        return text
 
     def _count_work(self) -> None:
-        """Before the first frame there is nothing to tell, so that work of the processor counts as progress too.
+        """Where there is nothing to tell for long, before the first frame and after the last, work counts as progress.
 
-        Not afterwards: a lost device can keep it busy with waiting.
+        Not in between: a lost device can keep a processor busy with waiting.
         """
-        if sys.platform != "linux" or self.progress is not None:
+        told = self.progress
+        if sys.platform != "linux" or (told is not None and told.done < told.total):
             return
+        used = _processor_seconds(self._process.pid)
+        if used >= self._processor_time + 1:
+            self._processor_time = used
+            self._heard = time.monotonic()
+
+
+def _children(pid: int) -> list[int]:
+    """What a process has started, from any of its threads; nothing where there is no /proc."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process and its children, such as an encoder, have used of the processor. Linux only."""
+    ticks = 0
+    for each in (pid, *_children(pid)):
         with suppress(OSError, IndexError):
-            with open(f"/proc/{self._process.pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-            used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-            if used >= self._processor_time + 1:
-                self._processor_time = used
-                self._heard = time.monotonic()
+            fields = Path(f"/proc/{each}/stat").read_bytes().rpartition(b")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def die_with(parent: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +19,7 @@ import vapoursynth as vs
 
 from vsfmanet import errors
 from vsfmanet.errors import ConfigError, DamagedError, FormatError, IncompleteError, SourceError, VsfmanetError
-from vsfmanet.jobs.source import Source, check_unchanged, decoding_faults, first_change
+from vsfmanet.jobs.source import Decoded, Source, check_unchanged, decode_all, first_change
 
 AHEAD = 8
 """Frames asked for ahead of the encoder, and finished frames that may wait for it: a 4K frame is 12 to 48 MiB."""
@@ -32,6 +32,9 @@ MOST_PIXELS = (1 << 31) // 8
 
 MOST_AT_ONCE = 4
 """Frames that are in memory together even so: in the filter, in VapourSynth's hands, and twice on the way out."""
+
+LIVELY = 8.0
+"""Standard deviation from which a picture, in code values of 8 bits, is clearly not of one colour."""
 
 HIDDEN_FRAMES = {"mpeg4", "msmpeg4v2", "msmpeg4v3", "vp8"}
 """Codecs with packets that show no picture, or two: packets need not equal frames."""
@@ -67,6 +70,8 @@ class RestoreSettings:
     """Frames that one run of the network returns; None for the filter's choice."""
     sc_threshold: float | None = None
     """Where scenes start; None trusts the clip's properties and detects where it has none."""
+    skip: bool = False
+    """Whether frames that are sharp already are passed through."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,21 +153,26 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> Sour
         _check_format(source, node)
         frames = [node.get_frame(n) for n in sorted({k * (node.num_frames - 1) // 4 for k in range(5)})]
     except vs.Error as error:
-        found = "; ".join(decoding_faults(source)) or repr(_last_line(error))
+        found = "; ".join(decode_all(source).faults) or repr(_last_line(error))
         raise DamagedError(
             f"restore: {source.path}: the video track must decode, got {found}; copy or repair the file; --on-damage "
             "salvage decodes in one thread, which gets further"
         ) from error
+    decoded = decode_all(source)
     if not interlaced:
-        _check_progressive(source, frames)
-    timestamps, time_base, notices = _timestamps(source, opened)
+        _check_progressive(source, decoded)
+    timestamps, time_base, notices = _timestamps(source, opened, decoded)
     props = frames[0].props
     if "_Alpha" in props:
         notices += ("the transparency channel is not carried over",)
-    if any(name.startswith(("MasteringDisplay", "ContentLightLevel")) for name in props):
-        notices += ("the HDR10 metadata is not carried over; set it with --encoder-args",)
+    if "Dolby Vision" in source.hdr.dynamic and props.get("_Transfer", UNSPECIFIED) == UNSPECIFIED:
+        raise FormatError(
+            f"restore: {source.path}: a picture that can be seen without Dolby Vision is needed, got one of profile 5, "
+            "whose colours only Dolby Vision can tell; convert it to HDR10 first, for example with libplacebo"
+        )
+    notices += tuple(f"the {kind} metadata of single frames is not carried over" for kind in source.hdr.dynamic)
     faults, late_start = _missing_frames(source, node.num_frames, timestamps, time_base)
-    faults += decoding_faults(source)
+    faults += decoded.faults
     return SourceClip(
         node=node,
         timestamps=timestamps,
@@ -194,6 +204,7 @@ def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
             tile=settings.tile,
             segment=settings.segment,
             sc_threshold=settings.sc_threshold,
+            skip=settings.skip,
         )
     except vs.Error as error:
         if isinstance(error.__cause__, VsfmanetError):
@@ -270,6 +281,21 @@ def read_frames(source: Source, restored: vs.VideoNode, *, first: int = 0) -> It
         ) from error
 
 
+def lively_frames(node: vs.VideoNode, frames: range) -> set[int]:
+    """Which of the first, the middle and the last one of some frames are clearly not of one colour.
+
+    Args:
+        node: A source.
+        frames: Their numbers in it; those that are returned count from the first of them.
+    """
+    lively = set()
+    for n in (frames.start, frames[len(frames) // 2], frames.stop - 1):
+        frame = node.get_frame(n)
+        if np.asarray(frame[0]).std() > LIVELY * 2 ** (frame.format.bits_per_sample - 8):
+            lively.add(n - frames.start)
+    return lively
+
+
 def frame_bytes(frame: vs.VideoFrame) -> bytes:
     """The samples of a frame as FFmpeg wants them: plane after plane, rows without padding, RGB as G, B, R."""
     order = (1, 2, 0) if frame.format.color_family == vs.RGB else range(frame.format.num_planes)
@@ -343,28 +369,37 @@ def _check_format(source: Source, node: vs.VideoNode) -> None:
     pixel_format(node.format)
 
 
-def _check_progressive(source: Source, frames: list[vs.VideoFrame]) -> None:
-    """Refuse fields woven into frames, by a look at a few frames; the filter looks at every one."""
-    if any(frame.props.get("_FieldBased", 0) for frame in frames):
+def _check_progressive(source: Source, decoded: Decoded) -> None:
+    """Refuse fields woven into frames."""
+    if decoded.interlaced is not None:
         raise FormatError(
-            f"restore: {source.path}: progressive video is needed, got interlaced; --deinterlace makes whole frames of "
-            "it with bwdif, or deinterlace it first, for example with QTGMC (VapourSynth)"
+            f"restore: {source.path}: progressive video is needed, got interlaced{decoded.interlaced}; --deinterlace "
+            "makes whole frames of it with bwdif, or deinterlace it first, for example with QTGMC (VapourSynth)"
         )
 
 
-def _timestamps(source: Source, opened: Mapping[str, Any]) -> tuple[tuple[int, ...], Fraction, tuple[str, ...]]:
+def _timestamps(
+    source: Source, opened: Mapping[str, Any], decoded: Decoded
+) -> tuple[tuple[int, ...], Fraction, tuple[str, ...]]:
     """Timestamps, their unit, and a notice where the source has none that can be used."""
     node, given = opened["clip"], opened["timestamps"]
     stored = tuple(given) if isinstance(given, list) else (given,)  # one frame: VapourSynth gives a bare number
-    ascending = all(earlier < later for earlier, later in pairwise(stored))
-    if ascending and stored[0] != NO_TIMESTAMP and len(stored) == node.num_frames:
+    if _are_times(stored, node.num_frames):
         return stored, Fraction(opened["timebasenum"], opened["timebaseden"]), ()
+    if _are_times(decoded.times, node.num_frames):
+        return decoded.times, source.time_base, ("the source has no timestamps: they are reckoned from its flags",)
     if not node.fps:
         raise SourceError(
             f"restore: {source.path}: timestamps or a frame rate are needed, got neither; remux the file to Matroska"
         )
     notice = f"the source has no usable timestamps: its frames are taken as {float(node.fps):.6g} per second"
     return tuple(range(node.num_frames)), 1 / node.fps, (notice,)
+
+
+def _are_times(times: Sequence[int], count: int) -> bool:
+    """Whether these can be the times of `count` frames."""
+    ascending = all(earlier < later for earlier, later in pairwise(times))
+    return len(times) == count and ascending and times[0] != NO_TIMESTAMP
 
 
 def _missing_frames(

@@ -27,6 +27,7 @@ import imageio_ffmpeg
 
 from vsfmanet.errors import ConfigError, OutputError
 from vsfmanet.jobs.clip import Colour
+from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.scratch import kill
 from vsfmanet.jobs.source import Source, Stream, open_container
 
@@ -74,6 +75,9 @@ CODING = {
 }
 """Options of FFmpeg's encoders, one value each, that code every range of a film alike."""
 
+FILTERS = {"-vf", "-filter:v"}
+"""Options with filters for the picture."""
+
 CONTAINING = {"tag", "vtag", "movflags", "metadata", "brand"}
 """Options for the container, one value each: they are given again where ranges are joined."""
 
@@ -102,6 +106,8 @@ class EncodePlan:
     """Of the frames, FFmpeg's name."""
     colour: Colour
     """How the samples are to be read."""
+    hdr: Hdr
+    """What is said about the light of the whole film."""
     aspect: Fraction
     """Sample aspect ratio."""
     rate: Fraction
@@ -122,23 +128,40 @@ class EncodePlan:
     """File to write."""
 
 
-def find_ffmpeg() -> Ffmpeg:
+def find_ffmpeg(*, for_hdr: bool = False) -> Ffmpeg:
     """The user's FFmpeg if there is a recent one on the path, else the one that came with imageio-ffmpeg.
+
+    Args:
+        for_hdr: Whether one that `takes_hdr` comes first, if there is one.
 
     Raises:
         OutputError: None of them is there, runs and is recent.
     """
-    for path in filter(None, (shutil.which("ffmpeg"), _bundled_ffmpeg())):
-        try:
-            run = subprocess.run([path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        named = re.search(r"version n?(\d+)\.(\d+)", run.stdout.decode(errors="replace"))
-        release = (int(named[1]), int(named[2])) if named else (1000, 0)
-        if release >= OLDEST_FFMPEG:
-            return Ffmpeg(path=Path(path), release=release)
-    oldest = ".".join(map(str, OLDEST_FFMPEG))
-    raise OutputError(f"restore: FFmpeg {oldest} or newer is needed, on the path or from imageio-ffmpeg; install it")
+    paths = filter(None, (shutil.which("ffmpeg"), _bundled_ffmpeg()))
+    recent = (found for path in paths if (found := _examined(path)) is not None)
+    first = next(recent, None)
+    if first is None:
+        oldest = ".".join(map(str, OLDEST_FFMPEG))
+        raise OutputError(f"restore: FFmpeg {oldest} or newer is needed, on the path or by imageio-ffmpeg; install it")
+    return next((each for each in (first, *recent) if takes_hdr(each)), first) if for_hdr else first
+
+
+def takes_hdr(ffmpeg: Ffmpeg) -> bool:
+    """Whether an FFmpeg has options that give any encoder and container the metadata of HDR10, which 9.0 has."""
+    asked = [str(ffmpeg.path), "-hide_banner", "-h", "long"]
+    run = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return b"\n-mastering_display" in run.stdout and b"\n-content_light" in run.stdout
+
+
+def _examined(path: str) -> Ffmpeg | None:
+    """An FFmpeg that runs and is recent."""
+    try:
+        run = subprocess.run([path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    named = re.search(r"version n?(\d+)\.(\d+)", run.stdout.decode(errors="replace"))
+    release = (int(named[1]), int(named[2])) if named else (1000, 0)
+    return Ffmpeg(path=Path(path), release=release) if release >= OLDEST_FFMPEG else None
 
 
 def _bundled_ffmpeg() -> str | None:
@@ -211,6 +234,11 @@ def one_range(encoder_args: Sequence[str]) -> str | None:
     return None
 
 
+def has_filters(encoder_args: Sequence[str]) -> bool:
+    """Whether the user's options change the picture."""
+    return any(argument in FILTERS for argument in encoder_args)
+
+
 def command(plan: EncodePlan, *, covers: Path) -> list[str]:
     """FFmpeg's command line for a whole output: frames come in by its stdin, everything else from the source.
 
@@ -218,7 +246,7 @@ def command(plan: EncodePlan, *, covers: Path) -> list[str]:
         plan: What is to be made.
         covers: Folder with the cover pictures as `cover_file` names them.
     """
-    line = [*_program(plan), "-copyts", *_colour_args(plan.colour)]
+    line = [*_program(plan), "-copyts", *_colour_args(plan.colour), *_hdr_args(plan.hdr)]
     line += ["-itsoffset", _seconds(plan.timestamps[0] * plan.time_base), "-f", "nut", "-i", "pipe:0"]
     line += ["-protocol_whitelist", "file", "-i", f"file:{plan.source.path}", *_video_stream(plan)]
     line += [*_coding_args(plan), *_copy_args(plan, covers)]
@@ -228,7 +256,8 @@ def command(plan: EncodePlan, *, covers: Path) -> list[str]:
 
 def range_command(plan: EncodePlan) -> list[str]:
     """FFmpeg's command line for some frames alone; their clock starts with the first."""
-    line = [*_program(plan), "-copyts", *_colour_args(plan.colour), "-f", "nut", "-i", "pipe:0", "-map", "0:v:0"]
+    line = [*_program(plan), "-copyts", *_colour_args(plan.colour), *_hdr_args(plan.hdr)]
+    line += ["-f", "nut", "-i", "pipe:0", "-map", "0:v:0"]
     return [*line, *_coding_args(plan), f"file:{plan.output}"]
 
 
@@ -249,7 +278,8 @@ def join_command(plan: EncodePlan, *, covers: Path, carrier: str, begin: Fractio
         carrier: Format of what comes in.
         begin: Where on the source's clock its own begins, seconds.
     """
-    line = [*_program(plan), "-copyts", "-itsoffset", _seconds(begin), "-f", carrier, "-i", "pipe:0"]
+    line = [*_program(plan), "-copyts", *_hdr_args(plan.hdr)]
+    line += ["-itsoffset", _seconds(begin), "-f", carrier, "-i", "pipe:0"]
     line += ["-protocol_whitelist", "file", "-i", f"file:{plan.source.path}", *_video_stream(plan)]
     line += ["-c:v:0", "copy", *_colour_args(plan.colour), *_aspect_args(plan), *_container_args(plan.encoder_args)]
     return [*line, *_copy_args(plan, covers), "-max_muxing_queue_size", "9999", f"file:{plan.output}"]
@@ -312,7 +342,7 @@ def _video_args(plan: EncodePlan) -> list[str]:
     arguments = []
     given = iter(plan.encoder_args)
     for argument in given:
-        if argument in ("-vf", "-filter:v"):
+        if argument in FILTERS:
             filters.append(next(given, ""))
         else:
             arguments.append(argument)
@@ -346,6 +376,12 @@ def _colour_args(colour: Colour) -> list[str]:
         "-chroma_sample_location": colour.chroma_location,
     }
     return [text for name, value in options.items() if value is not None for text in (name, str(value))]
+
+
+def _hdr_args(hdr: Hdr) -> list[str]:
+    """Options for an input: the encoder and the container get what they say."""
+    options = {"-mastering_display:v:0": hdr.master_display, "-content_light:v:0": hdr.max_cll}
+    return [text for name, value in options.items() if value is not None for text in (name, value)]
 
 
 def _seconds(time: Fraction) -> str:

@@ -32,7 +32,7 @@ def damaged_place(path: Path) -> int | None:
             return None
         file.seek(0)
         while (place := file.tell()) < end:
-            kind, size = _header(file)
+            kind, size = element(file)
             if kind == SEGMENT:
                 continue  # go on with what is inside
             inside = file.tell()
@@ -44,7 +44,7 @@ def damaged_place(path: Path) -> int | None:
     return None
 
 
-def _header(file: BinaryIO) -> tuple[int, int | None]:
+def element(file: BinaryIO) -> tuple[int, int | None]:
     """The ID of the next element, and its size in bytes; None where it is unknown or cannot be."""
     kind, _ = _integer(file)
     size, length = _integer(file)

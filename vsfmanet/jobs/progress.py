@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Self, TextIO, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+if TYPE_CHECKING:  # only terminals need it, and it takes long to load
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 INTERVAL = 10.0
 """Seconds between two plain lines."""
@@ -60,12 +62,21 @@ class Report:
     def __init__(self, stream: TextIO | None = None, *, as_json: bool = False) -> None:
         self._stream = cast(TextIO, Forgiving(stream or sys.stderr))
         self._as_json = as_json
-        self._console = Console(file=self._stream, highlight=False, markup=False, soft_wrap=True)
         self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._task: TaskID
         self._name = ""
         self._total = self._done = self._before = 0
         self._started = self._told = 0.0
+
+    @cached_property
+    def _console(self) -> Console | None:
+        """The terminal, if there is one; not in the constructor, because it takes a tenth of a second to load."""
+        if self._as_json or not self._stream.isatty():
+            return None
+        from rich.console import Console
+
+        console = Console(file=self._stream, highlight=False, markup=False, soft_wrap=True)
+        return console if console.is_terminal else None
 
     def note(self, text: str) -> None:
         """A line for the user."""
@@ -87,7 +98,9 @@ class Report:
         self._started = self._told = time.monotonic()
         if self._as_json:
             self._told -= JSON_INTERVAL  # the first frame is told at once
-        elif self._console.is_terminal:
+        elif self._console is not None:
+            from rich.progress import BarColumn, Progress, TextColumn
+
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task(name, total=total, state="")
@@ -104,11 +117,11 @@ class Report:
         """One more frame is done."""
         self._done += 1
         elapsed = time.monotonic() - self._started
-        state, fields = f"{self._done}/{self._total} frames", dict[str, object]()
+        state, fields = frames_state(self._done, self._total, None, None), dict[str, object]()
         if elapsed > 0:
             speed = (self._done - self._before) / elapsed
             left = (self._total - self._done) / speed
-            state = f"{state}, {speed:.3g} frames/s, {clock(left)} left"
+            state = frames_state(self._done, self._total, speed, left)
             fields = {"speed": round(speed, 4), "seconds_left": round(left, 1)}
         self.show(state, self._done, fields, last=self._done == self._total)
 
@@ -143,15 +156,26 @@ class Report:
         """A line that is no progress."""
         if self._as_json:
             self._write({"event": event, "text": text})
-        elif event == "warning":
-            self._console.print(f"warning: {text}", style="yellow")
+            return
+        line = f"warning: {text}" if event == "warning" else text
+        if self._console is None:
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
         else:
-            self._console.print(text)
+            self._console.print(line, style="yellow" if event == "warning" else None)
 
     def _write(self, value: Mapping[str, object]) -> None:
         """A line of JSON."""
         self._stream.write(f"{json.dumps(value)}\n")
         self._stream.flush()
+
+
+def frames_state(done: int, total: int, speed: float | None, seconds_left: float | None) -> str:
+    """How far a step is, in words."""
+    state = f"{done}/{total} frames"
+    if speed is None or seconds_left is None:
+        return state
+    return f"{state}, {speed:.3g} frames/s, {clock(seconds_left)} left"
 
 
 def clock(seconds: float) -> str:

@@ -100,6 +100,8 @@ class Ranges:
         self._folder = folder
         self._scratch = scratch
         self._work = Path()
+        self.trial = Path()
+        """A film of two frames that was made as the whole will be."""
         self._found: list[Range] = []
 
     @property
@@ -123,6 +125,7 @@ class Ranges:
         sample = read_range(output, range(2))
         trial = replace(trial, output=output.with_stem("trial joined"))
         _join(trial, [sample], begin=Fraction(0), covers=self._folder, scratch=self._scratch)
+        self.trial = trial.output
         before, after = _first_frame(output), _first_frame(trial.output)
         if before != after or before[0] != trial.aspect:
             raise OutputError(

@@ -31,20 +31,20 @@ from vsfmanet.jobs.encode import (
     command,
     cover_file,
     find_ffmpeg,
+    has_filters,
     refused_streams,
+    takes_hdr,
 )
 from vsfmanet.jobs.estimate import output_bytes
 from vsfmanet.jobs.files import MAX_NAME, remove_work
+from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.paths import exposure_sidecar
 from vsfmanet.jobs.progress import Report, clock
 from vsfmanet.jobs.ranges import USUAL_LENGTH, Ranges, why_one_pass
 from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_done, job_key, weights_sha256
 from vsfmanet.jobs.scratch import Scratch
-from vsfmanet.jobs.source import Source, Stream, check_unchanged, inspect, save_packets
+from vsfmanet.jobs.source import KEPT, Source, Stream, check_unchanged, first_frame, inspect, is_kept, save_packets
 from vsfmanet.jobs.verify import verify
-
-KEPT = {"audio": "audio", "subtitle": "subtitles", "attachment": "attachments", "cover": "attachments"}
-"""Kinds of streams that are copied, and the field of `RestoreJob` that says whether."""
 
 SAME_PIXELS = {"device", "device_index", "backend", "tile", "segment", "source_path"}
 """Fields of `RestoreSettings` that say where and how a result is computed, or of which source, but not which."""
@@ -168,6 +168,8 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     ffmpeg = find_ffmpeg()
     report.note(f"restoring {job.source} with FFmpeg {ffmpeg.release[0]}.{ffmpeg.release[1]} ({ffmpeg.path})")
     source = inspect(job.source)
+    if source.hdr.is_static:
+        ffmpeg = find_ffmpeg(for_hdr=True)
     fingerprint = Fingerprint.of(source.path)
     _check_whole(job, source.faults, report)
     clip = clips.open_clip(source, threads=0 if job.on_damage == "stop" else 1, interlaced=job.deinterlace)
@@ -194,8 +196,11 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     key = job_key(fingerprint, made_with.digest())
     ranges = _ranges(job, plan, restored, frames, key, folder, scratch, report)
     _check_room(job, plan, len(frames), None if ranges is None else len(ranges.missing))
+    trial = _try_encoder(plan, restored, folder, scratch) if ranges is None else ranges.trial
+    _, hdr = first_frame(trial)
+    if lacking := hdr.lacks(source.hdr):
+        report.warn(_not_carried(lacking, source.hdr))
     if ranges is None:
-        _try_encoder(plan, restored, folder, scratch)
         _encode(plan, restored[frames.start : frames.stop], folder, scratch, report)
     else:
         ranges.encode(restored, report)
@@ -205,7 +210,9 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
             verify(
                 part,
                 size=plan.size,
+                hdr=hdr,
                 times=[timestamp * plan.time_base for timestamp in plan.timestamps],
+                lively=set() if has_filters(plan.encoder_args) else clips.lively_frames(clip.node, frames),
                 copied=copied,
                 whole=len(frames) == clip.node.num_frames and job.on_damage == "stop",
                 advance=progress.advance,
@@ -312,7 +319,7 @@ def _copied(job: RestoreJob, source: Source, report: Report) -> list[Stream]:
     """The streams that go along; what cannot is named."""
     copied = []
     for stream in source.others:
-        if stream.kind not in KEPT or (stream.codec == "unknown" and stream.kind != "attachment"):
+        if not is_kept(stream):
             report.warn(f"{stream} is not carried over")
         elif getattr(job, KEPT[stream.kind]):
             copied.append(stream)
@@ -358,6 +365,7 @@ def _plan(
         size=(restored.width, restored.height),
         pixel_format=pixel_format,
         colour=clips.colour(clip.node.get_frame(0)),
+        hdr=source.hdr if source.hdr.is_static and takes_hdr(ffmpeg) else Hdr(),
         aspect=clip.aspect,
         rate=source.rate,
         timestamps=clip.timestamps[frames.start : frames.stop],
@@ -421,8 +429,11 @@ def _blank(restored: vs.VideoNode) -> bytes:
     return clips.frame_bytes(vs.core.std.BlankClip(restored, length=1, keep=True).get_frame(0))
 
 
-def _try_encoder(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scratch) -> None:
+def _try_encoder(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scratch) -> Path:
     """Encode one blank frame, so that a wrong option or a missing encoder shows now and not after hours.
+
+    Returns:
+        A film of that frame.
 
     Raises:
         OutputError: The encoder cannot work.
@@ -431,6 +442,17 @@ def _try_encoder(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch
     with Encoder(command(trial, covers=folder), trial, launch=scratch.launch) as encoder:
         encoder.write(_blank(restored))
         encoder.finish()
+    return trial.output
+
+
+def _not_carried(lacking: str, hdr: Hdr) -> str:
+    """That the output will lack metadata of HDR10, or have others, and what the user can do."""
+    x265 = {"master-display": hdr.master_display, "max-cll": hdr.max_cll}
+    options = ":".join(f"{name}={value}" for name, value in x265.items() if value is not None)
+    return (
+        f"of the HDR10 metadata, {lacking} is not carried over by this FFmpeg with these --encoder-args; FFmpeg 9.0 "
+        f'carries it over with most encoders, or set it yourself: --encoder-args="-c:v libx265 -x265-params {options}"'
+    )
 
 
 def _encode(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scratch, report: Report) -> None:

@@ -17,12 +17,18 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from vsfmanet.errors import SourceError
+from vsfmanet.jobs.bounds import missing_bytes
+from vsfmanet.jobs.hdr import Hdr
 
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "tty", "vapoursynth", "webm_dash_manifest"}
 """Demuxers that open other files, run code, or make pictures of text: never for a source."""
 
 DECLARING = {"asf", "avi", "flv", "matroska", "mov", "nut"}
 """Demuxers whose duration stands in the file; elsewhere it is reckoned from the packets, and proves nothing."""
+
+
+KEPT = {"audio": "audio", "subtitle": "subtitles", "attachment": "attachments", "cover": "attachments"}
+"""Kinds of streams that are copied, and the option that says whether."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +78,8 @@ class Source:
     """Timestamps of the packets that show a picture, ascending; empty where the container stores none."""
     rotation: int
     """Degrees in the display matrix; the source filter turns the picture."""
+    hdr: Hdr
+    """What its first frame says about its light."""
     disposition: tuple[str, ...]
     """Flags of the video track, such as "default"."""
     faults: tuple[str, ...]
@@ -86,6 +94,11 @@ class Source:
     def of_kind(self, *kinds: str) -> list[Stream]:
         """The other streams of these kinds, in order."""
         return [stream for stream in self.others if stream.kind in kinds]
+
+
+def is_kept(stream: Stream) -> bool:
+    """Whether a stream beside the video can be copied: not a second video, data, or what no decoder is known for."""
+    return stream.kind in KEPT and (stream.codec != "unknown" or stream.kind == "attachment")
 
 
 def check_unchanged(source: Source) -> None:
@@ -173,7 +186,9 @@ def _read(path: Path) -> Source:
         streams = _streams(container, tallies)
         shown = tuple(sorted(tallies[track.index].shown))
         time_base = Fraction(track.time_base.numerator, track.time_base.denominator)
-        faults += _missing_end(container, track, streams, rate) + _gaps(shown, time_base)
+        faults += _missing_end(container, track, streams, rate) or _missing_bytes(path)
+        faults += _gaps(shown, time_base)
+        rotation, hdr = first_frame(path)
         return Source(
             path=path,
             fingerprint=identity,
@@ -183,7 +198,8 @@ def _read(path: Path) -> Source:
             time_base=time_base,
             rate=rate,
             packet_times=shown,
-            rotation=_rotation(path),
+            rotation=rotation,
+            hdr=hdr,
             disposition=tuple(flag.name for flag in Disposition if flag in track.disposition and flag.name),
             faults=tuple(faults),
         )
@@ -241,9 +257,15 @@ def _missing_end(container: InputContainer, track: VideoStream, streams: Sequenc
         if found < declared - tolerance:
             return [f"declared {declared:.1f} s, found {float(found):.1f} s; the end is missing"]
     packets = streams[track.index].packets + streams[track.index].cut
-    if track.frames > packets:
+    if track.frames > packets and container.format.name != "avi":  # which counts frames that were dropped, too
         return [f"declared {track.frames} frames, found {packets}; the end is missing"]
     return []
+
+
+def _missing_bytes(path: Path) -> list[str]:
+    """Whether the file is shorter than it says, by however little."""
+    missing = missing_bytes(path)
+    return [f"its last {missing} bytes are missing"] if missing else []
 
 
 def _gaps(shown: Sequence[int], time_base: Fraction) -> list[str]:
@@ -261,24 +283,42 @@ def _gaps(shown: Sequence[int], time_base: Fraction) -> list[str]:
     ]
 
 
-def _rotation(path: Path) -> int:
-    """Degrees in the display matrix of the first frame; 0 where none can be decoded."""
-    with open_container(path) as container:
+def first_frame(path: Path) -> tuple[int, Hdr]:
+    """Degrees in the display matrix of the first frame, and its metadata; 0 and none where it cannot be decoded."""
+    with open_container(path) as container, suppress(av.FFmpegError):
         track = main_track(container)
-        try:
-            return next((int(frame.rotation) for frame in container.decode(track)), 0) if track else 0
-        except av.FFmpegError:
-            return 0
+        for frame in container.decode(track) if track else ():
+            return int(frame.rotation), Hdr.of(frame)
+    return 0, Hdr()
 
 
-def decoding_faults(source: Source) -> tuple[str, ...]:
-    """Decode the video track once, to find the frames that decoders patch over in silence.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """What decoding every frame shows."""
+
+    faults: tuple[str, ...]
+    """Signs of damage."""
+    interlaced: str | None
+    """Where the first frame is that is woven of two fields; None if there is none."""
+    times: tuple[int, ...]
+    """When each frame is shown, in units of the source's time base; for a bare stream without timestamps that is
+    reckoned, from its flags for frames that are to be shown longer (pulldown). Empty where it cannot be told."""
+
+
+def decode_all(source: Source) -> Decoded:
+    """Decode the video track once, to find the frames that decoders patch over in silence, and those of two fields.
 
     One wrong byte is enough for a frame that looks torn and counts as decoded. A recording that starts inside a group
     of pictures is no fault: what cannot be shown of its beginning does not count.
     """
     broken: list[int | None] = []
+    interlaced: str | None = None
+    times: list[int | None] = []
     begun = False
+
+    def place(stamp: int | None, before: str) -> str:
+        return "" if stamp is None else f"{before}{float(stamp * source.time_base):.2f} s"
+
     with open_container(source.path) as container, suppress(av.FFmpegError):  # reading that fails is in `faults`
         track = container.streams[source.video.index]
         assert isinstance(track, VideoStream)
@@ -290,14 +330,18 @@ def decoding_faults(source: Source) -> tuple[str, ...]:
                 broken += [packet.pts] if begun else []
                 continue
             for frame in frames:
+                times.append(frame.pts)
+                if frame.interlaced_frame and interlaced is None:
+                    interlaced = place(frame.pts, " at ")
                 if not frame.is_corrupt:
                     begun = True
                 elif begun:
                     broken.append(frame.pts)
-    if not broken:
-        return ()
-    place = "" if broken[0] is None else f", the first near {float(broken[0] * source.time_base):.2f} s"
-    return (f"{len(broken)} frames decode with errors{place}",)
+    fault = f"{len(broken)} frames decode with errors{place(broken[0], ', the first near ')}" if broken else ""
+    told = tuple(time for time in times if time is not None)
+    return Decoded(
+        faults=(fault,) if fault else (), interlaced=interlaced, times=told if len(told) == len(times) else ()
+    )
 
 
 def first_change(source: Source) -> Fraction | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 
 from vsfmanet.errors import IncompleteError, SourceError
+from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.matroska import damaged_place
 from vsfmanet.jobs.source import Source, Stream, inspect, main_track, open_container
 
@@ -19,11 +21,17 @@ SOUND_TOLERANCE = Fraction(1, 10)
 """Seconds that the ends of a sound track may move against the picture: releases count a codec's priming differently."""
 
 
+FLAT = 2
+"""Code values of 8 bits from the darkest to the brightest pixel of a frame that is all of one colour."""
+
+
 def verify(
     part: Path,
     *,
     size: tuple[int, int],
+    hdr: Hdr,
     times: Sequence[Fraction],
+    lively: Collection[int],
     copied: Sequence[Stream],
     whole: bool,
     advance: Callable[[], None],
@@ -34,7 +42,9 @@ def verify(
     Args:
         part: The file.
         size: Width and height of the frames.
+        hdr: What must be said about the light of the whole film, at least.
         times: When each frame is shown, seconds on the source's clock.
+        lively: Numbers of frames that must not be of one colour, as after a fault of the device.
         copied: Streams of the source that must be there too.
         whole: Whether the sound was copied whole, so that both of its ends must be where they were.
         advance: Called after each frame.
@@ -47,8 +57,10 @@ def verify(
         place = damaged_place(part)
         if place is not None:
             raise _Mismatch(f"bytes as they were written are needed, but those after byte {place} are damaged")
-        _check_frames(part, size, times, advance)
+        _check_frames(part, size, times, lively, advance)
         made = inspect(part)
+        if lacking := made.hdr.lacks(hdr):
+            raise _Mismatch(f"for HDR10 {lacking} is needed, got {made.hdr}")
         _check_streams(made, copied)
         if whole:
             _check_sound(times[0], made, [stream for stream in copied if stream.kind == "audio"])
@@ -64,7 +76,13 @@ class _Mismatch(Exception):
     """What is needed, and what came."""
 
 
-def _check_frames(part: Path, size: tuple[int, int], times: Sequence[Fraction], advance: Callable[[], None]) -> None:
+def _check_frames(
+    part: Path,
+    size: tuple[int, int],
+    times: Sequence[Fraction],
+    lively: Collection[int],
+    advance: Callable[[], None],
+) -> None:
     """Count the frames, and compare size and timestamp of each, apart from a shift common to all."""
     count = 0
     with open_container(part) as container:
@@ -79,6 +97,8 @@ def _check_frames(part: Path, size: tuple[int, int], times: Sequence[Fraction], 
                 raise _Mismatch(f"frames without errors are needed, but frame {count - 1} is damaged")
             if (frame.width, frame.height) != size:
                 raise _Mismatch(f"frames of {size[0]}x{size[1]} are needed, got {frame.width}x{frame.height}")
+            if count - 1 in lively and np.ptp(frame.to_ndarray(format="gray")) <= FLAT:
+                raise _Mismatch(f"a picture is needed in frame {count - 1}, as in the source, got one colour")
             if count > len(times) or frame.pts is None:
                 continue  # too many frames, or a container without timestamps: both are told below
             shown = frame.pts * tick
