@@ -115,7 +115,7 @@ class FMANetPPConfig:
 
 
 def preset(name: str, scale: int = 4) -> FMANetPPConfig:
-    """Configuration `paper` (12.8 M parameters), `base` (3.7 M) or `fast` (1.6 M) for a scale of 4, 2 or 1.
+    """Configuration `paper` (12.8 M parameters), `base` (3.2 M) or `fast` (1.6 M) for a scale of 4, 2 or 1.
 
     Raises:
         ConfigError: There is no preset of this name, or no such scale.

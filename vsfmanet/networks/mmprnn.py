@@ -67,9 +67,10 @@ class MMPRNN(SequenceNetwork):
     parameters ask for no gradient, and it stays in eval mode whatever `train` says. It differs from the paper's where
     `MMPRNNConfig.prior` is "extent": blur extent, which unlike a speed knows the exposure.
 
-    The convolution of the blurred frame stands for the difference from the identity, times `CHANGE`; it and the last one
-    of the features start as zero, so that a fresh network returns its input. All others start such that features keep their variance, of which torch's default leaves a
-    third at each of a dozen convolutions in a row. The paper says nothing of it; it makes short trainings possible.
+    The convolution of the blurred frame stands for the difference from the identity, times `CHANGE`; it and the last
+    one of the features start as zero, so that a fresh network returns its input. All others start such that features
+    keep their variance, of which torch's default leaves a third at each of a dozen convolutions in a row. The paper
+    says nothing of it; it makes short trainings possible.
 
     Source: Wang et al., Efficient Video Deblurring Guided by Motion Magnitude (arXiv 2207.13374); the layers follow the
     behaviour of the authors' public code.
