@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tests.fakes import EnlargingRestorer, drawn_clip, noise_clip, planes, restore_with
 from vsfmanet import frames
 from vsfmanet.errors import FormatError
+from vsfmanet.segments import Reach
 
 core = vs.core
 
@@ -243,7 +244,9 @@ def test_reserved_tags_do_not_stop_a_clip(name: str, value: int) -> None:
 def test_a_frame_that_cannot_be_taken_is_named(props: dict[str, object], message: str) -> None:
     good = core.std.BlankClip(width=16, height=8, format=vs.YUV420P8, length=1).std.SetFrameProps(_Matrix=1)
     bad = core.std.BlankClip(width=16, height=8, format=vs.YUV420P8, length=1).std.SetFrameProps(**props)
-    restored = restore_with(good + bad + good, EnlargingRestorer(context=0), segment=1, sc_threshold=0)
+    restored = restore_with(
+        good + bad + good, EnlargingRestorer(reach=Reach(before=0, after=0)), segment=1, sc_threshold=0
+    )
     restored.get_frame(0)
     with pytest.raises(vs.Error, match=f"restore: {message}"):
         restored.get_frame(1)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tests.fakes import EnlargingRestorer, drawn_clip, restore_with
 from vsfmanet.scene import DEFAULT_THRESHOLD, REACH_AHEAD, REACH_BACK, Thumbnail, detected_start, tagged_start
+from vsfmanet.segments import Reach
 
 
 def scenery(seed: int) -> NDArray[np.float32]:
@@ -105,7 +106,9 @@ def test_either_standard_property_marks_a_cut(
 
 def cuts_seen(clip: vs.VideoNode, sc_threshold: float | None) -> list[int]:
     """Frames that the filter takes for the first of a scene."""
-    restored = restore_with(clip, EnlargingRestorer(scale=1, context=1), sc_threshold=sc_threshold, segment=3)
+    restored = restore_with(
+        clip, EnlargingRestorer(scale=1, reach=Reach(before=1, after=1)), sc_threshold=sc_threshold, segment=3
+    )
     return [n for n, frame in enumerate(restored.frames()) if n > 0 and frame.props["FMANetWindowStart"] == n]
 
 

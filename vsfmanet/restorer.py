@@ -14,6 +14,7 @@ from torch import Tensor
 from vsfmanet.devices import free_memory, pick_backend, pick_device, pick_precision
 from vsfmanet.engines import Engine
 from vsfmanet.engines.cache import EngineCache
+from vsfmanet.engines.cuda import CudaGraphEngine, Transfers
 from vsfmanet.engines.eager import EagerEngine, TiledEngine
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.kernels.build import cache_folder
@@ -112,6 +113,7 @@ class Restorer:
                 raise ConfigError(f"restore: backend {backend!r} is for FMA-Net++, got model {model!r}; leave it out")
             network.to(self.dtype).to(memory_format=torch.channels_last)
         self._network = network
+        self._transfers = Transfers(self.device)
         self._streams: Streams | None = self._make_streams()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vsfmanet")
         self._source = _SourceInUse()
@@ -152,7 +154,9 @@ class Restorer:
     def _restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
         self._source.lent = source
         try:
-            return [self._frame(n) for n in range(first, stop)]
+            restored = [self._frame(n) for n in range(first, stop)]
+            self._transfers.wait()
+            return restored
         except BaseException:
             self._stream = None
             raise
@@ -215,7 +219,7 @@ class Restorer:
         """Streams of the network by the present plan."""
         if isinstance(self._network, FMANetPP):
             engine = self._engine(self._network)
-            return LevelStreams(self._network, engine, device=self.device, dtype=self.dtype, plan=self._plan)
+            return LevelStreams(self._network, engine, self._transfers, dtype=self.dtype, plan=self._plan)
         return WindowStreams(self._network, device=self.device, plan=self._plan)
 
     def _engine(self, network: FMANetPP) -> Engine:
@@ -223,7 +227,7 @@ class Restorer:
         if self._plan.tile is not None:
             return TiledEngine(network, self._plan.tile)
         if self._backend == "torch":
-            return EagerEngine(network)
+            return CudaGraphEngine(network) if self.device.type == "cuda" else EagerEngine(network)
         cache = EngineCache(cache_folder("engines"))
         if self._backend == "onnx":
             from vsfmanet.engines.onnx import onnx_engine

@@ -1,39 +1,124 @@
-"""Fast forms of the operations that cost most on a CPU. Each has a twin in `vsfmanet.ops`, which is its meaning.
+"""Fast forms of the operations that cost most: in C++ on CPUs, in Triton on CUDA.
 
-One rule picks: `use_kernel`. Training, exports and machines without a compiler run the twin.
+Their twins in `vsfmanet.ops` say what they mean.
+
+One rule picks: `kernels_for`. Training, exports, and machines without a compiler or Triton run the twin.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
-from ctypes import c_float, c_int, c_long, c_void_p
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
+from vsfmanet.kernels import cpu
 from vsfmanet.kernels.build import library
 from vsfmanet.ops.depthwise import depthwise_squares_reference, gated_depthwise_reference
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.warp import check_neighbours, warp_neighbours_reference
 
-_SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_CUDA_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+
+_log = logging.getLogger(__name__)
 
 
-def use_kernel(x: Tensor) -> bool:
-    """Whether kernels work on `x`: on the CPU, fp32 or bf16, no gradients, no export, and a compiler was found.
+class Kernels(Protocol):
+    """The operations, as a module for one kind of device offers them."""
 
+    def warp_neighbours(
+        self, feat: Tensor, neighbours: tuple[Tensor, Tensor], flow: Tensor, num_flows: int, origin: tuple[int, int]
+    ) -> Tensor:
+        """See `warp_neighbours_reference`; the arguments have been checked."""
+        ...
+
+    def gated_depthwise(self, x: Tensor, weight: Tensor) -> Tensor:
+        """See `gated_depthwise_reference`."""
+        ...
+
+    def depthwise_squares(self, x: Tensor, weight: Tensor, squared: int) -> tuple[Tensor, Tensor]:
+        """See `depthwise_squares_reference`."""
+        ...
+
+    def pixel_norm(self, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        """See `pixel_norm_reference`."""
+        ...
+
+
+def kernels_for(x: Tensor) -> Kernels | None:
+    """The kernels that work on `x`; None where a twin has to.
+
+    There are some on the CPU in fp32 or bf16 if a compiler was found, and on CUDA in fp32, bf16 or fp16 if Triton is
+    there and gives what the twins give; not where gradients are taken or a graph is exported.
     `VSFMANET_NO_KERNELS=1` in the environment says no to all.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.onnx.is_in_onnx_export()
-        and not torch.is_grad_enabled()
-        and x.device.type == "cpu"
-        and x.dtype in _SUFFIXES
-        and not torch.is_autocast_enabled("cpu")
-        and os.environ.get("VSFMANET_NO_KERNELS") != "1"
-        and library() is not None
-    )
+    if (
+        x.device.type not in ("cpu", "cuda")
+        or torch.compiler.is_compiling()
+        or torch.onnx.is_in_onnx_export()
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled(x.device.type)
+        or os.environ.get("VSFMANET_NO_KERNELS") == "1"
+    ):
+        return None
+    if x.device.type == "cpu" and x.dtype in cpu.SUFFIXES and library() is not None:
+        return cast(Kernels, cpu)
+    if x.device.type == "cuda" and x.dtype in _CUDA_TYPES:
+        return cuda_kernels(x.device, x.dtype)
+    return None
+
+
+@functools.cache
+def cuda_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
+    """The kernels for a CUDA device, once they were compiled for it and agreed with their twins; a warning if not."""
+    try:
+        from vsfmanet.kernels import gpu
+    except ImportError as error:
+        _log.info("kernels: Triton is not there, torch does their work: %s", error)
+        return None
+    kernels = cast(Kernels, gpu)
+    try:
+        with torch.inference_mode():
+            _probe(kernels, device, dtype)
+    except Exception as error:  # whatever a driver, a compiler or a C compiler that is missing may raise
+        _log.warning("kernels: not usable on %s, torch does their work: %s", device, str(error).strip() or repr(error))
+        return None
+    return kernels
+
+
+def _probe(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
+    """Run every kernel on little.
+
+    Raises:
+        RuntimeError: One differs from its twin. Others come from Triton, which does not say which.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def like(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    feat, following, previous = like(1, 8, 5, 6), like(1, 8, 5, 6), like(1, 8, 5, 6)
+    pair, flow, taps, gain = (following, previous), like(1, 12, 5, 6).float(), like(8, 1, 3, 3), like(8)
+    found = {
+        "warp_neighbours": (
+            kernels.warp_neighbours(feat, pair, flow, 2, (0, 0)),
+            warp_neighbours_reference(feat, pair, flow, 2),
+        ),
+        "gated_depthwise": (kernels.gated_depthwise(feat, taps), gated_depthwise_reference(feat, taps)),
+        "depthwise_squares": (
+            kernels.depthwise_squares(feat, taps, 8)[0],
+            depthwise_squares_reference(feat, taps, 8)[0],
+        ),
+        "pixel_norm": (kernels.pixel_norm(feat, gain, gain, 1e-5), pixel_norm_reference(feat, gain, gain, 1e-5)),
+    }
+    for name, (own, twin) in found.items():
+        off = (own.float() - twin.float()).abs().max() / twin.float().abs().max()
+        if not off <= _PROBE_TOLERANCE[dtype]:  # NaN too
+            raise RuntimeError(f"{name} is off by {float(off):.2g} of what torch gives")
 
 
 def warp_neighbours(
@@ -44,72 +129,30 @@ def warp_neighbours(
     origin: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Frames beside their warped neighbours, ready to be fused; see `warp_neighbours_reference`."""
-    if not use_kernel(feat):
+    kernels = kernels_for(feat)
+    if kernels is None:
         return warp_neighbours_reference(feat, neighbours, flow, num_flows, origin)
-    n, channels, h, w = feat.shape
     check_neighbours(feat, neighbours, flow, num_flows, origin)
-    images = [_packed(image.to(feat.dtype)) for image in (feat, *neighbours)]
-    flow = flow.float()
-    out = _like(feat, 3 * channels)
-    strides = (c_long * 4)(*flow.stride())
-    place = (c_long * 4)(*origin, *neighbours[0].shape[2:])
-    _call("warp_neighbours", feat, *images, flow, out, strides, place, n, h, w, channels, num_flows)
-    return out
+    return kernels.warp_neighbours(feat, neighbours, flow, num_flows, origin)
 
 
 def gated_depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise convolution, then a GELU gate; see `gated_depthwise_reference`."""
-    if not use_kernel(x):
-        return gated_depthwise_reference(x, weight)
-    n, channels, h, w = x.shape
-    out = _like(x, channels // 2)
-    _call("gated_depthwise", x, _packed(x), _taps(weight, channels), out, n, h, w, channels)
-    return out
+    kernels = kernels_for(x)
+    return gated_depthwise_reference(x, weight) if kernels is None else kernels.gated_depthwise(x, weight)
 
 
 def depthwise_squares(x: Tensor, weight: Tensor, squared: int) -> tuple[Tensor, Tensor]:
     """Depthwise convolution and the sums of its squares; see `depthwise_squares_reference`."""
-    if not use_kernel(x):
+    kernels = kernels_for(x)
+    if kernels is None:
         return depthwise_squares_reference(x, weight, squared)
-    n, channels, h, w = x.shape
-    out, squares = _like(x, channels), torch.empty(n, h, channels)
-    _call("depthwise_squares", x, _packed(x), _taps(weight, channels), out, squares, n, h, w, channels)
-    return out, squares[..., :squared].sum(dim=1)
+    return kernels.depthwise_squares(x, weight, squared)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """LayerNorm over the channels of each pixel; see `pixel_norm_reference`."""
-    if not use_kernel(x):
+    kernels = kernels_for(x)
+    if kernels is None:
         return pixel_norm_reference(x, weight, bias, epsilon)
-    n, channels, h, w = x.shape
-    assert weight.shape == bias.shape == (channels,)
-    out = _like(x, channels)
-    _call("pixel_norm", x, _packed(x), weight.float(), bias.float(), out, c_float(epsilon), n * h, w, channels)
-    return out
-
-
-def _packed(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _like(x: Tensor, channels: int) -> Tensor:
-    """Uninitialised (N, channels, H, W), channels-last."""
-    n, _, h, w = x.shape
-    return torch.empty(n, channels, h, w, dtype=x.dtype, memory_format=torch.channels_last)
-
-
-def _taps(weight: Tensor, channels: int) -> Tensor:
-    """Depthwise weight (C, 1, 3, 3) as (9, C), fp32."""
-    assert weight.shape == (channels, 1, 3, 3)  # a kernel would read beyond it
-    return weight.flatten(1).t().float().contiguous()
-
-
-def _call(name: str, x: Tensor, *args: object) -> None:
-    """Run the kernel for the dtype of `x`; tensors go as addresses, integers as C longs, the thread count last."""
-    kernels = library()
-    assert kernels is not None
-    passed = [
-        c_void_p(arg.data_ptr()) if isinstance(arg, Tensor) else c_long(arg) if isinstance(arg, int) else arg
-        for arg in args
-    ]
-    kernels[f"{name}_{_SUFFIXES[x.dtype]}"](*passed, c_int(torch.get_num_threads()))
+    return kernels.pixel_norm(x, weight, bias, epsilon)

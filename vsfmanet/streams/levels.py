@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vsfmanet.engines import Engine
+from vsfmanet.engines.cuda import Transfers
 from vsfmanet.networks.fmanetpp import FMANetPP
 from vsfmanet.streams import FrameSource, Restored
 from vsfmanet.tiling import MemoryPlan, memory_needed
@@ -23,8 +24,10 @@ class _Record:
     """(1, 3, H, W), fp32."""
     embed: Tensor | None
     """(1, U)."""
-    exposure: float | None
-    confidence: float
+    given: float | None
+    """Exposure that is known."""
+    read: Tensor | None
+    """Else (2,) on the CPU, once the transfers were waited for: what the network reads, and how clearly."""
     feat: Tensor
     """(1, C, H, W), channels-last: what the next level reads."""
     flow: Tensor | None = None
@@ -41,9 +44,9 @@ class LevelStreams:
     depends on. Frames go through the levels one at a time, so the arithmetic is the same wherever a chain starts.
 
     Args:
-        network: Deployed form, on `device`; its two networks in `dtype`.
+        network: Deployed form, on the device of `transfers`; its two networks in `dtype`.
         engine: Runs its parts.
-        device: Where.
+        transfers: Bring frames to the device and back. The pixels of a frame are there once they were waited for.
         dtype: Type of the features.
         plan: How sparing to be.
 
@@ -53,10 +56,10 @@ class LevelStreams:
     can_offload = True
 
     def __init__(
-        self, network: FMANetPP, engine: Engine, *, device: torch.device, dtype: torch.dtype, plan: MemoryPlan
+        self, network: FMANetPP, engine: Engine, transfers: Transfers, *, dtype: torch.dtype, plan: MemoryPlan
     ) -> None:
-        self._network, self._engine, self._plan = network, engine, plan
-        self._device, self._dtype = device, dtype
+        self._network, self._engine, self._transfers, self._plan = network, engine, transfers, plan
+        self._device, self._dtype = transfers.device, dtype
         self.steps = 0
         """Levels computed so far, over all frames; 2M per frame when they come in order."""
 
@@ -76,8 +79,13 @@ class LevelStreams:
         return memory_needed(self._network.config, height, width, self._dtype, self._plan)
 
     def _finish(self, record: _Record) -> Restored:
-        frame = self._engine.finish(record.lr, record.feat.to(self._device))[0]
-        return Restored(index=record.index, frame=frame.cpu(), exposure=record.exposure, confidence=record.confidence)
+        # Of the frame before, while the levels of this one are being computed: so never more than one is ahead.
+        self._transfers.wait()
+        exposure, confidence = record.given, float(record.given is not None)
+        if record.read is not None:
+            exposure, confidence = record.read.tolist()
+        frame = self._transfers.download(self._engine.finish(record.lr, record.feat.to(self._device))[0])
+        return Restored(index=record.index, frame=frame, exposure=exposure, confidence=confidence)
 
     def _chain(self, source: FrameSource, first: int, *, whole: bool) -> Iterator[_Record]:
         """Frames `first` ... end of its scene through all levels; without `whole`, 2M frames are only context."""
@@ -94,16 +102,16 @@ class LevelStreams:
         for n in range(first, source.num_frames):
             if n > first and source.starts_scene(n):
                 return
-            lr = source.frame(n).to(self._device, torch.float32).clamp(0, 1)[None]
+            lr = self._transfers.upload(source.frame(n).float()).clamp(0, 1)[None]
             given = source.exposure(n)
-            known = None if given is None else torch.tensor([given], device=self._device)
+            known = None if given is None else torch.tensor([given])
             embed = self._network.embed(lr, known)
-            exposure, confidence = given, float(given is not None)
+            read = None
             if given is None and embed is not None:
-                exposure, confidence = (float(value) for value in self._network.read_exposure(embed))
+                read = self._transfers.download(torch.cat(self._network.read_exposure(embed)))
             feat = self._resting(self._engine.stem(lr))
             embed = None if embed is None else embed.to(self._dtype)
-            yield _Record(index=n, lr=lr, embed=embed, exposure=exposure, confidence=confidence, feat=feat)
+            yield _Record(index=n, lr=lr, embed=embed, given=given, read=read, feat=feat)
 
     def _level(self, level: int, records: Iterator[_Record], *, whole: bool) -> Iterator[_Record]:
         """One level for all frames of a stream: each with the one before and the one after it."""

@@ -1,0 +1,169 @@
+"""The engine of CUDA graphs and its copies, with stand-ins for what needs a GPU; and on one with `-m gpu`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.test_networks import TINY, awake
+from tests.test_restorer import Clip
+from vsfmanet.engines.cuda import CudaGraphEngine, Recorded, Run, Transfers
+from vsfmanet.engines.eager import EagerEngine
+from vsfmanet.networks.fmanetpp import FMANetPP, deploy
+from vsfmanet.restorer import Restorer
+from vsfmanet.weights import save_model
+
+
+class Recorder:
+    """Records as CUDA does: what is replayed reads and writes the addresses of the recording."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, run: Run) -> Recorded:
+        self.recorded += 1
+        results = tuple(torch.full_like(result, torch.nan) for result in run())
+
+        def replay() -> None:
+            self.replayed += 1
+            for result, found in zip(results, run(), strict=True):
+                result.copy_(found)
+
+        return replay, results
+
+
+def network() -> FMANetPP:
+    return deploy(awake(TINY))
+
+
+def outcomes(engine: EagerEngine, net: FMANetPP, height: int, width: int, seed: int) -> list[Tensor]:
+    """What every part gives for one frame."""
+    generator = torch.Generator().manual_seed(seed)
+    device = next(net.parameters()).device
+    lr, following, previous = torch.rand(3, 1, 3, height, width, generator=generator).to(device)
+    embed = net.embed(lr)
+    flow = net.degradation.initial_flow(lr, (following, previous))
+    feat, *neighbours = (engine.stem(image) for image in (lr, following, previous))
+    pair = (neighbours[0], neighbours[1])
+    found = [feat, *pair]
+    for index in range(net.config.num_blocks):
+        feat, flow = engine.level(index, feat, pair, flow, embed, None)
+        found += [feat, flow]
+    feat, guides = engine.bridge(lr, feat)
+    for index, guide in enumerate(guides, net.config.num_blocks):
+        feat, flow = engine.level(index, feat, pair, flow, embed, guide)
+        found += [feat, flow]
+    return [*found, engine.finish(lr, feat)]
+
+
+def agree(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for own, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(own, theirs, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_every_part_is_recorded_once_and_gives_what_it_gives_otherwise() -> None:
+    net, record = network(), Recorder()
+    engine, eager = CudaGraphEngine(net, record), EagerEngine(net)
+    first = outcomes(engine, net, 9, 11, seed=1)
+    parts = 2 * net.config.num_blocks + 3
+    assert record.recorded == parts
+    agree(outcomes(engine, net, 9, 11, seed=2), outcomes(eager, net, 9, 11, seed=2))
+    agree(first, outcomes(eager, net, 9, 11, seed=1))  # what was given first is not what was given last
+    assert (record.recorded, record.replayed) == (parts, 2 * (parts + 2))  # three stems for each frame
+
+
+@torch.inference_mode()
+def test_frames_of_another_size_are_recorded_anew_and_the_old_graphs_released() -> None:
+    net, record = network(), Recorder()
+    engine, eager = CudaGraphEngine(net, record), EagerEngine(net)
+    parts = 2 * net.config.num_blocks + 3
+    outcomes(engine, net, 9, 11, seed=1)
+    agree(outcomes(engine, net, 8, 12, seed=1), outcomes(eager, net, 8, 12, seed=1))
+    assert record.recorded == 2 * parts
+    assert len(engine._graphs) == parts
+    assert all(buffer.shape[2:] in ((), (8, 12)) for buffer in engine._buffers.values())
+
+
+def _failing(message: str) -> Callable[[Run], Recorded]:
+    def record(run: Run) -> Recorded:
+        raise RuntimeError(message)
+
+    return record
+
+
+@torch.inference_mode()
+def test_where_recording_fails_parts_run_as_they_are_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    net = network()
+    engine = CudaGraphEngine(net, _failing("operation not permitted when stream is capturing\nmore"))
+    with caplog.at_level(logging.WARNING, "vsfmanet.engines"):
+        found = outcomes(engine, net, 9, 11, seed=1)
+    agree(found, outcomes(EagerEngine(net), net, 9, 11, seed=1))
+    assert [record.message for record in caplog.records] == [
+        "cuda: no graphs, parts are launched one by one: operation not permitted when stream is capturing"
+    ]
+
+
+@torch.inference_mode()
+def test_a_lack_of_memory_while_recording_is_for_the_restorer_to_mend() -> None:
+    engine = CudaGraphEngine(network(), _failing("CUDA out of memory. Tried to allocate 2 GiB"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.stem(torch.rand(1, 3, 9, 11))
+
+
+def test_on_a_cpu_there_is_nothing_to_copy() -> None:
+    transfers, frame = Transfers(torch.device("cpu")), torch.rand(3, 4, 5)
+    assert transfers.upload(frame) is frame
+    assert transfers.download(frame) is frame
+    transfers.wait()
+
+
+class LateTransfers(Transfers):
+    """Downloads come in when they are waited for, and not before."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.under_way: list[tuple[Tensor, Tensor]] = []
+
+    def download(self, result: Tensor) -> Tensor:
+        host = torch.full_like(result, torch.nan)
+        self.under_way.append((host, result.clone()))
+        return host
+
+    def wait(self) -> None:
+        for host, result in self.under_way:
+            host.copy_(result)
+        self.under_way.clear()
+
+
+def test_what_is_given_out_has_been_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, found = tmp_path / "tiny.safetensors", []
+    save_model(network(), weights)
+    for transfers in (Transfers, LateTransfers):
+        monkeypatch.setattr("vsfmanet.restorer.Transfers", transfers)
+        with Restorer(str(weights), device="cpu", precision="fp32") as restorer:
+            found.append([*restorer.restore(Clip(), 0, 3), *restorer.restore(Clip(), 3, 9)])
+    for at_once, late in zip(*found, strict=True):
+        assert torch.equal(at_once.frame, late.frame)
+        assert (at_once.exposure, at_once.confidence) == (late.exposure, late.confidence)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.inference_mode()
+def test_graphs_and_copies_give_what_eager_torch_gives() -> None:
+    net = network().cuda()
+    agree(
+        outcomes(CudaGraphEngine(net), net, 18, 22, seed=1),
+        outcomes(EagerEngine(net), net, 18, 22, seed=1),
+    )
+    transfers, frames = Transfers(torch.device("cuda")), [torch.rand(3, 90, 160) for _ in range(8)]
+    back = [transfers.download(2 * transfers.upload(frame)) for frame in frames]
+    transfers.wait()
+    for frame, result in zip(frames, back, strict=True):
+        assert torch.equal(2 * frame, result)

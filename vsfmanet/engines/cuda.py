@@ -1,0 +1,199 @@
+"""FMA-Net++ on CUDA: every part as a CUDA graph, one launch instead of hundreds; and copies beside the computing.
+
+Never run on a GPU: what does not need one (keys, buffers, fallback, the order of waiting) is tested with stand-ins.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vsfmanet.engines.eager import EagerEngine
+from vsfmanet.networks.fmanetpp import FMANetPP
+from vsfmanet.tiling import is_out_of_memory
+
+_WARM_UPS = 2  # the first compiles kernels and chooses algorithms, which a capture must not meet
+
+type Run = Callable[[], tuple[Tensor, ...]]
+type Recorded = tuple[Callable[[], None], tuple[Tensor, ...]]
+"""What computes anew, and the tensors in which the results then are."""
+
+_log = logging.getLogger(__name__)
+
+
+class Capture:
+    """Records what CUDA is asked to do. All graphs share memory: no two run at once, and results are copied out."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Run) -> Recorded:
+        """Record `run`, which must read and write the same addresses every time."""
+        now, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(now)
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UPS):
+                run()
+        now.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # What other threads do with CUDA meanwhile, such as another filter, is their own affair.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            results = run()
+        return graph.replay, results
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Graph:
+    key: tuple[object, ...]
+    inputs: tuple[Tensor | None, ...]
+    replay: Callable[[], None]
+    results: tuple[Tensor, ...]
+
+
+class CudaGraphEngine(EagerEngine):
+    """The modules of the network, each part recorded when it is first run with inputs of some shape.
+
+    Where recording fails, for another reason than a lack of memory, all parts run as in `EagerEngine`, with a warning.
+
+    Args:
+        network: As for `EagerEngine`, on a CUDA device.
+        record: Makes a graph of a function; `Capture` by default.
+    """
+
+    def __init__(self, network: FMANetPP, record: Callable[[Run], Recorded] | None = None) -> None:
+        super().__init__(network)
+        self._record: Callable[[Run], Recorded] | None = record or Capture()
+        self._graphs: dict[str, _Graph] = {}
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
+
+    def stem(self, lr: Tensor) -> Tensor:
+        """See `Engine`."""
+        [feat] = self._run("stem", lambda lr: (super(CudaGraphEngine, self).stem(lr),), lr)
+        return feat
+
+    def level(
+        self,
+        index: int,
+        feat: Tensor,
+        neighbours: tuple[Tensor, Tensor],
+        flow: Tensor,
+        embed: Tensor | None,
+        guide: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Engine`."""
+        out, flow = self._run(
+            f"level {index}",
+            lambda feat, following, previous, flow, embed, guide: super(CudaGraphEngine, self).level(
+                index, feat, (following, previous), flow, embed, guide
+            ),
+            feat,
+            *neighbours,
+            flow,
+            embed,
+            guide,
+        )
+        return out, flow
+
+    def bridge(self, lr: Tensor, feat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Engine`."""
+
+        def run(lr: Tensor, feat: Tensor) -> tuple[Tensor, ...]:
+            out, guides = super(CudaGraphEngine, self).bridge(lr, feat)
+            return out, *guides
+
+        out, *guides = self._run("bridge", run, lr, feat)
+        return out, tuple(guides)
+
+    def finish(self, lr: Tensor, feat: Tensor) -> Tensor:
+        """See `Engine`."""
+        [frame] = self._run("finish", lambda lr, feat: (super(CudaGraphEngine, self).finish(lr, feat),), lr, feat)
+        return frame
+
+    def _run(self, name: str, part: Callable[..., tuple[Tensor, ...]], *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Run a part by its graph, which is recorded first if need be."""
+        key = tuple(None if given is None else (given.shape, given.dtype) for given in inputs)
+        graph = self._graphs.get(name)
+        if graph is not None and graph.key != key:  # frames of another size: nothing of the old ones is of use
+            self._graphs.clear()
+            self._buffers.clear()
+            graph = None
+        if graph is None and self._record is not None:
+            buffers = tuple(None if given is None else self._buffer(place, given) for place, given in enumerate(inputs))
+            _fill(buffers, inputs)
+            try:
+                replay, results = self._record(lambda: part(*buffers))
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                _log.warning("cuda: no graphs, parts are launched one by one: %s", str(error).partition("\n")[0])
+                self._record = None
+                self._graphs.clear()
+                self._buffers.clear()
+            else:
+                graph = self._graphs[name] = _Graph(key=key, inputs=buffers, replay=replay, results=results)
+        if graph is None:
+            return part(*inputs)
+        _fill(graph.inputs, inputs)
+        graph.replay()
+        # Copies, because the frame waits for its neighbours while the graph is run for others.
+        return tuple(result.clone() for result in graph.results)
+
+    def _buffer(self, place: int, given: Tensor) -> Tensor:
+        """Where input number `place` of any part lies; parts are run one after the other."""
+        key = (place, given.shape, given.dtype)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty_like(given)
+        return self._buffers[key]
+
+
+def _fill(buffers: tuple[Tensor | None, ...], inputs: tuple[Tensor | None, ...]) -> None:
+    for buffer, given in zip(buffers, inputs, strict=True):
+        if buffer is not None and given is not None:
+            buffer.copy_(given)
+
+
+class Transfers:
+    """Frames to the device and results back, on two streams beside that which computes; on a CPU nothing to do.
+
+    Memory of the host that takes part is page-locked. torch keeps it for the next frame once the copy is done, so that
+    a few buffers go round.
+
+    Args:
+        device: Where the network computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._up = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._down = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def upload(self, frame: Tensor) -> Tensor:
+        """`frame`, fp32 on the CPU, on the device; what is computed from then on waits for it."""
+        if self._up is None:
+            return frame
+        with torch.cuda.stream(self._up):
+            moved = frame.pin_memory().to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._up)
+        moved.record_stream(computing)
+        return moved
+
+    def download(self, result: Tensor) -> Tensor:
+        """`result` on the CPU, where its values are valid after the next `wait`."""
+        if self._down is None:
+            return result
+        self._down.wait_stream(torch.cuda.current_stream(self.device))
+        host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        with torch.cuda.stream(self._down):
+            host.copy_(result, non_blocking=True)
+        result.record_stream(self._down)
+        return host
+
+    def wait(self) -> None:
+        """Until all downloads so far are done."""
+        if self._down is not None:
+            self._down.synchronize()
