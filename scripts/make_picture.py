@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, default=EXAMPLES / "dragonfly.mkv", help="blurred, low resolution")
     parser.add_argument("--sharp", type=Path, default=EXAMPLES / "dragonfly_sharp.mkv", help="its original, if known")
     parser.add_argument("--no-sharp", action="store_true", help="there is no original")
-    parser.add_argument("--model", default="fmanetpp_x4_fast", help="default: %(default)s")
+    parser.add_argument("--model", action="append", help="of one scale; may be repeated (default: fmanetpp_x4_fast)")
     parser.add_argument("--frame", type=int, default=8, help="which frame (default: %(default)s)")
     parser.add_argument("--crop", type=int, nargs=4, required=True, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"))
     parser.add_argument("--zoom", type=int, default=2, help="screen pixels per output pixel (default: %(default)s)")
@@ -41,13 +41,14 @@ def main() -> None:
     args = parser.parse_args()
 
     clip = vs.core.bs.VideoSource(str(args.clip.absolute()), cachemode=0)
-    restored = restore(clip, model=args.model)
-    size = {"width": restored.width, "height": restored.height}
-    panels = {
-        "input": clip.resize.Point(**size),
-        "bicubic": clip.resize.Bicubic(**size),
-        "vsfmanet": restored,
-    }
+    models = args.model or ["fmanetpp_x4_fast"]
+    restored = {Path(model).stem if len(models) > 1 else "vsfmanet": restore(clip, model=model) for model in models}
+    first = next(iter(restored.values()))
+    size = {"width": first.width, "height": first.height}
+    panels = {"input": clip.resize.Point(**size)}
+    if size["width"] > clip.width:
+        panels["bicubic"] = clip.resize.Bicubic(**size)
+    panels |= restored
     if not args.no_sharp:
         panels["original"] = vs.core.bs.VideoSource(str(args.sharp.absolute()), cachemode=0)
     crops = {name: picture(panel, args.frame, tuple(args.crop), args.zoom) for name, panel in panels.items()}

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from tests.test_training import run
-from training import build_benchmark, evaluate_blur, export_blur, render_pool, train_blur
+from training import build_benchmark, evaluate_blur, export_blur, render_pool, train_blur, train_shutter
 from training.loop import load_checkpoint
 from training.scenes.pool import Pool
 from training.train_blur import blur_loss, moment
 from training.train_shutter import Profiles, fit
-from vsfmanet.errors import WeightsError
+from vsfmanet.errors import SourceError, WeightsError
 from vsfmanet.exposures.shutter import INPUTS
 from vsfmanet.weights import load_analyser, load_model
 
@@ -102,6 +102,11 @@ def test_a_checkpoint_becomes_the_analyser_that_ships_and_no_model_to_restore_wi
     blurred = [row for row in measured["rows"] if row["condition"] == "5_5"]
     speed = build_benchmark.SCENES[0].speed / 4  # LR pixels per frame, and the shutter is open all the time
     assert np.mean([row["extent"] for row in blurred]) == pytest.approx(speed, rel=0.1)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "photo.png").write_bytes(next(photos.iterdir()).read_bytes())
+    with pytest.raises(SourceError, match=r"does not hold the photographs that .* was built from"):
+        run(evaluate_blur.main, benchmark, "--photos", other)
 
     monkeypatch.setattr("vsfmanet.weights.models_folder", lambda: tmp_path / "models")
     texts = ["--description", "a toy", "--data", "noise", "--command", "pytest", "--scores", scores]
@@ -115,6 +120,32 @@ def test_a_checkpoint_becomes_the_analyser_that_ships_and_no_model_to_restore_wi
     torch.testing.assert_close(load_analyser().extent(frames), trained.extent(frames), rtol=0.02, atol=0.02)  # fp16
     with pytest.raises(WeightsError, match="holds the network 'blur'"):
         load_model(str(tmp_path / "models" / "toy.safetensors"))
+
+
+def test_profiles_become_a_reader_that_loads_and_a_second_run_takes_none_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.scenes.scene.random_speed", lambda _: 3.0)
+    pool, kept, out = tmp_path / "pool", tmp_path / "kept", tmp_path / "reader.pt"
+    size = ["--size", 96, "--scale", 1, "--frames", 5]
+    run(render_pool.main, "--photos", photos, "--count", 2, "--workers", 1, "--out", pool, *size)
+    arguments = ["--pool", pool, "--profiles", kept, "--out", out, "--steps", 20]
+    run(train_shutter.main, *arguments)
+    taken = torch.load(kept / "pool" / "000001.pt")
+    assert sorted(set(taken["exposure"].tolist())) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])  # sharp among them
+    monkeypatch.setattr(train_shutter, "take_profiles", None)
+    run(train_shutter.main, *arguments)
+    value, log_error = evaluate_blur.load_reader_of(out)(taken["profile"])
+    assert value.shape == log_error.shape == taken["exposure"].shape
+
+
+def test_the_sharp_head_is_counted_over_all_pixels() -> None:
+    rows = [
+        {"sharp": 1.0, "called_sharp": 0.5, "rightly_sharp": 0.5},
+        {"sharp": 0.0, "called_sharp": 0.25, "rightly_sharp": 0.0},
+    ]
+    counted = evaluate_blur.sharp_head(rows)
+    assert counted == pytest.approx({"accuracy": 0.625, "precision": 2 / 3, "recall": 0.5})
 
 
 def test_a_reader_learns_the_exposure_and_where_it_cannot_be_told() -> None:

@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import build_benchmark, evaluate
+from training import build_benchmark, evaluate, export
 from training.build_benchmark import load_benchmark
-from training.evaluate import baselines, load_method, resize, run_network, score_scene
+from training.evaluate import about_network, baselines, load_method, load_networks, resize, run_network, score_scene
 from training.guidance import kernel_spread
 from training.loop import save_checkpoint
 from training.report import detailed_square
 from training.scoring import TRANSITIONS, load_clip, load_truth
-from vsfmanet.errors import OutputError
+from vsfmanet.errors import ConfigError, OutputError
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
+from vsfmanet.networks.mmprnn import MMPRNN, MMPRNNConfig
 
 FRAMES = 4
 
@@ -200,3 +201,38 @@ def test_a_checkpoint_of_training_can_be_scored(tmp_path: Path) -> None:
             expected = network(lr, exposure if given else None).frames
             assert frames.shape == (1, 2, 3, 32, 48)
             torch.testing.assert_close(frames, expected)
+
+
+def test_a_checkpoint_of_another_network_can_be_scored_and_shipped(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = MMPRNN(MMPRNNConfig(cell_blocks=1, decoder_blocks=1, width=4, prior_width=4)).eval()
+    torch.nn.init.normal_(network.decoder.last.weight)
+    state = {"averaged": network.state_dict(), "step": 7, "kind": "mmprnn", "preset": "toy", "scale": 1}
+    save_checkpoint(tmp_path / "latest.pt", state | {"config": dataclasses.asdict(network.config)})
+    arguments = [str(tmp_path / "latest.pt"), "--name", "toy_x1", "--models", str(tmp_path)]
+    arguments += ["--description", "d", "--data", "e", "--command", "c"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["export", *arguments])
+        export.main()
+    assert 'preset = "toy"' in (tmp_path / "manifest.toml").read_text()
+
+    lr, exposure = torch.rand(1, 3, 3, 16, 24), torch.full((1, 3), 0.6)
+    names = [str(tmp_path / "latest.pt"), str(tmp_path / "toy_x1.safetensors")]
+    loaded = load_networks(names, 1, "cpu")
+    assert list(loaded) == [f"{tmp_path.name} step 7", "toy_x1"]
+    with torch.inference_mode():
+        expected = network(lr)
+        assert (expected - lr).abs().max() > 0.01
+        for found in loaded.values():
+            frames = run_network(lr, exposure, network=found, give_exposure=True)
+            torch.testing.assert_close(frames, expected, atol=2e-3, rtol=0)
+    with pytest.raises(ConfigError, match="a network of scale 2 is needed, toy_x1 has 1"):
+        load_networks(names[1:], 2, "cpu")
+
+
+def test_the_cost_of_a_network_is_told() -> None:
+    clip = torch.rand(1, 3, 3, 16, 32)
+    told = about_network("it", MMPRNN(MMPRNNConfig(prior="speed")).eval(), clip)
+    assert told == "it: 1.97 M parameters, 0.07 GMAC a frame of 32x16, in proportion 128 at 1280x720."
+    told = about_network("it", FMANetPP(preset("fast", 1), deployed=True).eval(), clip)
+    assert told == "it: 1.32 M parameters, 0.59 GMAC a frame of 32x16, in proportion 1055 at 1280x720."

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,15 +28,20 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from training import guidance, report
 from training.build_benchmark import BenchmarkScene, load_benchmark
-from training.loop import load_checkpoint
+from training.loop import load_checkpoint, trained_network
 from training.metrics import opw_by_pair
 from training.scoring import Score, Truth, load_clip, load_truth, score_clip, to_bytes
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPOutput, preset
-from vsfmanet.weights import load_model
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPOutput
+from vsfmanet.networks.sequence import Features, SequenceNetwork, State
+from vsfmanet.weights import load_model, parameter_count
+
+type Network = FMANetPP | SequenceNetwork
+"""Whatever restores."""
 
 type Restore = Callable[[Tensor, Tensor], Tensor]
 """LR frames (1, T, 3, h, w) in [0, 1] and exposures (1, T) in (0, 1] to frames (1, T, 3, s*h, s*w), near [0, 1]."""
@@ -63,6 +69,10 @@ def main() -> None:
 
     benchmark = load_benchmark(args.benchmark)
     networks = load_networks(args.model, benchmark.scale, args.device)
+    fmanets = {name: network for name, network in networks.items() if isinstance(network, FMANetPP)}
+    if args.guidance and len(fmanets) < len(networks):
+        others = ", ".join(name for name in networks if name not in fmanets)
+        raise ConfigError(f"evaluate: --guidance is for FMA-Net++ alone, got {others}; leave one of them out")
     methods = baselines(benchmark.scale) | {
         name: partial(run_network, network=network, give_exposure=args.exposure == "given")
         for name, network in networks.items()
@@ -80,9 +90,12 @@ def main() -> None:
             print(f"{scene.name}: {name} done", flush=True)
     kind = "exact flow of the scenes" if truth.exact else "Farneback flow on truth"
     notes = [f"OPW by the {kind}; of truth itself {mean(floor):.3f}."]
+    example = benchmark.scenes[0]
+    clip = torch.from_numpy(load_clip(args.benchmark / example.name / next(reversed(example.exposure))))[None] / 255
+    notes += [about_network(name, network, clip) for name, network in networks.items()]
     if args.json:
         args.json.write_text(json.dumps([asdict(score) for score in scores], indent=1) + "\n")
-    tested = guidance.run(networks, benchmark, args.benchmark) if args.guidance else []
+    tested = guidance.run(fmanets, benchmark, args.benchmark) if args.guidance else []
     if args.json and tested:
         rows = [asdict(test) for test in tested]
         args.json.with_suffix(".guidance.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -96,7 +109,7 @@ def main() -> None:
         print(f"report: {args.report}")
 
 
-def load_networks(names: Sequence[str], scale: int, device: str) -> dict[str, FMANetPP]:
+def load_networks(names: Sequence[str], scale: int, device: str) -> dict[str, Network]:
     """Load networks, by the name to show.
 
     Raises:
@@ -106,16 +119,16 @@ def load_networks(names: Sequence[str], scale: int, device: str) -> dict[str, FM
     networks = {}
     for name in names:
         shown, network = load_method(name)
-        if network.config.scale != scale:
+        if network.scale != scale:
             raise ConfigError(
-                f"evaluate: a network of scale {scale} is needed, {shown} has {network.config.scale}; "
+                f"evaluate: a network of scale {scale} is needed, {shown} has {network.scale}; "
                 "build a benchmark of that scale"
             )
         networks[shown] = network.to(device)
     return networks
 
 
-def load_method(name_or_path: str) -> tuple[str, FMANetPP]:
+def load_method(name_or_path: str) -> tuple[str, Network]:
     """Load a network in eval mode: a model's name, a .safetensors file, or a checkpoint of training (.pt).
 
     Returns:
@@ -129,9 +142,7 @@ def load_method(name_or_path: str) -> tuple[str, FMANetPP]:
         model = load_model(name_or_path)
         return model.name, model.network
     state = load_checkpoint(path)
-    network = FMANetPP(preset(state["preset"], state["scale"]))
-    network.load_state_dict(state["averaged"])
-    return f"{path.parent.name} step {state['step']}", network.eval()
+    return f"{path.parent.name} step {state['step']}", trained_network(state)
 
 
 def baselines(scale: int) -> dict[str, Restore]:
@@ -166,11 +177,46 @@ def sharpen(frames: Tensor, *, scale: int) -> Tensor:
     return torch.from_numpy(sharp).view(frames.shape)
 
 
-def run_network(lr: Tensor, exposure: Tensor, *, network: FMANetPP, give_exposure: bool) -> Tensor:
+def run_network(lr: Tensor, exposure: Tensor, *, network: Network, give_exposure: bool) -> Tensor:
     """Restore (1, T, 3, h, w) in [0, 1] at once on the network's device; exposure (1, T) is used if it may be."""
     device = next(network.parameters()).device
+    if not isinstance(network, FMANetPP):
+        return network(lr.to(device)).cpu()
     output: FMANetPPOutput = network(lr.to(device), exposure.to(device) if give_exposure else None)
     return output.frames.cpu()
+
+
+def about_network(name: str, network: Network, clip: Tensor) -> str:
+    """Say what a network costs: parameters, and multiply-adds of convolutions and matrix products.
+
+    Args:
+        name: To show.
+        network: Not compiled.
+        clip: (1, T, 3, h, w) in [0, 1]; what the frames show counts where a network leaves out what is sharp.
+    """
+    clip = clip.to(next(network.parameters()).device)
+    with torch.inference_mode():
+        if isinstance(network, FMANetPP):
+            kernels = os.environ.get("VSFMANET_NO_KERNELS", "0")
+            os.environ["VSFMANET_NO_KERNELS"] = "1"  # they cannot be counted
+            with FlopCounterMode(display=False) as counter:
+                network(clip[:, :1])
+            os.environ["VSFMANET_NO_KERNELS"] = kernels
+        else:
+            state: State | None = None
+            features: list[Features] = []
+            for t in range(sum(network.window)):
+                encoded, state = network.encode(clip[:, t % clip.shape[1]], state)
+                features.append(encoded)
+            with FlopCounterMode(display=False) as counter:
+                encoded, _ = network.encode(clip[:, len(features) % clip.shape[1]], state)
+                network.decode([*features, encoded])
+    height, width = clip.shape[-2:]
+    cost = counter.get_total_flops() / 2e9
+    return (
+        f"{name}: {parameter_count(network) / 1e6:.2f} M parameters, {cost:.2f} GMAC a frame of {width}x{height}, "
+        f"in proportion {cost * 1280 * 720 / (width * height):.0f} at 1280x720."
+    )
 
 
 def score_scene(

@@ -3,7 +3,8 @@
     python -m training.export runs/fast/latest.pt --name fmanetpp_x4_fast --scores runs/fast/scores.json \
         --description "..." --data "..." --command "..."
 
-`--scores` is what `training.evaluate --json` wrote for this checkpoint; its means go into the manifest.
+The checkpoint is that of any training of a network that restores. `--scores` is what `training.evaluate --json` wrote
+for this checkpoint; its means go into the manifest.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Any
 
 import torch
 
-from training.loop import load_checkpoint
+from training.loop import load_checkpoint, trained_network
 from training.report import BASELINES
 from training.scoring import METRICS
-from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset
+from vsfmanet.networks.fmanetpp import FMANetPP, deploy
 from vsfmanet.weights import file_sha256, save_model
 
 
@@ -66,7 +67,7 @@ def write_manifest(path: Path, kind: str, entry: dict[str, Any]) -> None:
 def main() -> None:
     """Export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="latest.pt of training.train_restoration")
+    parser.add_argument("checkpoint", type=Path, help="latest.pt of training.train_restoration, train_mmprnn and so on")
     parser.add_argument("--name", required=True, help="<network>_x<scale>[_<preset>]")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder to write to (default: %(default)s)")
     parser.add_argument("--scores", type=Path, help="JSON that training.evaluate wrote; without it the entry has none")
@@ -76,12 +77,12 @@ def main() -> None:
     args = parser.parse_args()
 
     state = load_checkpoint(args.checkpoint)
-    network = FMANetPP(preset(state["preset"], state["scale"]))
-    network.load_state_dict(state["averaged"])
+    network = trained_network(state)
     path = args.models / f"{args.name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        save_model(deploy(network), path, about={"data": args.data, "command": args.command, "steps": state["step"]})
+        network = deploy(network) if isinstance(network, FMANetPP) else network
+        save_model(network, path, about={"data": args.data, "command": args.command, "steps": state["step"]})
 
     entry = {
         "name": args.name,
