@@ -768,7 +768,7 @@ def two_models(monkeypatch: pytest.MonkeyPatch) -> list[weights.ModelEntry]:
             sha256="0" * 64,
             licence="MIT",
             description="For tests.",
-            scores=MappingProxyType({"psnr_5_5": 28.5}),
+            scores=MappingProxyType({"psnr_5_5": 28.5, "bicubic_psnr_5_5": 26.25}),
         )
         for name in ("fmanetpp_x4_fast", "fmanetpp_x4_base")
     ]
@@ -779,14 +779,14 @@ def two_models(monkeypatch: pytest.MonkeyPatch) -> list[weights.ModelEntry]:
 def test_models_are_listed_as_a_table(two_models: list[weights.ModelEntry], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     said = capsys.readouterr().out
-    assert all(text in said for entry in two_models for text in (entry.name, "12.3", "MIT", "psnr_5_5 28.5"))
+    assert all(text in said for entry in two_models for text in (entry.name, "12.3", "MIT", "+2.25"))
 
 
 def test_models_are_listed_as_json(two_models: list[weights.ModelEntry], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [entry["name"] for entry in listed] == [entry.name for entry in two_models]
-    assert listed[0]["scores"] == {"psnr_5_5": 28.5}
+    assert listed[0]["scores"] == {"psnr_5_5": 28.5, "bicubic_psnr_5_5": 26.25}
 
 
 def test_models_without_a_manifest_have_the_exit_code_of_weights(

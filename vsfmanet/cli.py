@@ -768,13 +768,26 @@ def _models(options: argparse.Namespace) -> int:
         sys.stdout.write(f"{json.dumps(listed, indent=2)}\n")
         return 0
     table = Table(box=None, pad_edge=False)
-    for heading in ("name", "scale", "preset", "MB", "licence", "scores", "description"):
+    exposures = {"5_1": "5:1", "5_5": "5:5", "re": "RE"}
+    for heading in ("name", "scale", *(f"dB {shown}" for shown in exposures.values()), "MB", "licence", "description"):
         table.add_column(heading, overflow="fold")
     for entry in entries:
-        scores = ", ".join(f"{name} {score:g}" for name, score in entry.scores.items())
-        size = f"{entry.size / 1e6:.1f}"
-        table.add_row(entry.name, str(entry.scale), entry.preset, size, entry.licence, scores, entry.description)
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
+        gains = (entry.gain(condition) for condition in exposures)
+        table.add_row(
+            entry.name,
+            str(entry.scale),
+            *("" if gain is None else f"{gain:+.2f}" for gain in gains),
+            f"{entry.size / 1e6:.1f}",
+            entry.licence,
+            entry.description,
+        )
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+    console.print(
+        "dB: mean PSNR above bicubic, at scale 1 above the input, where the shutter is open for a fifth of the frame "
+        "interval (5:1), all of it (5:5) or changing (RE). All scores: --json. How they were measured: models/NAME.md.",
+        highlight=False,
+    )
     return 0
 
 

@@ -63,7 +63,13 @@ class ModelEntry:
     description: str
     """One line."""
     scores: Mapping[str, float]
-    """Measured scores by name, e.g. `psnr_5_5`, dB; the command that measured them stands in the manifest."""
+    """Measured scores by name, e.g. `psnr_5_5` and `bicubic_psnr_5_5`, dB; the card says by which command."""
+
+    def gain(self, condition: str) -> float | None:
+        """PSNR in dB above bicubic, or at scale 1 above the input, at "5_1" to "5_5" or "re"; None if not measured."""
+        baseline = self.scores.get(f"{'input' if self.scale == 1 else 'bicubic'}_psnr_{condition}")
+        psnr = self.scores.get(f"psnr_{condition}")
+        return None if psnr is None or baseline is None else psnr - baseline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
