@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ import vapoursynth as vs
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsfmanet.engines.cuda import Transfers
 from vsfmanet.exposures import ExposureArgument
 from vsfmanet.filter import RestoreSettings, _restore_with
 from vsfmanet.frames import check_clip
-from vsfmanet.restorer import FrameRestorer
+from vsfmanet.restorer import Encode, FrameRestorer
 from vsfmanet.segments import Reach
 from vsfmanet.streams import FrameSource, Restored
 
@@ -41,7 +42,7 @@ class MixingRestorer:
         """The context, to both sides."""
         return Reach(before=self.context, after=self.context)
 
-    def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+    def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
         """Restore frames `first` ... `stop - 1`."""
         assert not self.closed
         window = range(max(0, first - self.context), min(source.num_frames, stop + self.context))
@@ -49,7 +50,7 @@ class MixingRestorer:
         self._kept = {n: kept[n] if n in kept else self._read(source, n) for n in window}
         self._next = stop
         self.calls.append((first, stop))
-        return [self._restored(n, window) for n in range(first, stop)]
+        return [encoded(self._restored(n, window), encode) for n in range(first, stop)]
 
     def close(self) -> None:
         """Note that the filter let go."""
@@ -82,10 +83,12 @@ class EnlargingRestorer:
     scale: int = 4
     reach: Reach = field(default_factory=lambda: Reach(before=1, after=1))
 
-    def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+    def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
         """Enlarge frames `first` ... `stop - 1`."""
         return [
-            Restored(index=n, frame=enlarged(source.frame(n), self.scale), exposure=0.5, confidence=1.0)
+            encoded(
+                Restored(index=n, frame=enlarged(source.frame(n), self.scale), exposure=0.5, confidence=1.0), encode
+            )
             for n in range(first, stop)
         ]
 
@@ -117,6 +120,11 @@ class ListSource:
         return n in self.cuts
 
 
+def encoded(restored: Restored, encode: Encode | None) -> Restored:
+    """As it is asked for."""
+    return restored if encode is None else replace(restored, frame=encode(restored.index, restored.frame))
+
+
 def enlarged(frame: Tensor, scale: int) -> Tensor:
     """(3, H, W) with every pixel repeated: (3, scale*H, scale*W)."""
     return frame.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
@@ -132,8 +140,9 @@ def restore_with(
     sc_threshold: float | None = None,
     output_format: int | vs.VideoFormat | None = None,
     skip: bool = False,
+    transfers: Transfers | None = None,
 ) -> vs.VideoNode:
-    """`vsfmanet.restore` with a stand-in for the network."""
+    """`vsfmanet.restore` with a stand-in for the network, and with transfers as on a device."""
     settings = RestoreSettings(
         model="fake",
         exposure=exposure,
@@ -143,7 +152,7 @@ def restore_with(
         output_format=output_format,
         skip=skip,
     )
-    return _restore_with(check_clip(clip), restorer, settings)
+    return _restore_with(check_clip(clip), restorer, settings, transfers=transfers)
 
 
 def drawn_clip(

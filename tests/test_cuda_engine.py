@@ -6,16 +6,21 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import vapoursynth as vs
+from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.fakes import noise_clip, planes
 from tests.test_networks import TINY, awake
 from tests.test_restorer import Clip
 from vsfmanet.engines.cuda import CudaGraphEngine, Recorded, Run, Transfers
 from vsfmanet.engines.eager import EagerEngine
+from vsfmanet.filter import RestoreSettings, _restore_with
 from vsfmanet.networks.fmanetpp import FMANetPP, deploy
-from vsfmanet.restorer import Restorer
+from vsfmanet.restorer import Encode, Restorer
 from vsfmanet.weights import save_model
 
 
@@ -121,6 +126,8 @@ def test_on_a_cpu_there_is_nothing_to_copy() -> None:
     assert transfers.upload(frame) is frame
     assert transfers.download(frame) is frame
     transfers.wait()
+    buffer = transfers.buffer(7, torch.uint16)
+    assert (buffer.shape, buffer.dtype, buffer.is_pinned()) == ((7,), torch.uint16, False)
 
 
 class LateTransfers(Transfers):
@@ -131,7 +138,7 @@ class LateTransfers(Transfers):
         self.under_way: list[tuple[Tensor, Tensor]] = []
 
     def download(self, result: Tensor) -> Tensor:
-        host = torch.full_like(result, torch.nan)
+        host = torch.full_like(result, torch.nan if result.is_floating_point() else 255)
         self.under_way.append((host, result.clone()))
         return host
 
@@ -141,16 +148,50 @@ class LateTransfers(Transfers):
         self.under_way.clear()
 
 
-def test_what_is_given_out_has_been_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("encode", [None, lambda n, rgb: (100 * rgb).to(torch.uint8)], ids=["rgb", "encoded"])
+def test_what_is_given_out_has_been_waited_for(
+    encode: Encode | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights, found = tmp_path / "tiny.safetensors", []
     save_model(network(), weights)
     for transfers in (Transfers, LateTransfers):
         monkeypatch.setattr("vsfmanet.restorer.Transfers", transfers)
         with Restorer(str(weights), device="cpu", precision="fp32") as restorer:
-            found.append([*restorer.restore(Clip(), 0, 3), *restorer.restore(Clip(), 3, 9)])
+            found.append([*restorer.restore(Clip(), 0, 3, encode), *restorer.restore(Clip(), 3, 9, encode)])
     for at_once, late in zip(*found, strict=True):
         assert torch.equal(at_once.frame, late.frame)
         assert (at_once.exposure, at_once.confidence) == (late.exposure, late.confidence)
+
+
+def restored_planes(weights: Path, device: str, *, on_device: bool) -> list[list[NDArray[np.float64]]]:
+    """What the filter makes of a clip of 4:2:0, by a network on a device, with colours converted there or not."""
+    clip = noise_clip(5, width=22, height=18, cuts={3}).resize.Bicubic(format=vs.YUV420P8, matrix=1)
+    restorer = Restorer(str(weights), device=device, precision="fp32")
+    transfers = restorer.transfers if on_device else None
+    restored = _restore_with(clip, restorer, RestoreSettings(segment=2), transfers=transfers)
+    return [planes(frame) for frame in restored.frames()]
+
+
+def at_most_one_apart(one: list[list[NDArray[np.float64]]], other: list[list[NDArray[np.float64]]]) -> bool:
+    pairs = [pair for frames in zip(one, other, strict=True) for pair in zip(*frames, strict=True)]
+    return all(np.abs(a - b).max() <= 1 for a, b in pairs)
+
+
+def test_planes_are_written_when_they_have_come_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(network(), tmp_path / "tiny.safetensors")
+    expected = restored_planes(tmp_path / "tiny.safetensors", "cpu", on_device=False)
+    monkeypatch.setattr("vsfmanet.restorer.Transfers", LateTransfers)
+    assert at_most_one_apart(restored_planes(tmp_path / "tiny.safetensors", "cpu", on_device=True), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_planes_cross_to_a_gpu_and_back(tmp_path: Path) -> None:
+    save_model(network(), tmp_path / "tiny.safetensors")
+    on_host, on_device = (
+        restored_planes(tmp_path / "tiny.safetensors", "cuda", on_device=where) for where in (False, True)
+    )
+    assert at_most_one_apart(on_device, on_host)
 
 
 @pytest.mark.gpu
@@ -163,6 +204,12 @@ def test_graphs_and_copies_give_what_eager_torch_gives() -> None:
         outcomes(EagerEngine(net), net, 18, 22, seed=1),
     )
     transfers, frames = Transfers(torch.device("cuda")), [torch.rand(3, 90, 160) for _ in range(8)]
+    buffer = transfers.buffer(frames[0].numel(), torch.float32).view(3, 90, 160)
+    assert buffer.is_pinned()
+    frames.append(buffer.copy_(frames[0]))
+    there = transfers.upload(frames[0])
+    assert transfers.upload(there) is there
+    assert transfers.download(frames[0]) is frames[0]
     back = [transfers.download(2 * transfers.upload(frame)) for frame in frames]
     transfers.wait()
     for frame, result in zip(frames, back, strict=True):

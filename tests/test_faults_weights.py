@@ -28,7 +28,7 @@ from vsfmanet.errors import WeightsError
 from vsfmanet.filter import RestoreSettings, _restore_with
 from vsfmanet.frames import check_clip
 from vsfmanet.networks.fmanetpp import deploy
-from vsfmanet.restorer import Restorer
+from vsfmanet.restorer import Encode, Restorer
 from vsfmanet.streams import FrameSource, Restored
 from vsfmanet.weights import METADATA_KEY, load_model, save_model
 
@@ -265,9 +265,9 @@ def test_case_64_a_frame_that_is_not_finite_is_computed_once_more_in_fp32(
 class SpoiledRestorer(MixingRestorer):
     """Gives frames 6 and 7 with one sample too large for it."""
 
-    def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+    def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
         """Restore frames `first` ... `stop - 1`."""
-        restored = super().restore(source, first, stop)
+        restored = super().restore(source, first, stop, encode)
         for result in restored:
             if result.index in (6, 7):
                 result.frame[1, 2, 3] = float("inf")
@@ -281,8 +281,10 @@ def test_case_64_what_a_network_cannot_hold_in_16_bits_it_holds_in_32(
     alone = {name: restore(clip, model=str(weights), device="cpu", precision=name) for name in ("bf16", "fp32")}
     plain = Restorer.restore
 
-    def spoil(self: Restorer, source: FrameSource, first: int, stop: int) -> list[Restored]:
-        restored = plain(self, source, first, stop)
+    def spoil(
+        self: Restorer, source: FrameSource, first: int, stop: int, encode: Encode | None = None
+    ) -> list[Restored]:
+        restored = plain(self, source, first, stop, encode)
         spoils = self.dtype == torch.bfloat16
         return [replace(each, frame=each.frame / 0) if spoils and each.index == 2 else each for each in restored]
 

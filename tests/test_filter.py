@@ -12,12 +12,14 @@ from collections.abc import Callable, Collection
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import vapoursynth as vs
 from numpy.typing import NDArray
+from torch import Tensor
 
 import vsfmanet
 import vsfmanet.restorer
@@ -26,16 +28,22 @@ from tests.fakes import (
     ListSource,
     MixingRestorer,
     drawn_clip,
+    encoded,
     noise_clip,
     planes,
     restore_with,
     same_pixels,
 )
+from vsfmanet.engines.cuda import Transfers
 from vsfmanet.errors import ConfigError, VsfmanetError
+from vsfmanet.restorer import Encode
 from vsfmanet.segments import Reach
 from vsfmanet.streams import FrameSource, Restored
 
 core = vs.core
+
+ON_DEVICE = Transfers(torch.device("cpu"))
+"""As if the CPU were a device: colours are converted in torch."""
 
 PROJECT = Path(__file__).parents[1]
 LENGTH = 23
@@ -151,11 +159,12 @@ def test_two_ranges_read_in_turn_have_the_pixels_of_the_whole() -> None:
         assert is_exact(restored.get_frame(n + 11), n + 11)
 
 
+@pytest.mark.parametrize("transfers", [None, ON_DEVICE], ids=["host", "device"])
 @pytest.mark.parametrize("format", [vs.YUV420P8, vs.YUV444P16, vs.GRAYH])
-def test_converted_formats_do_not_depend_on_the_order_either(format: int) -> None:
+def test_converted_formats_do_not_depend_on_the_order_either(format: int, transfers: Transfers | None) -> None:
     clip = noise_clip(9, cuts={4}).resize.Bicubic(format=format, matrix=1)
-    forward = list(restore_with(clip, MixingRestorer(), segment=3).frames())
-    other = restore_with(clip, MixingRestorer(), segment=2)
+    forward = list(restore_with(clip, MixingRestorer(), segment=3, transfers=transfers).frames())
+    other = restore_with(clip, MixingRestorer(), segment=2, transfers=transfers)
     assert all(same_pixels(other.get_frame(n), forward[n]) for n in random.Random(1).sample(range(9), 9))
 
 
@@ -211,9 +220,9 @@ def test_short_memory_repeats_no_segment() -> None:
     calls: list[int] = []
 
     class Counting(EnlargingRestorer):
-        def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+        def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
             calls.append(first)
-            return restorer.restore(source, first, stop)
+            return restorer.restore(source, first, stop, encode)
 
     clip = core.std.BlankClip(width=64, height=64, format=vs.RGBS, length=100)
     for _ in restore_with(clip, Counting(), segment=4).frames(prefetch=2):
@@ -323,17 +332,18 @@ def test_a_variable_rate_is_kept() -> None:
 class BrokenRestorer(MixingRestorer):
     """Spoils one sample of frame 6."""
 
-    def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+    def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
         """Restore frames `first` ... `stop - 1`, with one NaN."""
         restored = super().restore(source, first, stop)
         for result in restored:
             if result.index == 6:
                 result.frame[1, 2, 3] = float("nan")
-        return restored
+        return [encoded(result, encode) for result in restored]
 
 
-def test_a_result_that_is_not_finite_is_an_error_and_never_black() -> None:
-    restored = restore_with(noise_clip(LENGTH), BrokenRestorer(), segment=4)
+@pytest.mark.parametrize(("format", "transfers"), [(vs.RGBS, None), (vs.RGB24, ON_DEVICE)], ids=["host", "device"])
+def test_a_result_that_is_not_finite_is_an_error_and_never_black(format: int, transfers: Transfers | None) -> None:
+    restored = restore_with(noise_clip(LENGTH, format=format), BrokenRestorer(), segment=4, transfers=transfers)
     assert restored.get_frame(3)
     with pytest.raises(
         vs.Error, match="restore: finite results are needed, got NaN or infinity in frame 6, in fp32 too; look at"
@@ -356,11 +366,11 @@ def test_a_source_that_is_not_finite_is_an_error_and_never_black() -> None:
 
 def test_a_failure_ends_one_request_and_not_the_filter() -> None:
     class Failing(MixingRestorer):
-        def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+        def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
             if not self.calls:
                 self.calls.append((first, stop))
                 raise VsfmanetError("restore: more memory is needed, got less; try again")
-            return super().restore(source, first, stop)
+            return super().restore(source, first, stop, encode)
 
     restored = filtered(Failing())
     with pytest.raises(vs.Error, match="restore: more memory is needed, got less; try again"):
@@ -428,6 +438,7 @@ class RecordingRestorer(MixingRestorer):
         super().__init__(scale=1 if model == "deblur" else 4)
         self.name = Path(model).stem
         self.dtype = torch.float32
+        self.device = torch.device("cpu")
         self.arguments = (model, device, device_index, precision, backend, tile)
         self.notify = notify
         self.made.append(self)
@@ -460,6 +471,32 @@ def test_restore_hands_the_other_arguments_to_the_filter(recording: list[Recordi
     assert clip.format.id == vs.RGB24
     assert clip.get_frame(5).props["FMANetExposure"] == 0.3
     assert recording[0].calls == [(4, 6)]
+
+
+def test_on_a_gpu_clips_of_integers_travel_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(Transfers):
+        def __init__(self) -> None:
+            super().__init__(torch.device("cpu"))
+            self.uploaded: list[tuple[torch.dtype, int]] = []
+
+        def upload(self, given: Tensor) -> Tensor:
+            self.uploaded.append((given.dtype, len(given)))
+            return super().upload(given)
+
+    class OnGpu(RecordingRestorer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.device, self.transfers = torch.device("cuda"), Counting()
+
+    monkeypatch.setattr(vsfmanet.restorer, "Restorer", OnGpu)
+    clip = noise_clip(3).resize.Bicubic(format=vs.YUV420P10, matrix=1)
+    restored = list(vsfmanet.restore(clip).frames())
+    [restorer] = OnGpu.made[-1:]
+    assert isinstance(restorer, OnGpu)
+    assert restorer.transfers.uploaded == [(torch.uint16, 16 * 12 * 3 // 2)] * 3
+    on_host = restore_with(clip, MixingRestorer())
+    for found, expected in zip(restored, on_host.frames(), strict=True):
+        assert all(np.abs(a - b).max() <= 1 for a, b in zip(planes(found), planes(expected), strict=True))
 
 
 def test_a_model_given_as_a_file_is_named_without_its_folder(recording: list[RecordingRestorer]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tests.fakes import EnlargingRestorer, drawn_clip, noise_clip, planes, restore_with
 from vsfmanet import frames
+from vsfmanet.engines.cuda import Transfers
 from vsfmanet.errors import FormatError
 from vsfmanet.segments import Reach
 
@@ -92,6 +93,82 @@ def test_chroma_matrix_and_range_go_both_ways_by_the_tags(location: int, matrix:
     inside = (slice(2, -2), slice(2, -2))  # at the borders a ramp does not go on
     for expected, plane in zip(planes(clip.get_frame(0)), planes(after), strict=True):
         assert np.abs(plane - expected)[inside].max() <= 1
+
+
+INTEGERS = [video_format for video_format in FORMATS if video_format.sample_type == vs.INTEGER]
+ON_DEVICE = Transfers(torch.device("cpu"))
+"""As if the CPU were a device: colours are converted in torch."""
+
+
+def noise_of(video_format: vs.VideoFormat, props: dict[str, object], length: int = 2) -> vs.VideoNode:
+    """Noise in all planes, 24x20 pixels."""
+    rows, columns = 20 >> video_format.subsampling_h, 24 >> video_format.subsampling_w
+
+    def draw(n: int, plane: int) -> NDArray[np.float64]:
+        noise = np.random.default_rng((n, plane)).random((rows, columns) if plane else (20, 24))
+        return np.round(noise * (2**video_format.bits_per_sample - 1))
+
+    return drawn_clip(draw, length, width=24, height=20, format=video_format.id, props=lambda n: props)
+
+
+def assert_same_clips(one: vs.VideoNode, other: vs.VideoNode, part: float) -> None:
+    """All properties alike; code values at most 1 apart, and at most a part of them."""
+    assert one.format.id == other.format.id
+    assert one.fps == other.fps
+    for a, b in zip(one.frames(), other.frames(), strict=True):
+        assert dict(a.props) == dict(b.props)
+        for x, y in zip(planes(a), planes(b), strict=True):
+            assert np.abs(x - y).max() <= 1
+            assert (x != y).mean() <= part
+
+
+@pytest.mark.parametrize("video_format", INTEGERS, ids=lambda video_format: str(video_format.name))
+def test_colours_are_the_same_on_the_device_as_on_the_host(video_format: vs.VideoFormat) -> None:
+    matrix = 0 if video_format.color_family == vs.RGB else 6
+    tags: dict[str, object] = {"_Matrix": matrix, "_Range": 1, "_ChromaLocation": 2, "_Primaries": 6, "_Transfer": 6}
+    clip = noise_of(video_format, {**tags, "Name": "x"})
+    host, device = (restore_with(clip, EnlargingRestorer(scale=2), transfers=where) for where in (None, ON_DEVICE))
+    assert_same_clips(device, host, 0.03 if video_format.bits_per_sample > 10 else 0.002)
+
+
+@pytest.mark.parametrize("output_format", [vs.RGB24, vs.GRAY10, vs.YUV420P8, vs.YUV422P16])
+@pytest.mark.parametrize("format", [vs.RGB48, vs.GRAY8, vs.YUV444P8, vs.YUV420P10])
+def test_other_formats_too_are_the_same_from_the_device(format: int, output_format: int) -> None:
+    tags: dict[str, object] = {"_Range": 1} if format == vs.RGB48 else {"_Matrix": 9, "_Range": 1, "_ChromaLocation": 1}
+    clip = noise_of(core.get_video_format(format), tags)
+    host, device = (
+        restore_with(clip, EnlargingRestorer(scale=1), output_format=output_format, transfers=where)
+        for where in (None, ON_DEVICE)
+    )
+    assert_same_clips(device, host, 0.03)
+
+
+def test_tags_that_change_in_mid_clip_count_on_the_device_too() -> None:
+    clip = core.std.Splice(
+        [
+            noise_of(core.get_video_format(vs.YUV420P8), {"_Matrix": m, "_Range": r, "_ChromaLocation": c}, 1)
+            for m, r, c in ((1, 0, 0), (9, 1, 2), (8, 0, 1), (7, 1, 5))
+        ]
+    )
+    host, device = (restore_with(clip, EnlargingRestorer(), segment=3, transfers=t) for t in (None, ON_DEVICE))
+    assert_same_clips(device, host, 0.002)
+
+
+@pytest.mark.parametrize(
+    ("format", "output_format", "converts"),
+    [
+        (vs.YUV420P8, vs.YUV420P8, True),
+        (vs.RGB24, vs.YUV422P16, True),
+        (vs.YUV420P8, vs.RGBS, False),
+        (vs.YUV444PS, vs.YUV444P8, False),
+    ],
+)
+def test_the_device_converts_where_both_formats_are_of_integers(
+    format: int, output_format: int, converts: bool
+) -> None:
+    source, target = core.get_video_format(format), core.get_video_format(output_format)
+    assert isinstance(frames.colour_path(source, target, 16, 8, None), frames.HostColour)
+    assert isinstance(frames.colour_path(source, target, 16, 8, ON_DEVICE), frames.DeviceColour) is converts
 
 
 def test_tags_may_change_in_mid_clip() -> None:

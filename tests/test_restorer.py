@@ -166,3 +166,14 @@ def test_precision_and_device_follow_one_rule() -> None:
         pick_precision("fp16", cpu)
     with pytest.raises(DeviceError, match="got 99"):
         pick_device("cuda", 99)
+
+
+def test_a_frame_is_delivered_as_it_is_encoded(restorer: Restorer) -> None:
+    def encode(n: int, rgb: Tensor) -> Tensor:
+        return torch.cat([rgb.flatten()[:5], torch.tensor([float(n)])])
+
+    expected = frames(restorer, Clip(), 2, 9)
+    encoded = restorer.restore(Clip(), 2, 9, encode)
+    assert [result.frame[5].item() for result in encoded] == list(range(2, 9))
+    assert all(torch.equal(each.frame[:5], rgb.flatten()[:5]) for each, rgb in zip(encoded, expected, strict=True))
+    assert [result.index for result in encoded] == list(range(2, 9))

@@ -93,7 +93,7 @@ def with_exposures_by_sight(marked: vs.VideoNode, *, device: str = "auto", devic
     depends on frames n-12 ... n+12 of its scene alone.
 
     Args:
-        marked: RGBS clip whose frames say by `SCENE_START` where scenes start.
+        marked: clip from `frames.tag_colour` whose frames say by `SCENE_START` where scenes start.
         device: "auto", "cpu" or "cuda".
         device_index: which of several devices.
 
@@ -171,10 +171,10 @@ def _scene(n: int, around: list[vs.VideoFrame], num_frames: int) -> list[Reading
 
 
 def reduced(marked: vs.VideoNode) -> vs.VideoNode:
-    """The clip at most `READ_WIDTH` wide, for its motion."""
+    """A clip from `frames.tag_colour` as RGBS and at most `READ_WIDTH` wide, for its motion."""
     reduction = max(1.0, marked.width / READ_WIDTH)
     width, height = (max(frames.MIN_SIDE, round(side / reduction)) for side in (marked.width, marked.height))
-    small = marked if reduction == 1 else marked.resize.Bicubic(width, height)
+    small = marked.resize.Bicubic(width, height, format=vs.RGBS)
     small.std.SetVideoCache(mode=1, fixedsize=1, maxsize=4)
     return small
 

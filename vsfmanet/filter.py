@@ -27,7 +27,8 @@ from vsfmanet.exposures import ExposureArgument, Exposures, KnownExposure
 from vsfmanet.segments import MAX_LENGTH, SegmentGrid, default_length
 
 if TYPE_CHECKING:
-    from vsfmanet.restorer import FrameRestorer
+    from vsfmanet.engines.cuda import Transfers
+    from vsfmanet.restorer import Encode, FrameRestorer
     from vsfmanet.streams import Restored
 
 SCENE_START = "FMANetSceneStart"
@@ -181,7 +182,13 @@ def restore(
         exact = None if restorer.dtype == torch.float32 else partial(in_precision, "fp32", "torch")
         try:
             # Its name of the model, because the argument may be the path of a file.
-            return _restore_with(source, restorer, replace(settings, model=restorer.name), exact)
+            return _restore_with(
+                source,
+                restorer,
+                replace(settings, model=restorer.name),
+                exact,
+                transfers=restorer.transfers if restorer.device.type == "cuda" else None,
+            )
         except BaseException:
             restorer.close()
             raise
@@ -223,8 +230,8 @@ def exposure(
         known_exposures = _exposures(clip, exposure, source_path)
         looked_at = clip
         if known_exposures.estimates:
-            rgb = frames.to_rgb(frames.tag_colour(frames.check_clip(clip)))
-            looked_at = _with_estimates(_mark_scenes(rgb, None), known_exposures, device, device_index)
+            marked = _mark_scenes(frames.tag_colour(frames.check_clip(clip)), None)
+            looked_at = _with_estimates(marked, known_exposures, device, device_index)
     except VsfmanetError as error:
         raise vs.Error(f"exposure: {str(error).removeprefix('restore: ')}") from error
 
@@ -287,6 +294,8 @@ def _restore_with(
     restorer: FrameRestorer,
     settings: RestoreSettings,
     exact: Callable[[], FrameRestorer] | None = None,
+    *,
+    transfers: Transfers | None = None,
 ) -> vs.VideoNode:
     """`restore` with any restorer; it is closed when the returned clip is released.
 
@@ -295,6 +304,7 @@ def _restore_with(
         restorer: what does the work.
         settings: what the caller asked for.
         exact: makes one of the same reach in fp32, for frames that are not finite without; None if it is that already.
+        transfers: those of the restorer, for colours to be converted on its device where they can; None for the host.
 
     Raises:
         FormatError: the output format cannot be made.
@@ -316,14 +326,15 @@ def _restore_with(
     )
     tagged = frames.tag_colour(clip)
     tagged.std.SetVideoCache(mode=1, fixedsize=1, maxsize=grid.slots + _READ_AHEAD)
-    source = _mark_scenes(frames.to_rgb(tagged), settings.sc_threshold)
+    source = _mark_scenes(tagged, settings.sc_threshold)
     known = _exposures(clip, settings.exposure, settings.source_path)
     if known.estimates:
         source = _with_estimates(source, known, settings.device, settings.device_index)
-    run = _SegmentRun(restorer, grid, settings.model, known, exact)
-    host = _host(source, grid, run)
-    rgb = _unpacked(host, grid, like=clip.std.BlankClip(format=vs.RGBS, width=width, height=height, keep=True))
-    restored = _with_props(frames.from_rgb(rgb, tagged, target), tagged)
+    colour = frames.colour_path(clip.format, target, width, height, transfers)
+    run = _SegmentRun(restorer, grid, settings.model, known, exact, colour)
+    host = _host(colour.readable(source), grid, run)
+    like = clip.std.BlankClip(format=colour.written.id, width=width, height=height, keep=True)
+    restored = _with_props(colour.finished(_unpacked(host, grid, like), tagged), tagged)
     if not settings.skip:
         return restored
 
@@ -336,14 +347,16 @@ def _restore_with(
     )
 
 
-def _mark_scenes(rgb: vs.VideoNode, threshold: float | None) -> vs.VideoNode:
-    """An RGBS clip whose frames say in `FMANetSceneStart` whether they start a scene; unmarked for a threshold of 0.
+def _mark_scenes(clip: vs.VideoNode, threshold: float | None) -> vs.VideoNode:
+    """A clip from `frames.tag_colour` whose frames say in `FMANetSceneStart` whether they start a scene.
+
+    For a threshold of 0 nothing is said.
 
     Every frame is marked before windows are formed, because the detector looks further than a window may.
     """
     if threshold == 0:
-        return rgb
-    thumbnail = rgb.resize.Bilinear(scene.THUMBNAIL_WIDTH, scene.THUMBNAIL_HEIGHT, format=vs.GRAYS, matrix=1)
+        return clip
+    thumbnail = clip.resize.Bilinear(scene.THUMBNAIL_WIDTH, scene.THUMBNAIL_HEIGHT, format=vs.GRAYS, matrix=1)
     offsets = range(-scene.REACH_BACK, scene.REACH_AHEAD + 1)
 
     def starts_scene(n: int, thumbnails: Sequence[vs.VideoFrame]) -> bool:
@@ -354,7 +367,7 @@ def _mark_scenes(rgb: vs.VideoNode, threshold: float | None) -> vs.VideoNode:
             tagged = scene.tagged_start(own.props, previous.props)
             if tagged is not None:
                 return tagged
-        inside = [0 <= n + offset < rgb.num_frames for offset in offsets]
+        inside = [0 <= n + offset < clip.num_frames for offset in offsets]
         around = [np.asarray(frame[0]) if here else None for frame, here in zip(thumbnails, inside, strict=True)]
         return scene.detected_start(around, scene.DEFAULT_THRESHOLD if threshold is None else threshold)
 
@@ -363,7 +376,7 @@ def _mark_scenes(rgb: vs.VideoNode, threshold: float | None) -> vs.VideoNode:
         frame.props[SCENE_START] = int(starts_scene(n, f[1:]))
         return frame
 
-    return rgb.std.ModifyFrame([rgb, *(shifted(thumbnail, offset) for offset in offsets)], mark)
+    return clip.std.ModifyFrame([clip, *(shifted(thumbnail, offset) for offset in offsets)], mark)
 
 
 def shifted(clip: vs.VideoNode, offset: int) -> vs.VideoNode:
@@ -431,13 +444,8 @@ class _Window:
         self._slots = slots
 
     def frame(self, n: int) -> Tensor:
-        """Frame `n`: (3, H, W) RGB, fp32, nominal range [0, 1]."""
-        rgb = frames.read_frame(self._slot(n))
-        if not frames.is_finite(rgb):
-            raise FormatError(
-                f"restore: finite samples are needed, got NaN or infinity in frame {n} of the clip; mend the source"
-            )
-        return rgb
+        """See `FrameSource`."""
+        return self._run.colour.read(self.slot(n), n)
 
     def exposure(self, n: int) -> float | None:
         """Exposure of frame `n` in (0, 1]; None if unknown."""
@@ -446,11 +454,11 @@ class _Window:
 
     def known_exposure(self, n: int) -> KnownExposure | None:
         """Exposure of frame `n`, and who gave it; None if unknown."""
-        return self._run.exposures.resolve(n, self._slot(n).props)
+        return self._run.exposures.resolve(n, self.slot(n).props)
 
     def starts_scene(self, n: int) -> bool:
         """Whether a cut lies between frames n-1 and n."""
-        return bool(self._slot(n).props.get(SCENE_START, 0))
+        return bool(self.slot(n).props.get(SCENE_START, 0))
 
     def reach(self, n: int) -> tuple[int, int]:
         """First and last frame that the pixels of frame `n` depend on, all of its scene."""
@@ -462,7 +470,8 @@ class _Window:
             last += 1
         return first, last
 
-    def _slot(self, n: int) -> vs.VideoFrame:
+    def slot(self, n: int) -> vs.VideoFrame:
+        """Frame `n` of the clip."""
         return self._slots[self._run.grid.slot(self._segment, n)]
 
 
@@ -479,9 +488,11 @@ class _SegmentRun:
         model: str,
         exposures: Exposures,
         exact: Callable[[], FrameRestorer] | None,
+        colour: frames.ColourPath,
     ) -> None:
         self.grid = grid
         self.exposures = exposures
+        self.colour = colour
         self._model = model
         self._restorer = restorer
         self._make_exact = exact
@@ -503,7 +514,7 @@ class _SegmentRun:
     def _packed(self, segment: int, slots: list[vs.VideoFrame]) -> vs.VideoFrame:
         window = _Window(self, segment, slots)
         first, stop = self.grid.bounds(segment)
-        restored = self._restorer.restore(window, first, stop)
+        restored = self._restorer.restore(window, first, stop, self._encode(window))
         assert [result.index for result in restored] == list(range(first, stop))
         packed = vs.core.create_video_frame(vs.core.get_video_format(vs.GRAY8), 1, 1)
         for result in restored:
@@ -512,16 +523,18 @@ class _SegmentRun:
 
     def _frame(self, window: _Window, restored: Restored) -> vs.VideoFrame:
         n = restored.index
-        if not frames.is_finite(restored.frame) and self._make_exact is not None:
+        finite = self.colour.is_finite(restored.frame)
+        if not finite and self._make_exact is not None:
             restored = self._again(window, n)
-        if not frames.is_finite(restored.frame):
+            finite = self.colour.is_finite(restored.frame)
+        if not finite:
             raise IncompleteError(
                 f"restore: finite results are needed, got NaN or infinity in frame {n}, in fp32 too; look at that "
                 "frame of the source, and report it"
             )
         known = window.known_exposure(n)
         start, end = window.reach(n)
-        frame = frames.write_frame(restored.frame)
+        frame = self.colour.write(restored.frame, window.slot(n), n)
         if restored.exposure is not None:
             source = "network" if known is None else known.source
             confidence = restored.confidence if known is None else known.confidence
@@ -539,8 +552,11 @@ class _SegmentRun:
             )
             self._exact = self._make_exact()
             weakref.finalize(self, self._exact.close)
-        [restored] = self._exact.restore(window, n, n + 1)
+        [restored] = self._exact.restore(window, n, n + 1, self._encode(window))
         return restored
+
+    def _encode(self, window: _Window) -> Encode:
+        return lambda n, rgb: self.colour.encode(rgb, window.slot(n), n)
 
 
 def _is_int(value: object) -> bool:

@@ -1,4 +1,8 @@
-"""Planes to tensors and back, and colour: any clip becomes RGBS for the network, and its own format again afterwards.
+"""Planes to tensors and back, and colour: any clip becomes RGB for the network, and its own format again afterwards.
+
+There are two ways, and `colour_path` chooses: zimg converts on the host, to RGBS and back; or integer planes go to the
+device of the network as they are and come back as such, with an eighth of the bytes for 8 bit 4:2:0, and torch converts
+there.
 
 What can differ from frame to frame (matrix, range, chroma location, field order) is read from each frame, never from
 frame 0 for all: hosts such as mpv and FFmpeg have no frames to give while a script is being loaded.
@@ -9,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +21,11 @@ import vapoursynth as vs
 from torch import Tensor
 
 from vsfmanet.errors import FormatError
+from vsfmanet.ops.colour import MATRICES, Coding
 from vsfmanet.segments import MAX_FRAMES
+
+if TYPE_CHECKING:
+    from vsfmanet.engines.cuda import Transfers
 
 MIN_SIDE = 8
 """Smallest width and height of a clip in pixels."""
@@ -24,16 +33,6 @@ MIN_SIDE = 8
 COLOUR_PROPS = ("_Matrix", "_Range", "_ChromaLocation")
 """Properties that a conversion by `from_rgb` writes."""
 
-# What zimg converts by its coefficients alone. Constant luminance, ICtCp and the derived ones need a transfer as well.
-_MATRICES = (
-    vs.MATRIX_BT709,
-    vs.MATRIX_FCC,
-    vs.MATRIX_BT470_BG,
-    vs.MATRIX_ST170_M,
-    vs.MATRIX_ST240_M,
-    vs.MATRIX_YCGCO,
-    vs.MATRIX_BT2020_NCL,
-)
 _TRANSFERS = {1, 2, *range(4, 19)}  # of H.273, as far as resize knows them
 _PRIMARIES = {1, 2, *range(4, 13), 22}
 _UNSPECIFIED = 2  # of matrix, primaries and transfer alike
@@ -166,26 +165,12 @@ def from_rgb(rgb: vs.VideoNode, tagged: vs.VideoNode, target: vs.VideoFormat) ->
         tagged: the source from `tag_colour`, of any size and of the same length; its properties decide frame by frame.
         target: what the result is to be. Integer formats clamp to their code values.
     """
-    from_is_rgb = tagged.format.color_family == vs.RGB
-    to_is_rgb = target.color_family == vs.RGB
-    if from_is_rgb and target.id == vs.RGBS:
+    if tagged.format.color_family == vs.RGB and target.id == vs.RGBS:
         return rgb
     converted: dict[_Colour, vs.VideoNode] = {}
 
-    def colour_of(props: Mapping[str, object], n: int) -> _Colour:
-        if to_is_rgb and not from_is_rgb:
-            return _Colour(matrix=int(vs.MATRIX_RGB), range=1, chroma_location=0)
-        if from_is_rgb and not to_is_rgb:
-            primaries = _tag(props, "_Primaries", n, default=_UNSPECIFIED)
-            return _Colour(matrix=guess_matrix(rgb.width, rgb.height, primaries), range=0, chroma_location=0)
-        return _Colour(
-            matrix=_tag(props, "_Matrix", n),
-            range=_tag(props, "_Range", n),
-            chroma_location=_tag(props, "_ChromaLocation", n) if _is_subsampled(tagged.format) else 0,
-        )
-
     def convert(n: int, f: vs.VideoFrame) -> vs.VideoNode:
-        colour = colour_of(f.props, n)
+        colour = _colour_of_result(f.props, n, tagged.format, target, rgb.width, rgb.height)
         if colour not in converted:
             converted[colour] = rgb.resize.Bicubic(
                 format=target.id,
@@ -208,6 +193,188 @@ class _Colour:
     range: int
     """0 limited, 1 full."""
     chroma_location: int
+
+
+def _colour_of_result(
+    props: Mapping[str, object], n: int, source: vs.VideoFormat, target: vs.VideoFormat, width: int, height: int
+) -> _Colour:
+    """What frame `n` is to be, by the properties that `tag_colour` gave it; see `from_rgb`."""
+    if target.color_family == vs.RGB and source.color_family != vs.RGB:
+        return _Colour(matrix=int(vs.MATRIX_RGB), range=1, chroma_location=0)
+    if source.color_family == vs.RGB and target.color_family != vs.RGB:
+        primaries = _tag(props, "_Primaries", n, default=_UNSPECIFIED)
+        return _Colour(matrix=guess_matrix(width, height, primaries), range=0, chroma_location=0)
+    return _Colour(
+        matrix=_tag(props, "_Matrix", n),
+        range=_tag(props, "_Range", n),
+        chroma_location=_tag(props, "_ChromaLocation", n) if _is_subsampled(source) else 0,
+    )
+
+
+class ColourPath(Protocol):
+    """How the frames of a clip become RGB for the network, and what it restores becomes a clip again."""
+
+    written: vs.VideoFormat
+    """Format of the frames from `write`."""
+
+    def readable(self, tagged: vs.VideoNode) -> vs.VideoNode:
+        """A clip from `tag_colour`, whose frames `read` takes."""
+        ...
+
+    def read(self, frame: vs.VideoFrame, n: int) -> Tensor:
+        """RGB of frame `n`: (3, H, W), fp32, nominal range [0, 1], where the network computes or on the CPU.
+
+        Raises:
+            FormatError: It is not finite.
+        """
+        ...
+
+    def encode(self, rgb: Tensor, source: vs.VideoFrame, n: int) -> Tensor:
+        """What is brought to the host of restored frame `n`, (3, H, W), whose source is given; asks for no value."""
+        ...
+
+    def is_finite(self, encoded: Tensor) -> bool:
+        """Whether the frame was, now that what `encode` made is on the host."""
+        ...
+
+    def write(self, encoded: Tensor, source: vs.VideoFrame, n: int) -> vs.VideoFrame:
+        """A new frame of what `encode` made, with no properties but those of its colour."""
+        ...
+
+    def finished(self, written: vs.VideoNode, tagged: vs.VideoNode) -> vs.VideoNode:
+        """The restored clip, of frames from `write`; the source from `tag_colour` decides on colours."""
+        ...
+
+
+def colour_path(
+    source: vs.VideoFormat, target: vs.VideoFormat, width: int, height: int, transfers: Transfers | None
+) -> ColourPath:
+    """Where colours are converted: on the device if there are transfers to it and both formats are of integers.
+
+    Args:
+        source: Format of the clip.
+        target: Format of the result.
+        width: Of the result, pixels.
+        height: Of the result, pixels.
+        transfers: To the device of the network and back; None for the host. On a CPU zimg is the quicker one.
+    """
+    if transfers is None or vs.FLOAT in (source.sample_type, target.sample_type):
+        return HostColour(target)
+    return DeviceColour(source, target, width, height, transfers)
+
+
+class HostColour:
+    """zimg converts to RGBS and back, any format."""
+
+    def __init__(self, target: vs.VideoFormat) -> None:
+        self._target = target
+        self.written = vs.core.get_video_format(vs.RGBS)
+
+    def readable(self, tagged: vs.VideoNode) -> vs.VideoNode:
+        """See `ColourPath`."""
+        return to_rgb(tagged)
+
+    def read(self, frame: vs.VideoFrame, n: int) -> Tensor:
+        """See `ColourPath`."""
+        rgb = read_frame(frame)
+        if not is_finite(rgb):
+            raise FormatError(
+                f"restore: finite samples are needed, got NaN or infinity in frame {n} of the clip; mend the source"
+            )
+        return rgb
+
+    def encode(self, rgb: Tensor, source: vs.VideoFrame, n: int) -> Tensor:
+        """See `ColourPath`."""
+        return rgb
+
+    def is_finite(self, encoded: Tensor) -> bool:
+        """See `ColourPath`."""
+        return is_finite(encoded)
+
+    def write(self, encoded: Tensor, source: vs.VideoFrame, n: int) -> vs.VideoFrame:
+        """See `ColourPath`."""
+        return write_frame(encoded)
+
+    def finished(self, written: vs.VideoNode, tagged: vs.VideoNode) -> vs.VideoNode:
+        """See `ColourPath`."""
+        return from_rgb(written, tagged, self._target)
+
+
+class DeviceColour:
+    """Integer planes to the device and back; the same code values as by `HostColour`, give or take one.
+
+    Args:
+        source: Format of the clip, integer.
+        target: Format of the result, integer.
+        width: Of the result, pixels.
+        height: Of the result, pixels.
+        transfers: To the device and back.
+    """
+
+    def __init__(
+        self, source: vs.VideoFormat, target: vs.VideoFormat, width: int, height: int, transfers: Transfers
+    ) -> None:
+        self._source, self._width, self._height, self._transfers = source, width, height, transfers
+        self.written = target
+
+    def readable(self, tagged: vs.VideoNode) -> vs.VideoNode:
+        """See `ColourPath`."""
+        return tagged
+
+    def read(self, frame: vs.VideoFrame, n: int) -> Tensor:
+        """See `ColourPath`; integers are finite."""
+        colour = _Colour(
+            matrix=_tag(frame.props, "_Matrix", n),
+            range=_tag(frame.props, "_Range", n),
+            chroma_location=_tag(frame.props, "_ChromaLocation", n) if _is_subsampled(self._source) else 0,
+        )
+        coding = _coding(self._source, colour)
+        packed = self._transfers.buffer(coding.size(frame.height, frame.width), coding.dtype)
+        for plane, copied in enumerate(coding.planes(packed, frame.height, frame.width)):
+            np.copyto(copied.numpy(), np.asarray(frame[plane]))
+        return coding.decode(self._transfers.upload(packed), frame.height, frame.width)
+
+    def encode(self, rgb: Tensor, source: vs.VideoFrame, n: int) -> Tensor:
+        """See `ColourPath`."""
+        return _coding(self.written, self._colour(source, n)).encode(rgb)
+
+    def is_finite(self, encoded: Tensor) -> bool:
+        """See `ColourPath`."""
+        return bool(encoded[-1].item())
+
+    def write(self, encoded: Tensor, source: vs.VideoFrame, n: int) -> vs.VideoFrame:
+        """See `ColourPath`."""
+        colour = self._colour(source, n)
+        frame = vs.core.create_video_frame(self.written, self._width, self._height)
+        for plane, copied in enumerate(_coding(self.written, colour).planes(encoded, self._height, self._width)):
+            np.copyto(np.asarray(frame[plane]), copied.numpy())
+        # As zimg does; the source's own primaries and transfer come later, if it has any.
+        frame.props.update(_Matrix=colour.matrix, _Range=colour.range, _Primaries=_UNSPECIFIED, _Transfer=_UNSPECIFIED)
+        if _is_subsampled(self.written):
+            frame.props["_ChromaLocation"] = colour.chroma_location
+        return frame
+
+    def finished(self, written: vs.VideoNode, tagged: vs.VideoNode) -> vs.VideoNode:
+        """See `ColourPath`."""
+        return written
+
+    def _colour(self, source: vs.VideoFrame, n: int) -> _Colour:
+        return _colour_of_result(source.props, n, self._source, self.written, self._width, self._height)
+
+
+_FAMILIES: dict[int, Literal["rgb", "yuv", "gray"]] = {vs.RGB: "rgb", vs.YUV: "yuv", vs.GRAY: "gray"}
+
+
+def _coding(video_format: vs.VideoFormat, colour: _Colour) -> Coding:
+    """What the code values of an integer format mean."""
+    return Coding(
+        family=_FAMILIES[video_format.color_family],
+        bits=video_format.bits_per_sample,
+        matrix=colour.matrix,
+        full=bool(colour.range),
+        subsampling=(video_format.subsampling_w, video_format.subsampling_h),
+        location=colour.chroma_location,
+    )
 
 
 def _refuse_interlaced(props: Mapping[str, object], n: int) -> None:
@@ -242,8 +409,8 @@ def _colour_tags(props: Mapping[str, object], n: int, clip: vs.VideoNode) -> dic
     matrix = guess_matrix(clip.width, clip.height, _tag(props, "_Primaries", n, default=_UNSPECIFIED))
     named = _tag(props, "_Matrix", n, default=_UNSPECIFIED)
     # Grey stays grey under any matrix, so one that cannot be used (0, on a plane taken from RGB) needs no complaint.
-    if named in _MATRICES or (named != _UNSPECIFIED and clip.format.color_family == vs.YUV):
-        matrix = _tag(props, "_Matrix", n, allowed=_MATRICES)
+    if named in MATRICES or (named != _UNSPECIFIED and clip.format.color_family == vs.YUV):
+        matrix = _tag(props, "_Matrix", n, allowed=MATRICES)
     tags = {"_Matrix": matrix, "_Range": _tag(props, "_Range", n, default=0, allowed=(0, 1))}
     if _is_subsampled(clip.format):
         tags["_ChromaLocation"] = _tag(props, "_ChromaLocation", n, default=0, allowed=range(6))

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -28,6 +29,9 @@ from vsfmanet.weights import load_model
 
 _log = logging.getLogger(__name__)
 
+type Encode = Callable[[int, Tensor], Tensor]
+"""Of a frame's number and what was restored, (3, H, W) on the device, makes what is to be brought to the host."""
+
 
 class FrameRestorer(Protocol):
     """What the filter needs of a restorer; tests put a fake here."""
@@ -42,8 +46,8 @@ class FrameRestorer(Protocol):
         """Frames that are read to restore a frame."""
         ...
 
-    def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
-        """Restore frames `first` ... `stop - 1` of the source, in order."""
+    def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
+        """Restore frames `first` ... `stop - 1` of the source, in order: as RGB, or as `encode` makes of it."""
         ...
 
     def close(self) -> None:
@@ -113,7 +117,8 @@ class Restorer:
                 raise ConfigError(f"restore: backend {backend!r} is for FMA-Net++, got model {model!r}; leave it out")
             network.to(self.dtype).to(memory_format=torch.channels_last)
         self._network = network
-        self._transfers = Transfers(self.device)
+        self.transfers = Transfers(self.device)
+        """To the device and back, for those who give frames that are there already."""
         self._streams: Streams | None = self._make_streams()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vsfmanet")
         self._source = _SourceInUse()
@@ -128,10 +133,13 @@ class Restorer:
         assert self._streams is not None
         return self._streams.steps
 
-    def restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
-        """Restore frames `first` ... `stop - 1` of `source`, in order; see `FrameRestorer`."""
+    def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
+        """Restore frames `first` ... `stop - 1` of `source`, in order; see `FrameRestorer`.
+
+        `encode` is called in the restorer's thread, between the frames: it should enqueue work, and wait for none.
+        """
         try:
-            return self._thread.submit(self._restore, source, first, stop).result()
+            return self._thread.submit(self._restore, source, first, stop, encode).result()
         finally:
             while self._notices:
                 self._notify(self._notices.pop(0))
@@ -151,11 +159,11 @@ class Restorer:
         self.close()
 
     @torch.inference_mode()
-    def _restore(self, source: FrameSource, first: int, stop: int) -> list[Restored]:
+    def _restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None) -> list[Restored]:
         self._source.lent = source
         try:
-            restored = [self._frame(n) for n in range(first, stop)]
-            self._transfers.wait()
+            restored = [self._frame(n, encode) for n in range(first, stop)]
+            self.transfers.wait()
             return restored
         except BaseException:
             self._stream = None
@@ -163,11 +171,13 @@ class Restorer:
         finally:
             self._source.lent = None
 
-    def _frame(self, n: int) -> Restored:
-        """Frame `n`, by the first plan from the present one on for which memory is enough."""
+    def _frame(self, n: int, encode: Encode | None) -> Restored:
+        """Frame `n`, on its way to the host, by the first plan from the present one on for which memory is enough."""
         while True:
             try:
-                return self._advance(n)
+                restored = self._advance(n)
+                frame = restored.frame if encode is None else encode(n, restored.frame)
+                return replace(restored, frame=self.transfers.download(frame))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -219,7 +229,7 @@ class Restorer:
         """Streams of the network by the present plan."""
         if isinstance(self._network, FMANetPP):
             engine = self._engine(self._network)
-            return LevelStreams(self._network, engine, self._transfers, dtype=self.dtype, plan=self._plan)
+            return LevelStreams(self._network, engine, self.transfers, dtype=self.dtype, plan=self._plan)
         return WindowStreams(self._network, device=self.device, plan=self._plan)
 
     def _engine(self, network: FMANetPP) -> Engine:

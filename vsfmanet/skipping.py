@@ -54,7 +54,7 @@ def pass_sharp_frames(
     Args:
         restored: what the network makes.
         passed: the frames as they came, in the format of `restored`.
-        marked: the same as RGBS, whose frames say by `SCENE_START` where scenes start.
+        marked: the clip from `frames.tag_colour`, whose frames say by `SCENE_START` where scenes start.
         known: what can know their exposures.
         device: "auto", "cpu" or "cuda".
         device_index: which of several devices.

@@ -171,12 +171,16 @@ class Transfers:
         self._up = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._down = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def upload(self, frame: Tensor) -> Tensor:
-        """`frame`, fp32 on the CPU, on the device; what is computed from then on waits for it."""
-        if self._up is None:
-            return frame
+    def buffer(self, size: int, dtype: torch.dtype) -> Tensor:
+        """Uninitialised vector on the CPU, from which an upload need not copy first."""
+        return torch.empty(size, dtype=dtype, pin_memory=self._up is not None)
+
+    def upload(self, given: Tensor) -> Tensor:
+        """What is given on the device, if it is not there; what is computed from then on waits for it."""
+        if self._up is None or given.is_cuda:
+            return given
         with torch.cuda.stream(self._up):
-            moved = frame.pin_memory().to(self.device, non_blocking=True)
+            moved = given.pin_memory().to(self.device, non_blocking=True)
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self._up)
         moved.record_stream(computing)
@@ -184,7 +188,7 @@ class Transfers:
 
     def download(self, result: Tensor) -> Tensor:
         """`result` on the CPU, where its values are valid after the next `wait`."""
-        if self._down is None:
+        if self._down is None or not result.is_cuda:  # in tiles, frames are put together on the CPU
             return result
         self._down.wait_stream(torch.cuda.current_stream(self.device))
         host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)

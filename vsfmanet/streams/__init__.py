@@ -22,7 +22,7 @@ class FrameSource(Protocol):
         ...
 
     def frame(self, n: int) -> Tensor:
-        """Frame `n`: (3, H, W) RGB, fp32 on the CPU, nominal range [0, 1]."""
+        """Frame `n`: (3, H, W) RGB, fp32, nominal range [0, 1], on the CPU or on the device that computes."""
         ...
 
     def exposure(self, n: int) -> float | None:
@@ -41,7 +41,8 @@ class Restored:
     index: int
     """Number of the frame in the clip."""
     frame: Tensor
-    """(3, scale*H, scale*W) RGB, fp32, nominal range [0, 1]."""
+    """(3, scale*H, scale*W) RGB, fp32, nominal range [0, 1], where it was computed; or what the restorer was asked to
+    make of it, on the CPU."""
     exposure: float | None
     """Exposure the network worked with: the one given, or what it read itself, in (0, 1]. None if the network does not
     know exposures and none was given."""

@@ -46,7 +46,7 @@ class LevelStreams:
     Args:
         network: Deployed form, on the device of `transfers`; its two networks in `dtype`.
         engine: Runs its parts.
-        transfers: Bring frames to the device and back. The pixels of a frame are there once they were waited for.
+        transfers: Bring frames to the device, and back what is read of them.
         dtype: Type of the features.
         plan: How sparing to be.
 
@@ -84,7 +84,7 @@ class LevelStreams:
         exposure, confidence = record.given, float(record.given is not None)
         if record.read is not None:
             exposure, confidence = record.read.tolist()
-        frame = self._transfers.download(self._engine.finish(record.lr, record.feat.to(self._device))[0])
+        frame = self._engine.finish(record.lr, record.feat.to(self._device))[0]
         return Restored(index=record.index, frame=frame, exposure=exposure, confidence=confidence)
 
     def _chain(self, source: FrameSource, first: int, *, whole: bool) -> Iterator[_Record]:

@@ -105,7 +105,7 @@ class WindowStreams:
         """Frame `n`, whose features and those around it are `window`, each in parts."""
         scale = self._network.scale
         given = source.exposure(n)
-        frame = torch.empty(3, scale * parts[-1].inner.bottom, scale * parts[-1].inner.right)
+        frame = torch.empty(3, scale * parts[-1].inner.bottom, scale * parts[-1].inner.right, device=self._device)
         for number, part in enumerate(parts):
             decoded = self._network.decode([features[number] for features in window])[0]
             part.inner.of(frame, scale).copy_(part.inner.within(part.outer).of(decoded, scale))
