@@ -24,6 +24,7 @@ import imageio_ffmpeg
 import pytest
 
 from tests.batch_stub import content, stub_recipe
+from tests.films import H264, ffmpeg, picture, sound
 from vsfmanet import cli
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, journal, pictures, progress, runner
@@ -350,13 +351,65 @@ def test_a_full_disk_of_the_journal_pauses_the_batch_and_nothing_is_lost(
     assert len(outputs(made)) == 5
 
 
+def test_a_picture_shows_one_moment_before_and_after(tmp_path: Path) -> None:
+    film, made = tmp_path / "film.mp4", tmp_path / "made.mkv"
+    fading = ["-vf", "fade=out:d=1.5:st=0.2", *H264]  # so that other moments have another brightness
+    ffmpeg(*picture(2, size="128x96"), *sound(3), *fading, "-c:a", "aac", "-output_ts_offset", "1.5", film)
+    ffmpeg("-i", film, "-c", "copy", made)  # Matroska says how long all of it is, MP4 how long each track is
+    with av.open(io.BytesIO(pictures.before_and_after(film, made)), "r") as container:
+        shown = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+    before, after = shown[:, :128], shown[:, 128 + pictures.GAP :]
+    assert before.std() > 10
+    assert abs(before.mean() - after.mean()) < 0.5
+
+
+# Several runners
+
+
+def test_shards_run_at_once_in_one_folder_and_a_last_run_finds_what_they_have_done(
+    sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(sources, *["ok"] * 5, "refused")
+    jobs = [start(sources, made, f"--shard={n}/2", pause=0.05) for n in (1, 2)]
+    said = [job.communicate(timeout=60)[1].decode() for job in jobs]
+    assert sorted(job.returncode for job in jobs) == [0, 3]
+    assert len(outputs(made)) == 5 + len(jobs)  # their reports
+    done = [int(found[1]) for text in said if (found := re.search(r"^done (\d+), ", text, re.MULTILINE))]
+    assert sum(done) == 5
+    assert 5 not in done
+    for n in (1, 2):
+        assert f"{made}/vsfmanet-report-{n}-of-2.html" in said[n - 1]
+    assert run(sources, made) == 3
+    assert "done 5, refused 1" in last_line(capsys)
+    assert list(attempts(made).values()).count(0) == 5
+
+
+def test_a_shard_without_files_has_nothing_to_do_and_is_done(sources: Path, made: Path) -> None:
+    put(sources, "ok")
+    assert [run(sources, made, f"--shard={n}/40") for n in range(1, 41)] == [0] * 40
+    assert "1 ok.mkv" in outputs(made)
+    assert run(sources, made, "--shard=0/2") == 2
+
+
+def test_two_runners_with_journals_of_their_own_make_each_output_once(
+    sources: Path, made: Path, tmp_path: Path
+) -> None:
+    put(sources, *["ok"] * 6)
+    jobs = [start(sources, made, f"--journal={tmp_path / name}", pause=0.05) for name in ("one", "other")]
+    for job in jobs:
+        job.communicate(timeout=60)
+    assert {job.returncode for job in jobs} <= {0, 7}
+    assert run(sources, made) == 0
+    assert outputs(made) == sorted(f"{n} ok.mkv" for n in range(1, 7))  # and none made twice, as .old1 or .new1
+
+
 # Kills and signals
 
 
-def start(sources: Path, made: Path, *, pause: float = 0) -> subprocess.Popen[bytes]:
+def start(sources: Path, made: Path, *options: str, pause: float = 0) -> subprocess.Popen[bytes]:
     """A batch in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, STUB, "batch", "--reserve=0", sources, made],
+        [sys.executable, STUB, "batch", "--reserve=0", *options, sources, made],
         env=os.environ | {"STUB_PAUSE": str(pause), "PYTHONPATH": str(STUB.parents[1])},
         stderr=subprocess.PIPE,
     )

@@ -35,7 +35,7 @@ from vsfmanet.errors import IncompleteError
 from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs import source as sources
 from vsfmanet.jobs.hdr import Hdr
-from vsfmanet.jobs.verify import verify
+from vsfmanet.jobs.verify import Needed, verify
 
 ROOT = Path(__file__).parents[1]
 
@@ -215,6 +215,29 @@ def test_case_72_many_tracks_keep_order_content_names_and_flags(
     assert "not carried over" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "options"),
+    [
+        ("ts", "mkv", ["-c:a", "aac"]),  # loses the header of each packet
+        ("mxf", "mov", ["-c:v", "mpeg2video", "-c:a", "pcm_s16le", "-ar", "48000"]),  # is divided anew
+        ("mp4", "mkv", ["-c:a", "aac"]),  # loses what an edit list cuts away
+        ("mp4", "mp4", ["-c:a", "aac"]),
+        ("mkv", "mp4", ["-c:a", "libvorbis"]),  # has a packet that an edit list cuts away
+    ],
+)
+@pytest.mark.parametrize("part", [[], ["--start=10", "--end=30"]], ids=["whole", "part"])
+def test_case_72_sound_is_the_same_in_another_container(
+    tmp_path: Path, before: str, after: str, options: list[str], part: list[str]
+) -> None:
+    film, made = tmp_path / f"film.{before}", tmp_path / f"made.{after}"
+    named = ["-metadata:s:a", "title=Ton", "-metadata:s:v", "title=Bild"] if before in ("mkv", "mp4") else []
+    ffmpeg(*picture(2), *sound(2), *H264, *options, *named, film)
+    assert restore(film, made, *part) == 0
+    if named:  # FFmpeg alone would lose names from MP4 to MP4
+        tracks = sources.inspect(made)
+        assert (tracks.video.tags["title"], tracks.others[0].tags["title"]) == ("Bild", "Ton")
+
+
 def test_case_72_a_track_that_is_not_carried_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ffmpeg(*picture(1), *H264, "-timecode", "01:00:00:00", tmp_path / "in.mov")
     assert kinds(tmp_path / "in.mov") == ["video", "data"]
@@ -265,21 +288,24 @@ def test_case_76_a_flipped_bit_between_writing_and_verification_is_found(film: P
     made = tmp_path / "made.mkv"
     assert restore(film, made) == 0
     data, chance = made.read_bytes(), random.Random(76)
-    shown = times(made)
+    found = sources.inspect(film)
+    needed = Needed(
+        source=found,
+        size=(128, 96),
+        aspect=Fraction(1),
+        hdr=Hdr(),
+        times=times(made),
+        lively=(),
+        copied=found.others,
+        extent="whole",
+        chapters=True,
+        names=True,
+    )
+    verify(made, needed, advance=lambda: None, remedy="")
     for _ in range(50):
         flipped = bytearray(data)
         flipped[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         made.write_bytes(flipped)
         with pytest.raises(IncompleteError):
-            verify(
-                made,
-                hdr=Hdr(),
-                size=(128, 96),
-                times=shown,
-                lively=(),
-                copied=sources.inspect(film).others,
-                whole=True,
-                advance=lambda: None,
-                remedy="",
-            )
+            verify(made, needed, advance=lambda: None, remedy="")
         assert main(["verify", str(made)]) == 6  # after publication: its record has the hash of every byte

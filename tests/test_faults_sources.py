@@ -830,6 +830,17 @@ def test_case_31_twenty_two_hostile_names_work_for_source_and_output(
     assert nothing_but(tmp_path, "in", "out")  # no marker
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_case_31_a_name_that_is_not_text_can_be_written_to_stdout(short_film: bytes, tmp_path: Path) -> None:
+    film = tmp_path / os.fsdecode(b"not text \xff.mkv")
+    film.write_bytes(short_film)
+    run = subprocess.run(
+        [sys.executable, "-m", "vsfmanet", "probe", film],
+        stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}, check=True,
+    )  # fmt: skip
+    assert os.fsencode(film) in run.stdout
+
+
 def test_case_32_odd_folders_and_weights_with_odd_names_are_found(
     short_film: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

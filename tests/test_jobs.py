@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Collection
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import imageio_ffmpeg
 import pytest
 import vapoursynth as vs
 
+from tests.films import H264, ffmpeg, picture, sound
 from vsfmanet.errors import ConfigError, FormatError, IncompleteError, OutputError
 from vsfmanet.jobs import clip, encode, source
 from vsfmanet.jobs.deinterlace import deinterlaced
@@ -24,7 +27,7 @@ from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.progress import clock
 from vsfmanet.jobs.runner import RestoreJob
 from vsfmanet.jobs.scratch import Scratch
-from vsfmanet.jobs.verify import verify
+from vsfmanet.jobs.verify import Needed, verify
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +52,27 @@ def check(
     *,
     times: list[Fraction] = TIMES,
     size: tuple[int, int] = (64, 48),
+    aspect: Fraction | None = Fraction(1),
     streams: list[source.Stream] | None = None,
     lively: Collection[int] = (),
+    original: Path | None = None,
+    extent: str = "whole",
 ) -> None:
-    copied = source.inspect(made).of_kind("audio") if streams is None else streams
-    verify(
-        made,
+    """Verify a file against its source, or itself."""
+    found = source.inspect(original or made)
+    needed = Needed(
+        source=found,
         size=size,
+        aspect=aspect,
         hdr=Hdr(),
         times=times,
         lively=lively,
-        copied=copied,
-        whole=True,
-        advance=lambda: None,
-        remedy="",
+        copied=found.others if streams is None else streams,
+        extent=extent,
+        chapters=True,
+        names=True,
     )
+    verify(made, needed, advance=lambda: None, remedy="")
 
 
 # Verification
@@ -75,21 +84,8 @@ def test_verification_passes_a_whole_file_also_when_all_of_it_is_shifted(made: P
     shift = Fraction(7, 2)
     assert sound.first is not None
     assert sound.end is not None
-    moved = moved_stream(sound, first=sound.first + shift, end=sound.end + shift)
+    moved = replace(sound, first=sound.first + shift, end=sound.end + shift)
     check(made, times=[time + shift for time in TIMES], streams=[moved])
-
-
-def moved_stream(stream: source.Stream, *, first: Fraction, end: Fraction) -> source.Stream:
-    return source.Stream(
-        index=stream.index,
-        kind=stream.kind,
-        codec=stream.codec,
-        tags=stream.tags,
-        packets=stream.packets,
-        cut=stream.cut,
-        first=first,
-        end=end,
-    )
 
 
 def test_verification_finds_missing_and_surplus_frames(made: Path) -> None:
@@ -132,9 +128,116 @@ def test_verification_finds_sound_that_has_moved_or_is_cut(made: Path) -> None:
     assert sound.first is not None
     assert sound.end is not None
     with pytest.raises(IncompleteError, match=r"the start of audio stream 1 \(aac\) must keep its place"):
-        check(made, streams=[moved_stream(sound, first=sound.first + Fraction(1, 4), end=sound.end)])
+        check(made, streams=[replace(sound, first=sound.first + Fraction(1, 4), end=sound.end)])
     with pytest.raises(IncompleteError, match=r"the end of audio stream 1 \(aac\) must keep its place"):
-        check(made, streams=[moved_stream(sound, first=sound.first, end=sound.end + Fraction(1, 4))])
+        check(made, streams=[replace(sound, first=sound.first, end=sound.end + Fraction(1, 4))])
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """25 frames with sound, subtitles, chapters, a font, titles and languages."""
+    folder = tmp_path_factory.mktemp("rich")
+    path = folder / "rich.mkv"
+    (folder / "words.srt").write_text(
+        "1\n00:00:00,100 --> 00:00:00,400\none\n\n2\n00:00:00,500 --> 00:00:00,700\ntwo\n"
+    )
+    (folder / "font.ttf").write_bytes(b"not really a font")
+    (folder / "chapters.txt").write_text(
+        ";FFMETADATA1\ntitle=A film\n[CHAPTER]\nTIMEBASE=1/1000\nSTART=0\nEND=480\ntitle=One\n"
+        "[CHAPTER]\nTIMEBASE=1/1000\nSTART=480\nEND=1000\ntitle=Two\n"
+    )
+    ffmpeg(
+        *picture(1), *sound(1), "-i", folder / "words.srt", "-i", folder / "chapters.txt",
+        "-map", "0", "-map", "1", "-map", "2", "-map_metadata", "3", "-map_chapters", "3",
+        "-vf", "setsar=12/11", *H264, "-c:a", "aac", "-c:s", "srt",
+        "-metadata:s:a", "language=fra", "-metadata:s:a", "title=Talk",
+        "-attach", folder / "font.ttf", "-metadata:s:t", "mimetype=font/ttf", path,
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        (["-bsf:a", r"noise=drop=eq(n\,20)"], r"audio stream 1 \(aac\) must hold what it held, 45 packets, got 44"),
+        (["-bsf:a", r"noise=amount=eq(n\,20)"], "45 packets, got as many, but from number 20 on 1 of them are others"),
+        (["-bsf:s", r"noise=drop=eq(n\,1)"], r"subtitle stream 2 \(srt\) must hold what it held, 2 packets, got 1"),
+        (
+            ["-map_chapters", "-1"],
+            r"chapter 'One' at 0\.000 to 0\.480 s from the first frame is needed, got none like it",
+        ),
+        (["-metadata", "title=Another"], "the title 'A film' is needed, got 'Another'"),
+        (["-metadata:s:a", "title="], r"the title 'Talk' of audio stream 1 \(aac\) is needed, got ''"),
+        (["-metadata:s:a", "language=deu"], r"the language fra of audio stream 1 \(aac\) is needed, got deu"),
+        (["-metadata:s:t", "filename=a.ttf"], "attachments called font.ttf are needed, got a.ttf"),
+        (["-aspect", "4:3"], r"samples of the aspect ratio 12/11 \(SAR\) are needed, got 1"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else "",
+)
+def test_verification_finds_whatever_is_not_as_it_was(
+    rich: Path, tmp_path: Path, change: list[str], verdict: str
+) -> None:
+    copy, other = tmp_path / "copy.mkv", tmp_path / "other.mkv"
+    ffmpeg("-i", rich, "-map", "0", "-c", "copy", copy)
+    check(copy, aspect=Fraction(12, 11), original=rich)
+    # Without the bitstream's own ratio, which H.264 has beside the container's.
+    unshaped = ["-bsf:v", "h264_metadata=sample_aspect_ratio=1"] if change[0] == "-aspect" else []
+    ffmpeg("-i", rich, "-map", "0", "-c", "copy", *unshaped, *change, other)
+    with pytest.raises(IncompleteError, match=verdict):
+        check(other, aspect=Fraction(12, 11), original=rich)
+
+
+def test_verification_finds_other_attachments_and_surplus_chapters(rich: Path, tmp_path: Path) -> None:
+    other, font = tmp_path / "other.mkv", tmp_path / "font.ttf"
+    font.write_bytes(b"another one")
+    ffmpeg(
+        "-i",
+        rich,
+        "-map",
+        "0",
+        "-map",
+        "-0:t",
+        "-c",
+        "copy",
+        "-attach",
+        font,
+        "-metadata:s:t",
+        "mimetype=font/ttf",
+        other,
+    )
+    with pytest.raises(IncompleteError, match="must hold what it held, but nothing that is attached does"):
+        check(other, aspect=None, original=rich)
+    bare = tmp_path / "bare.mkv"
+    ffmpeg("-i", rich, "-map", "0", "-c", "copy", "-map_chapters", "-1", bare)
+    with pytest.raises(IncompleteError, match=r"chapter 'One' at 0.000 to 0.480 s from the first frame is too much"):
+        check(rich, aspect=None, original=bare)
+
+
+def test_verification_of_a_part_finds_gaps_in_its_sound(rich: Path, tmp_path: Path) -> None:
+    part, other = tmp_path / "part.mkv", tmp_path / "other.mkv"
+    ffmpeg(
+        "-i",
+        rich,
+        "-map",
+        "0:v",
+        "-map",
+        "0:a",
+        "-c:v",
+        "copy",
+        "-c:a",
+        "copy",
+        "-bsf:a",
+        r"noise=drop=gt(n\,30)",
+        part,
+    )
+    ffmpeg("-i", part, "-map", "0", "-c", "copy", "-bsf:a", r"noise=drop=eq(n\,20)", other)
+    tracks = source.inspect(rich).of_kind("audio")
+    check(part, aspect=None, streams=tracks, original=rich, extent="part")
+    with pytest.raises(IncompleteError, match="must hold a part of what it held, without gaps"):
+        check(other, aspect=None, streams=tracks, original=rich, extent="part")
+    check(other, aspect=None, streams=tracks, original=rich, extent="damaged")
+    with pytest.raises(IncompleteError, match="45 packets, got 31"):
+        check(part, aspect=None, streams=tracks, original=rich)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
@@ -142,7 +245,7 @@ def test_verification_finds_a_file_that_is_cut(made: Path, tmp_path: Path, keep:
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(made.read_bytes()[: int(keep * made.stat().st_size)])
     with pytest.raises(IncompleteError):
-        check(cut, streams=source.inspect(made).of_kind("audio"))
+        check(cut, original=made)
 
 
 # Damage
@@ -193,13 +296,16 @@ def test_a_part_file_is_hidden_beside_its_target_with_its_suffix(tmp_path: Path)
         assert len(os.fsencode(part.name)) <= 255
 
 
-def test_a_target_is_claimed_before_it_is_replaced_where_files_have_one_name_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by_system", [True, False])
+def test_a_target_is_never_replaced_where_files_have_one_name_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_system: bool
 ) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "link", refuse)
+    if not by_system:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     part, target = tmp_path / "part", tmp_path / "target"
     part.write_text("made")
     move_new(part, target)
@@ -209,6 +315,9 @@ def test_a_target_is_claimed_before_it_is_replaced_where_files_have_one_name_onl
     with pytest.raises(FileExistsError):
         move_new(part, target)
     assert target.read_text() == "made"
+    with pytest.raises(FileNotFoundError):
+        move_new(tmp_path / "gone", tmp_path / "new")
+    assert not (tmp_path / "new").exists()  # no claim stays under a final name
 
 
 @pytest.mark.parametrize("target", ["made.avi", "made.webm", "made", "made.txt"])

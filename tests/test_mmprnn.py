@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.fakes import ListSource
 from training import render_pool, train_mmprnn
+from training.deblurring import moving
 from training.loop import load_checkpoint, save_checkpoint
-from training.scenes.pool import Batch
+from training.scenes.pool import Batch, Pool
 from training.train_mmprnn import build, charbonnier, losses
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, fold
@@ -278,3 +279,16 @@ def test_the_ablation_has_no_prior(train: Callable[..., dict[str, Any]], tmp_pat
     assert state["kind"] == "mmprnn"
     assert state["config"]["prior"] == "none"
     assert not any("prior" in name or "gate" in name for name in state["network"])
+
+
+def test_a_run_can_keep_to_sequences_of_some_speed(material: tuple[Path, Path], tmp_path: Path) -> None:
+    pool = Pool(material[0])
+    flows = [np.float32(pool.sequence(n).flow[:, 0, :, ::4, ::4]).swapaxes(0, 1) for n in range(3)]
+    speeds = [float(np.median(np.hypot(*flow))) for flow in flows]
+    slow, middle, fast = sorted(range(3), key=lambda n: speeds[n])
+    assert moving(pool, range(3), speeds[middle], speeds[fast] + 1) == sorted([middle, fast])
+    assert moving(pool, [slow], 0, speeds[middle]) == [slow]
+    with pytest.raises(ConfigError, match=r"--speed 900 1000 leaves none of 3 sequences; widen it"):
+        moving(pool, range(3), 900, 1000)
+    with pytest.raises(ConfigError, match=r"--speed 900 1000 leaves none"):
+        run(train_mmprnn.main, "--pool", material[0], "--out", tmp_path, "--speed", 900, 1000)

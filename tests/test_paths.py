@@ -148,3 +148,25 @@ def test_the_names_beside_an_output_fit_the_file_system_and_differ_from_others(t
         assert path.parent == tmp_path
         assert len(os.fsencode(path.name)) <= MAX_NAME
     assert record_path(target) != record_path(target.with_name(f"{stem[:-1]}y.mkv"))
+
+
+def test_every_file_is_in_one_shard_and_stays_there(tmp_path: Path) -> None:
+    names = [f"{folder}/film {n}.mkv" for folder in ("a", "b") for n in range(40)]
+    shards = [taken(look(tmp_path, *names, selection=Selection(shard=(n, 3))), tmp_path) for n in (1, 2, 3)]
+    assert sorted(name for shard in shards for name in shard) == sorted(names)
+    assert min(map(len, shards)) > 15
+    more = look(tmp_path, *names, "new.mkv", selection=Selection(shard=(2, 3)))
+    assert set(taken(more, tmp_path)) - {"new.mkv"} == set(shards[1])
+    assert more.elsewhere + len(more.jobs) == len(names) + 1
+    # By sha256 of the path, so that other machines and releases agree.
+    half = look(tmp_path / "other", "film 0.mkv", "film 2.mkv", "\udcff.mkv", selection=Selection(shard=(1, 2)))
+    assert "film 2.mkv" in taken(half, tmp_path / "other")
+    assert "film 0.mkv" not in taken(half, tmp_path / "other")
+    for shard in ((0, 2), (3, 2)):
+        with pytest.raises(ConfigError, match="a shard of 1/N to N/N is needed"):
+            Selection(shard=shard)
+
+
+def test_names_that_collide_are_refused_in_every_shard(tmp_path: Path) -> None:
+    for n in range(1, 5):
+        assert look(tmp_path, "film.avi", "film.mp4", selection=Selection(shard=(n, 4))).problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -17,9 +18,9 @@ import vapoursynth as vs
 from vsfmanet.cli import main
 from vsfmanet.errors import BusyError
 from vsfmanet.jobs import clip as clips
-from vsfmanet.jobs import runner
+from vsfmanet.jobs import runner, scratch
 from vsfmanet.jobs.clip import RestoreSettings
-from vsfmanet.jobs.files import part_path, pending_path, record_path
+from vsfmanet.jobs.files import move_new, part_path, pending_path, record_path, sweep
 from vsfmanet.jobs.record import EDGE, Fingerprint, Record, find_done, job_key, read_record, write_record
 from vsfmanet.jobs.runner import RestoreJob, recipe
 from vsfmanet.jobs.scratch import Scratch
@@ -67,6 +68,45 @@ def recorded(target: Path) -> Record:
 
 
 # What a record says
+
+
+def test_a_run_that_dies_between_the_name_and_the_record_is_completed(film: Path, made: Path) -> None:
+    pending = pending_path(part_path(made, 1))
+    record_path(made).rename(pending)
+    written = made.stat().st_mtime_ns
+    sweep(made)  # as whoever watched it die does
+    assert pending.exists()
+    assert main(["restore", FAST, str(film), str(made)]) == 0
+    assert made.stat().st_mtime_ns == written
+    assert sorted(os.listdir(made.parent)) == ["made.mkv", "made.mkv.vsfmanet.json"]
+
+
+def test_a_record_that_cannot_be_put_beside_its_output_is_not_lost(film: Path, tmp_path: Path) -> None:
+    target = tmp_path / "made.mkv"
+    record_path(target).mkdir()  # stands for a disk that fails between two steps
+    assert main(["restore", FAST, str(film), str(target)]) == 5
+    record_path(target).rmdir()
+    written = target.stat().st_mtime_ns
+    assert main(["restore", FAST, str(film), str(target)]) == 0
+    assert target.stat().st_mtime_ns == written
+    assert sorted(os.listdir(tmp_path)) == ["made.mkv", "made.mkv.vsfmanet.json"]
+
+
+def test_an_older_output_stays_where_the_new_one_cannot_take_its_name(
+    film: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = made.read_bytes()
+
+    def fill_up(path: Path, target: Path) -> None:
+        if ".part" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        move_new(path, target)
+
+    monkeypatch.setattr(scratch, "move_new", fill_up)
+    assert main(["restore", f"{FAST} -crf 30", "--overwrite", str(film), str(made)]) == 5
+    assert made.read_bytes() == before
+    assert main(["verify", str(made)]) == 0
+    assert sorted(os.listdir(made.parent)) == ["made.mkv", "made.mkv.vsfmanet.json"]
 
 
 def test_a_record_says_what_an_output_was_made_of(film: Path, made: Path) -> None:
@@ -245,6 +285,25 @@ def test_a_frozen_run_that_thaws_cannot_publish(made: Path, tmp_path: Path) -> N
     with pytest.raises(BusyError, match="another run has taken over"):
         late.publish(part, target, recorded(made), overwrite=False)
     assert target.stat().st_size == 0  # of the later one
+
+
+def test_of_two_runs_that_overwrite_one_publishes(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "sweep", lambda target: [])  # as on a share without locks: neither sees the other
+    target = tmp_path / "other.mkv"
+    target.write_text("of other settings")
+    runs = [Scratch(attempt=1), Scratch(attempt=2)]
+    parts = [run.make_part(target) for run in runs]
+    for part in parts:
+        part.write_bytes(made.read_bytes())
+    runs[0].publish(parts[0], target, recorded(made), overwrite=True)
+    with pytest.raises(BusyError, match="another run has made this very file"):
+        runs[1].publish(parts[1], target, recorded(made), overwrite=True)
+    runs[1].discard()
+    assert sorted(path.name for path in tmp_path.glob("*other*")) == [
+        "other.mkv",
+        "other.mkv.vsfmanet.json",
+        "other.old1.mkv",
+    ]
 
 
 # The command

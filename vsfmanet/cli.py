@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -44,9 +45,10 @@ examples:
 
 RESTORE_NOTES = """\
 Sound, subtitles, chapters, attachments, tags and timestamps are copied; colour tags and sample aspect ratio are kept.
-The result appears under its name once every frame of it has been decoded again and compared with the source: until
-then it is a hidden part file beside it. The source is only read. A record (OUT.vsfmanet.json) says what the result was
-made of: run again on a job that is done, the command checks the record and makes nothing new.
+The result appears under its name once every frame of it has been decoded again, and all that was copied compared
+packet by packet with the source: until then it is a hidden part file beside it. The source is only read. A record
+(OUT.vsfmanet.json) says what the result was made of: run again on a job that is done, the command checks the record and
+makes nothing new.
 
 A film of more than --range-frames frames is made in ranges, each in a file of its own in a hidden folder beside OUT,
 which are joined in the end without coding them again: a job that was killed goes on after the last whole range. While
@@ -68,6 +70,15 @@ another version or a changed source is another job: its result takes the name, a
 Names that cannot work, and files that are in the way, are all listed before anything starts (exit code 2).
 
 The journal and a report (vsfmanet-report.html, with pictures before and after) are in OUT_DIR.
+
+Two machines with a shared folder, without a scheduler:
+
+  vsfmanet batch IN_DIR OUT_DIR --journal LOCAL_FILE --shard 1/2      on the first
+  vsfmanet batch IN_DIR OUT_DIR --journal LOCAL_FILE --shard 2/2      on the second
+
+A file is always in the same share, which its path in IN_DIR decides. Each share has a journal and a report of its own
+(vsfmanet-report-1-of-2.html). When both have ended, the command without --shard finds what they have done, does what
+they have not, and writes the report on all.
 
 exit codes: the first that applies of 128+n stopped by signal n, 1 bug, 2 usage, 4 device, 5 output or disk, 8 weights,
 7 another batch is running, 6 a job failed, 3 sources refused or damaged, 0 all done and verified
@@ -104,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names need not be text
     parser = _parser()
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given, argparse.Namespace(given=given))
@@ -167,7 +180,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser(
         "verify",
         help="check a finished file against its record or its source",
-        description="Check that a restored file is unchanged since it was verified, or verify it against its source.",
+        description="Check that a restored file is unchanged since it was verified, or verify it against its source: "
+        "every frame with its time, sample aspect ratio, chapters, attachments, titles and languages, and every packet "
+        "of sound and subtitles, which must have been copied.",
         epilog="exit codes: 0 verified, 2 usage, 3 source, 6 not whole, changed, or without a record",
     )
     _add_verify_options(verify)
@@ -239,6 +254,13 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--recheck", action="store_true", help="compare every byte of results that are done")
     run.add_argument(
         "--journal", type=Path, metavar="FILE", help="on a local disk (default: OUT_DIR/.vsfmanet/journal.sqlite3)"
+    )
+    run.add_argument(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="do only share I of N of the files, and leave the others to other machines (see below)",
     )
     _add_stall_option(run)
     _add_job_options(parser)
@@ -473,6 +495,15 @@ def _exposure(text: str) -> float | str:
         ) from None
 
 
+def _shard(text: str) -> tuple[int, int]:
+    """Read I/N, whose range `Selection` checks."""
+    number, _, count = text.partition("/")
+    try:
+        return int(number), int(count)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"share and number of shares are needed, such as 1/2, got {text!r}") from None
+
+
 def _tile(text: str) -> tuple[int, int]:
     """Read WIDTHxHEIGHT, whose range the filter checks."""
     width, _, height = text.partition("x")
@@ -576,7 +607,13 @@ def _selection(options: argparse.Namespace) -> Selection:
     from vsfmanet.jobs.paths import VIDEOS, Selection
 
     include = options.include or VIDEOS
-    return Selection(include=include, exclude=options.exclude, order=options.order, suffix=f".{options.container}")
+    return Selection(
+        include=include,
+        exclude=options.exclude,
+        order=options.order,
+        suffix=f".{options.container}",
+        shard=getattr(options, "shard", (1, 1)),  # the engines of clusters share jobs out themselves
+    )
 
 
 def _batch(options: argparse.Namespace) -> int:

@@ -35,6 +35,8 @@ FOLDER = ".vsfmanet"
 
 REPORT = "vsfmanet-report.html"
 
+JOURNAL = "journal.sqlite3"
+
 TRIES = 3
 """Attempts that may fail by a job's own fault before it is quarantined."""
 
@@ -70,6 +72,12 @@ class BatchOptions:
     """Whether outputs that are done are compared with their records again."""
     stall_limit: float = 600.0
     """Seconds without progress after which a job is stopped."""
+
+    def own(self, name: str) -> str:
+        """The name of a file that each shard has for itself."""
+        number, count = self.selection.shard
+        stem, suffix = os.path.splitext(name)
+        return name if count == 1 else f"{stem}-{number}-of-{count}{suffix}"
 
     def __post_init__(self) -> None:
         if self.stall_limit <= 0:
@@ -135,7 +143,8 @@ class Batch:
         self._lock = threading.Lock()
         self._child: Child | None = None
         self._stopped = False
-        self._temporary = (options.out_folder / FOLDER / "tmp").absolute()
+        self._journal = (options.journal or options.out_folder / FOLDER / options.own(JOURNAL)).absolute()
+        self._temporary = self._journal.with_suffix(".tmp")  # whoever has the journal locked has this too
 
     def run(self) -> int:
         """Do every job that is not done.
@@ -148,11 +157,10 @@ class Batch:
         """
         options = self._options
         jobs = _planned(options, self._report)
-        journal_path = options.journal or options.out_folder / FOLDER / "journal.sqlite3"
-        if options.resume and not journal_path.is_file():
-            raise ConfigError(f"batch: {journal_path}: a journal to resume is needed, got none; leave --resume out")
+        if options.resume and not self._journal.is_file():
+            raise ConfigError(f"batch: {self._journal}: a journal to resume is needed, got none; leave --resume out")
         self._recipe = recipe(options.template).digest()
-        with open_journal(journal_path) as journal:
+        with open_journal(self._journal) as journal:
             rows = journal.register(jobs, self._recipe)
             _refuse([row.job.target for row in rows if row.state != "done" and _is_foreign(row.job.target)])
             self._rows = {row.id: row for row in rows}
@@ -353,7 +361,7 @@ class Batch:
     def _conclude(self) -> None:
         """Write the report and the last line."""
         rows = list(self._rows.values())
-        path = self._options.out_folder / REPORT
+        path = self._options.out_folder / self._options.own(REPORT)
         try:
             write_report(path, rows, title=f"{self._options.in_folder} restored")
             where = f"report: {path}"
@@ -468,7 +476,7 @@ def _planned(options: BatchOptions, report: Report) -> Sequence[Pairing]:
     if found.problems:
         lines = "".join(f"\n  {problem}" for problem in found.problems)
         raise ConfigError(f"batch: every name must be usable, got {len(found.problems)} that are not:{lines}")
-    if not found.jobs:
+    if not found.jobs and not found.elsewhere:
         raise ConfigError(f"batch: {options.in_folder}: video files are needed, got none; check IN_DIR and --include")
     return found.jobs
 

@@ -10,14 +10,14 @@ from vsfmanet.errors import ConfigError, IncompleteError, SourceError
 from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.progress import Report
-from vsfmanet.jobs.source import inspect
-from vsfmanet.jobs.verify import verify
+from vsfmanet.jobs.source import inspect, is_kept
+from vsfmanet.jobs.verify import Needed, verify
 
 REMEDY = "do not use it in place of its source, and make it again"
 
 
 def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str], report: Report) -> int:
-    """Decode a file and compare every frame's place, its size and its streams with a source.
+    """Decode a file and compare every frame's place, the shape of the picture, and all that was copied with a source.
 
     Args:
         path: The file.
@@ -45,15 +45,17 @@ def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str
         raise ConfigError(f"verify: {path}: the file and its source must be two files, got one; name the source")
     scale = max(1, size[0] // width)
     with report.begin("verifying", clip.node.num_frames) as progress:
-        verify(
-            path,
+        needed = Needed(
+            source=source,
             size=(scale * width, scale * height),
+            aspect=clip.aspect,
             hdr=Hdr(),  # whether the encoder could carry the source's is not known here
             times=[timestamp * clip.time_base for timestamp in clip.timestamps],
             lively=clips.lively_frames(clip.node, range(clip.node.num_frames)),
-            copied=source.of_kind(*kinds),
-            whole=True,
-            advance=progress.advance,
-            remedy=REMEDY,
+            copied=[stream for stream in source.of_kind(*kinds) if is_kept(stream)],
+            extent="damaged" if source.faults or clip.faults else "whole",
+            chapters=True,
+            names=True,
         )
+        verify(path, needed, advance=progress.advance, remedy=REMEDY)
     return clip.node.num_frames

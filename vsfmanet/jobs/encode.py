@@ -239,6 +239,12 @@ def has_filters(encoder_args: Sequence[str]) -> bool:
     return any(argument in FILTERS for argument in encoder_args)
 
 
+def has_option(encoder_args: Sequence[str], *names: str) -> bool:
+    """Whether the user's options name one of these, without their dash, for whichever stream."""
+    given = (argument.removeprefix("-").partition(":")[0] for argument in encoder_args if argument.startswith("-"))
+    return not set(names).isdisjoint(given)
+
+
 def command(plan: EncodePlan, *, covers: Path) -> list[str]:
     """FFmpeg's command line for a whole output: frames come in by its stdin, everything else from the source.
 
@@ -295,15 +301,24 @@ def attached_covers(plan: EncodePlan) -> list[Stream]:
     return [stream for stream in plan.copied if stream.kind == "cover" and plan.output.suffix.lower() == ".mkv"]
 
 
+def mapped_streams(plan: EncodePlan) -> list[Stream]:
+    """Streams that FFmpeg copies from the source, in the order in which they follow the video."""
+    attached = attached_covers(plan)
+    return [stream for stream in plan.copied if stream not in attached]
+
+
 def _program(plan: EncodePlan) -> list[str]:
     return [str(plan.ffmpeg.path), "-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning", "-y"]
 
 
 def _video_stream(plan: EncodePlan) -> list[str]:
-    """Options for the video as a stream among others, and for what belongs to the file as a whole."""
+    """Options for the video as a stream among others, and for what the file and its streams are called."""
     line = ["-map", "0:v:0", "-map_metadata", "1", "-map_chapters", "1"]
+    for number, stream in enumerate(mapped_streams(plan), start=1):
+        if stream.kind in ("audio", "subtitle") and "title" in stream.tags:  # FFmpeg reads it from MP4 as a "name"
+            line += [f"-metadata:s:{number}", f"title={stream.tags['title']}", f"-metadata:s:{number}", "name="]
     for key, value in plan.source.video.tags.items():
-        if not key.lower().startswith(STALE_TAGS):
+        if not key.startswith(STALE_TAGS):
             line += ["-metadata:s:v:0", f"{key}={value}"]
     # Said even where there is none: otherwise FFmpeg marks the first track of each kind as the default one.
     line += ["-disposition:v:0", "+".join(plan.source.disposition) or "0"]
@@ -351,8 +366,7 @@ def _video_args(plan: EncodePlan) -> list[str]:
 
 def _copy_args(plan: EncodePlan, covers: Path) -> list[str]:
     """Options that copy streams."""
-    attached = attached_covers(plan)
-    mapped = [stream for stream in plan.copied if stream not in attached]
+    attached, mapped = attached_covers(plan), mapped_streams(plan)
     line = ["-c:a", "copy", "-c:s", "copy", "-c:t", "copy"]
     for stream in mapped:
         line += ["-map", f"1:{stream.index}"]

@@ -6,6 +6,7 @@ name. Whoever makes one holds a lock on it while it lives, so a part file that n
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -83,14 +84,18 @@ def remove_work(target: Path) -> None:
 def sweep(target: Path) -> list[Path]:
     """Delete what dead attempts at `target` left behind.
 
+    A record that waits stays while the output has none: it may be of an attempt that was killed, or failed, after it
+    had given the output its name.
+
     Returns:
         The part files of attempts that live.
     """
     parts = _parts(target)
+    orphan = os.path.lexists(target) and not os.path.lexists(record_path(target))
     companions = [path for path in parts if path.suffix in (PENDING_SUFFIX, HALF_SUFFIX)]
     living = [path for path in parts if path not in companions and not _delete_unheld(path)]
     for path in companions:
-        if not any(path.stem == part.stem for part in living):
+        if not any(path.stem == part.stem for part in living) and not (orphan and path.suffix == PENDING_SUFFIX):
             path.unlink(missing_ok=True)
     return living
 
@@ -118,7 +123,7 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def move_new(path: Path, target: Path) -> None:
-    """Rename without replacing: a second name, then one less; where files have one name only, a claim first.
+    """Rename without replacing: a second name, then one less; where files have one name only, as the system can.
 
     Raises:
         FileExistsError: The name is taken.
@@ -129,10 +134,31 @@ def move_new(path: Path, target: Path) -> None:
     except (FileExistsError, FileNotFoundError):
         raise
     except OSError:  # FAT, some network shares
-        target.touch(exist_ok=False)
-        path.replace(target)
+        _rename_new(path, target)
     else:
         path.unlink()
+
+
+def _rename_new(path: Path, target: Path) -> None:
+    """`move_new` without a second name: the system's own call, or else a claim that is replaced."""
+    if sys.platform == "win32":
+        os.rename(path, target)  # which never replaces there
+        return
+    if sys.platform == "linux":
+        here, never_replace = -100, 1
+        library = ctypes.CDLL(None, use_errno=True)
+        with suppress(AttributeError):  # an old C library
+            if library.renameat2(here, os.fsencode(path), here, os.fsencode(target), never_replace) == 0:
+                return
+            number = ctypes.get_errno()
+            if number not in (errno.EINVAL, errno.ENOSYS):
+                raise OSError(number, os.strerror(number), os.fspath(target))
+    target.touch(exist_ok=False)
+    try:
+        path.replace(target)
+    except OSError:
+        target.unlink()  # the claim: nothing that is not whole may have this name
+        raise
 
 
 def move_aside(path: Path, target: Path, tag: str) -> Path:

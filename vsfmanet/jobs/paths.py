@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -45,10 +46,15 @@ class Selection:
     """"natural": by path, numbers as numbers; "shortest": the smallest file first."""
     suffix: str = ".mkv"
     """Of the outputs."""
+    shard: tuple[int, int] = (1, 1)
+    """Which of how many shares of the files, from 1: each file is in one share, whatever other files there are."""
 
     def __post_init__(self) -> None:
         if self.order not in ("natural", "shortest"):
             raise ConfigError(f'batch: order must be "natural" or "shortest", got {self.order!r}; choose one of them')
+        number, count = self.shard
+        if not 1 <= number <= count:
+            raise ConfigError(f"batch: a shard of 1/N to N/N is needed, got {number}/{count}; mend --shard")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +77,8 @@ class Survey:
 
     jobs: Sequence[Pairing]
     """In the order in which they are to be done."""
+    elsewhere: int
+    """How many more there are, in other shards. Their names are checked too."""
     problems: Sequence[str]
     """Names and places that cannot be used; with any of them the batch must not start."""
     skipped: Sequence[str]
@@ -120,7 +128,8 @@ def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
     problems += _collisions(jobs, out_root) + _place_problems(jobs, out_root)
     if selection.order == "shortest":
         jobs.sort(key=lambda job: job.size)
-    return Survey(jobs=jobs, problems=problems, skipped=skipped)
+    mine = [job for job in jobs if _is_in(selection.shard, job.source.relative_to(root))]
+    return Survey(jobs=mine, elsewhere=len(jobs) - len(mine), problems=problems, skipped=skipped)
 
 
 def _walk(root: Path, out_root: Path, selection: Selection) -> Iterator[tuple[os.DirEntry[str], Path]]:
@@ -150,6 +159,13 @@ def _matches(inside: Path, patterns: Sequence[str]) -> bool:
     """Whether one of the patterns fits the name or the path."""
     names = (inside.name.lower(), inside.as_posix().lower())
     return any(fnmatch(name, pattern.lower()) for pattern in patterns for name in names)
+
+
+def _is_in(shard: tuple[int, int], inside: Path) -> bool:
+    """Whether a file is in a shard, by its path alone, which has the same hash on all systems."""
+    number, count = shard
+    name = unicodedata.normalize("NFC", inside.as_posix()).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.sha256(name).digest()) % count == number - 1
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:

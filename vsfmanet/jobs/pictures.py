@@ -22,8 +22,9 @@ GAP = 4
 def before_and_after(source: Path, made: Path) -> bytes:
     """A JPEG of the source's picture, enlarged, beside that of the output; empty if one of them cannot be shown."""
     try:
-        after = _middle_frame(made)
-        before = _middle_frame(source)
+        middle = min(_length(source), _length(made)) / 2
+        after = _frame_at(made, middle)
+        before = _frame_at(source, middle)
         size = after.shape[1], after.shape[0]
         place = _liveliest(after)
         halves = [np.ascontiguousarray(picture[place]) for picture in (_resized(before, size), after)]
@@ -33,20 +34,23 @@ def before_and_after(source: Path, made: Path) -> bytes:
         return b""
 
 
-def _middle_frame(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB, upright."""
+def _length(path: Path) -> Fraction:
+    """Of a film, seconds, as its header has it; some containers count the sound too."""
+    with open_container(path) as container:
+        return Fraction(container.duration or 0, 1_000_000)
+
+
+def _frame_at(path: Path, time: Fraction) -> NDArray[np.uint8]:
+    """The frame that is shown some seconds after the first one, or the last one: (H, W, 3) RGB, upright."""
     with open_container(path) as container:
         track = main_track(container)
         if track is None:
             raise ValueError("no video track")
-        unit = Fraction(track.time_base.numerator, track.time_base.denominator)
-        first = track.start_time or 0
-        length = track.duration * unit if track.duration else Fraction(container.duration or 0, 1_000_000)
-        middle = first + int(length / 2 / unit)
-        container.seek(middle, stream=track)
+        place = (track.start_time or 0) + round(time / Fraction(track.time_base.numerator, track.time_base.denominator))
+        container.seek(place, stream=track)
         frame = next(container.decode(track))
         for later in container.decode(track):
-            if frame.pts is None or later.pts is None or later.pts > middle:
+            if frame.pts is None or later.pts is None or later.pts > place:
                 break
             frame = later
         return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)).astype(np.uint8)

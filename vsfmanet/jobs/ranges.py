@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import statistics
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -35,6 +34,7 @@ from vsfmanet.jobs.encode import (
     Sink,
     attached_covers,
     join_command,
+    mapped_streams,
     one_range,
     others_command,
     range_command,
@@ -188,10 +188,6 @@ class Ranges:
             plan = self._with_cut_source(plan)
         _join(plan, self._found, begin=begin, covers=self._folder, scratch=self._scratch)
 
-    def discard(self) -> None:
-        """Delete what is finished."""
-        shutil.rmtree(self._work, ignore_errors=True)
-
     def _add(self, samples: Iterable[bytes]) -> None:
         """Encode the next range, and give it its name once it is whole."""
         missing = self.missing
@@ -253,14 +249,13 @@ class Ranges:
 
     def _with_cut_source(self, plan: EncodePlan) -> EncodePlan:
         """A plan with a source that is cut to the time of the output, and has its clock."""
-        attached = attached_covers(plan)
-        kept = [stream for stream in plan.copied if stream not in attached]
+        kept = mapped_streams(plan)
         path = self._folder / (f"others{plan.output.suffix}" if kept else "others.ffmeta")
         cutting = replace(plan, copied=tuple(kept), output=path)
         with Feed(others_command(cutting), cutting, launch=self._scratch.launch) as feed:
             feed.finish()
         moved = (replace(stream, index=number) for number, stream in enumerate(kept))
-        return replace(plan, source=replace(plan.source, path=path), copied=(*moved, *attached))
+        return replace(plan, source=replace(plan.source, path=path), copied=(*moved, *attached_covers(plan)))
 
 
 def why_one_pass(plan: EncodePlan) -> str | None:

@@ -33,6 +33,7 @@ table {{ border-collapse: collapse; width: 100% }}
 th, td {{ text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd }}
 td {{ overflow-wrap: anywhere; white-space: pre-wrap }}
 td.number {{ text-align: right; white-space: nowrap }}
+h1 {{ overflow-wrap: anywhere }}
 img {{ display: block; max-width: 100%; height: auto }}
 caption {{ caption-side: bottom; text-align: left; color: #666; padding-top: .5rem }}
 .done {{ color: #176b33 }} .left {{ color: #666 }}

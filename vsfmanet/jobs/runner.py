@@ -32,6 +32,7 @@ from vsfmanet.jobs.encode import (
     cover_file,
     find_ffmpeg,
     has_filters,
+    has_option,
     refused_streams,
     takes_hdr,
 )
@@ -44,7 +45,7 @@ from vsfmanet.jobs.ranges import USUAL_LENGTH, Ranges, why_one_pass
 from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_done, job_key, weights_sha256
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.jobs.source import KEPT, Source, Stream, check_unchanged, first_frame, inspect, is_kept, save_packets
-from vsfmanet.jobs.verify import verify
+from vsfmanet.jobs.verify import Needed, verify
 
 SAME_PIXELS = {"device", "device_index", "backend", "tile", "segment", "source_path"}
 """Fields of `RestoreSettings` that say where and how a result is computed, or of which source, but not which."""
@@ -207,17 +208,13 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         ranges.join()
     try:
         with report.begin("verifying", len(frames)) as progress:
+            needed = _needed(job, source, clip, frames, plan, hdr)
             verify(
                 part,
-                size=plan.size,
-                hdr=hdr,
-                times=[timestamp * plan.time_base for timestamp in plan.timestamps],
-                lively=set() if has_filters(plan.encoder_args) else clips.lively_frames(clip.node, frames),
-                copied=copied,
-                whole=len(frames) == clip.node.num_frames and job.on_damage == "stop",
+                needed,
                 advance=progress.advance,
                 remedy="it has been deleted. Leave those of --encoder-args out that change timing, size or streams "
-                "(-r, -s, -map, -t), and report it if it comes back",
+                "(-r, -s, -map, -t), or write to .mkv, which holds most; and report it if it comes back",
             )
     except IncompleteError:
         remove_work(job.target)  # one of the ranges may be why
@@ -241,6 +238,25 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     length = float((plan.timestamps[-1] - plan.timestamps[0]) * plan.time_base)
     report.note(f"made {job.target}: {len(frames)} frames of {plan.size[0]}x{plan.size[1]}, {clock(length)}")
     return record
+
+
+def _needed(job: RestoreJob, source: Source, clip: SourceClip, frames: range, plan: EncodePlan, hdr: Hdr) -> Needed:
+    """What the output must hold; what the user has set with --encoder-args is as the user has it."""
+    own = plan.encoder_args
+    filtered = has_filters(own)
+    extent = "whole" if len(frames) == clip.node.num_frames else "part"
+    return Needed(
+        source=source,
+        size=plan.size,
+        aspect=None if filtered or has_option(own, "aspect", "bsf") else plan.aspect,
+        hdr=hdr,
+        times=[timestamp * plan.time_base for timestamp in plan.timestamps],
+        lively=set() if filtered else clips.lively_frames(clip.node, frames),
+        copied=plan.copied,
+        extent="damaged" if source.faults or clip.faults else extent,
+        chapters=not has_option(own, "map_chapters"),
+        names=not has_option(own, "metadata", "map_metadata"),
+    )
 
 
 def _settings(job: RestoreJob, source: Source, report: Report) -> RestoreSettings:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vsfmanet.errors import BusyError, IncompleteError, OutputError
 from vsfmanet.jobs.files import hold, move_aside, move_new, part_path, pending_path, record_path, sweep, sync
-from vsfmanet.jobs.record import Record, write_record
+from vsfmanet.jobs.record import Record, find_done, write_record
 
 
 class Scratch:
@@ -120,18 +120,27 @@ class Scratch:
             overwrite: Whether another file of this name is moved aside, with its record.
 
         Raises:
-            BusyError: There is another file of this name, and the result has one beside it; or a later attempt has
-                taken over.
+            BusyError: There is another file of this name, and the result has one beside it; or another attempt has
+                taken over, or made the very same.
         """
+        if overwrite and target.is_file() and find_done(target, lambda: record.key) is not None:
+            raise BusyError(f"restore: {target}: another run has made this very file meanwhile; nothing is left to do")
         try:
             sync(part)
             with self._lock:  # a signal must not come between the name and the record
                 self._check_open()
                 write_record(record, pending_path(part))
                 self._release(windows_only=True)
-                if overwrite and target.exists():
-                    _set_aside(target)
-                move_new(part, target)
+                kept = _set_aside(target) if overwrite and target.exists() else None
+                try:
+                    move_new(part, target)
+                except FileExistsError:
+                    raise
+                except OSError:  # the target is as it was before
+                    if kept is not None:
+                        _put_back(kept, target)
+                    raise
+                self._part = None  # from here on the record must stay, even if it cannot be put beside its output
                 sync(target.parent)
                 try:
                     pending_path(part).replace(record_path(target))
@@ -143,10 +152,10 @@ class Scratch:
                 f"restore: {target}: another run has taken over and removed {part.name}; let that run end"
             ) from error
         except FileExistsError as error:
-            kept = move_aside(part, target, "new")
-            pending_path(part).replace(record_path(kept))
+            beside = move_aside(part, target, "new")
+            pending_path(part).replace(record_path(beside))
             raise BusyError(
-                f"restore: {target}: another file took this name during the job; the verified result is {kept.name}, "
+                f"restore: {target}: another file took this name during the job; the verified result is {beside.name}, "
                 "rename it yourself"
             ) from error
 
@@ -192,8 +201,16 @@ def kill(process: subprocess.Popen[bytes]) -> int:
     return process.wait()
 
 
-def _set_aside(target: Path) -> None:
-    """Give an older output another name, and its record with it."""
+def _set_aside(target: Path) -> Path:
+    """Give an older output another name, and its record with it; returns the name."""
     kept = move_aside(target, target, "old")
     with suppress(FileNotFoundError):
         record_path(target).replace(record_path(kept))
+    return kept
+
+
+def _put_back(kept: Path, target: Path) -> None:
+    """Undo `_set_aside`, unless the name is taken."""
+    with suppress(OSError):  # what went wrong before is what the user must know
+        move_new(kept, target)
+        record_path(kept).replace(record_path(target))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import stat
 import statistics
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
+from av.rational import AVRational
+from av.stream import AttachmentStream, Disposition
+from av.stream import Stream as AvStream
 from av.video.stream import VideoStream
 
 from vsfmanet.errors import SourceError
@@ -26,6 +32,11 @@ PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "tty", "vapoursynth"
 DECLARING = {"asf", "avi", "flv", "matroska", "mov", "nut"}
 """Demuxers whose duration stands in the file; elsewhere it is reckoned from the packets, and proves nothing."""
 
+DIGEST = 8
+"""Bytes of the hash of a packet: two hours of sound make some 3 MB of them."""
+
+CUT, LATEST = -(1 << 63), (1 << 63) - 1
+"""Stand for the times of packets that are cut, and of those that have none."""
 
 KEPT = {"audio": "audio", "subtitle": "subtitles", "attachment": "attachments", "cover": "attachments"}
 """Kinds of streams that are copied, and the option that says whether."""
@@ -42,7 +53,15 @@ class Stream:
     codec: str
     """Decoder's name; "unknown" where there is none."""
     tags: Mapping[str, str]
-    """Language, title, file name and the like."""
+    """Language, title, file name and the like, with keys in lower case."""
+    content: bytes
+    """Hashes of what its packets hold, `DIGEST` bytes each, cut ones too; of an attachment, of the file. Video has
+    none."""
+    needed: bytes
+    """`content` without the packets that are cut, and those that begin before picture and sound: a copy may lack them.
+    """
+    joined: bytes
+    """A hash of what all packets hold that are not cut, one after the other: the same where they are divided anew."""
     packets: int
     """Packets that hold something and are shown or heard."""
     cut: int
@@ -57,6 +76,18 @@ class Stream:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Chapter:
+    """A chapter."""
+
+    start: Fraction
+    """Seconds."""
+    end: Fraction
+    """Seconds."""
+    title: str
+    """Empty if there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """A source file, read once from end to end without decoding."""
 
@@ -68,8 +99,14 @@ class Source:
     """The track to restore."""
     others: tuple[Stream, ...]
     """Every other stream, in order."""
+    chapters: tuple[Chapter, ...]
+    """In order."""
+    title: str
+    """Of the file as a whole; empty if there is none."""
     size: tuple[int, int]
     """Width and height as stored, before the rotation."""
+    aspect: Fraction
+    """Width over height of a sample as stored (SAR)."""
     time_base: Fraction
     """Unit of the video's timestamps, seconds."""
     rate: Fraction
@@ -88,8 +125,7 @@ class Source:
     @property
     def start(self) -> Fraction:
         """Earliest timestamp of picture and sound, seconds, not below 0."""
-        starts = [stream.first for stream in (self.video, *self.of_kind("audio")) if stream.first is not None]
-        return max(Fraction(0), min(starts, default=Fraction(0)))
+        return _start(stream.first for stream in (self.video, *self.of_kind("audio")))
 
     def of_kind(self, *kinds: str) -> list[Stream]:
         """The other streams of these kinds, in order."""
@@ -170,7 +206,22 @@ class _Tally:
     cut: int = 0
     first: int | None = None
     end: int | None = None
-    shown: list[int] = field(default_factory=list)
+    shown: list[int] = field(default_factory=list)  # of the main track
+    content: bytearray = field(default_factory=bytearray)
+    times: array[int] = field(default_factory=lambda: array("q"))  # of the packets in `content`
+    joined: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, payload: bytes, time: int | None, *, cut: bool = False) -> None:
+        """Note what a packet holds, and when it begins."""
+        self.content += hashlib.blake2b(payload, digest_size=DIGEST).digest()
+        self.times.append(CUT if cut else LATEST if time is None else time)
+        if not cut:
+            self.joined.update(payload)
+
+    def content_from(self, time: int) -> bytes:
+        """`content` of packets that begin at some time or later, and are not cut."""
+        places = (DIGEST * number for number, begins in enumerate(self.times) if begins >= time)
+        return b"".join(self.content[place : place + DIGEST] for place in places)
 
 
 def _read(path: Path) -> Source:
@@ -182,8 +233,8 @@ def _read(path: Path) -> Source:
             raise SourceError(f"restore: {path}: the file has no video track; name a video file")
         guess = track.guessed_rate or track.average_rate
         rate = Fraction(guess.numerator, guess.denominator) if guess else Fraction(25)
-        tallies, faults = _tally(container)
-        streams = _streams(container, tallies)
+        tallies, faults = _tally(container, track)
+        streams = _streams(container, track, tallies)
         shown = tuple(sorted(tallies[track.index].shown))
         time_base = Fraction(track.time_base.numerator, track.time_base.denominator)
         faults += _missing_end(container, track, streams, rate) or _missing_bytes(path)
@@ -194,7 +245,10 @@ def _read(path: Path) -> Source:
             fingerprint=identity,
             video=streams[track.index],
             others=tuple(stream for stream in streams if stream.index != track.index),
+            chapters=_chapters(container),
+            title=container.metadata.get("title", ""),
             size=(track.codec_context.width, track.codec_context.height),
+            aspect=_fraction(track.sample_aspect_ratio) or Fraction(1),
             time_base=time_base,
             rate=rate,
             packet_times=shown,
@@ -205,20 +259,30 @@ def _read(path: Path) -> Source:
         )
 
 
-def _tally(container: InputContainer) -> tuple[list[_Tally], list[str]]:
+def _tally(container: InputContainer, track: VideoStream) -> tuple[list[_Tally], list[str]]:
     """Read every packet once: a tally for each stream, and where the reading failed, if it did."""
     tallies = [_Tally() for _ in container.streams]
+    codecs = {stream.index: stream.codec_context.name for stream in container.streams if _is_hashed(stream)}
+    for stream in container.streams:
+        if isinstance(stream, AttachmentStream):
+            tallies[stream.index].add(bytes(stream.data or b""), None)
     try:
         for packet in container.demux():
             if not packet.size or packet.stream_index >= len(tallies):  # the end, or a stream that begins midway
                 continue
             tally = tallies[packet.stream_index]
             time = packet.pts if packet.pts is not None else packet.dts
+            codec = codecs.get(packet.stream_index)
+            if codec is not None:
+                payload = _payload(codec, bytes(packet))
+                if not payload:
+                    continue
+                tally.add(payload, time, cut=packet.is_discard)
             if packet.is_discard:  # cut away by an edit list
                 tally.cut += 1
                 continue
             tally.packets += 1
-            if packet.pts is not None:
+            if packet.pts is not None and packet.stream_index == track.index:
                 tally.shown.append(packet.pts)
             if time is not None:
                 tally.first = time if tally.first is None else min(tally.first, time)
@@ -228,17 +292,33 @@ def _tally(container: InputContainer) -> tuple[list[_Tally], list[str]]:
     return tallies, []
 
 
-def _streams(container: InputContainer, tallies: Sequence[_Tally]) -> list[Stream]:
+def _start(firsts: Iterable[Fraction | None]) -> Fraction:
+    """Earliest timestamp of some streams, seconds, not below 0."""
+    return max(Fraction(0), min((first for first in firsts if first is not None), default=Fraction(0)))
+
+
+def _streams(container: InputContainer, track: VideoStream, tallies: Sequence[_Tally]) -> list[Stream]:
     """Describe the streams of a container."""
     streams = []
-    for stream, tally in zip(container.streams, tallies, strict=False):
-        base = Fraction(stream.time_base.numerator, stream.time_base.denominator) if stream.time_base else Fraction(0)
+    timed = [
+        (stream, tally, _fraction(stream.time_base) or Fraction(0))
+        for stream, tally in zip(container.streams, tallies, strict=False)
+    ]
+    start = _start(
+        None if tally.first is None else tally.first * base
+        for stream, tally, base in timed
+        if stream.type == "audio" or stream.index == track.index
+    )
+    for stream, tally, base in timed:
         streams.append(
             Stream(
                 index=stream.index,
                 kind="cover" if Disposition.attached_pic in stream.disposition else stream.type,
                 codec=stream.codec_context.name if stream.codec_context else "unknown",
-                tags=dict(stream.metadata),
+                tags=_tags(stream.metadata),
+                content=bytes(tally.content),
+                needed=tally.content_from(math.ceil(start / base) if base else 0),
+                joined=tally.joined.digest(),
                 packets=tally.packets,
                 cut=tally.cut,
                 first=None if tally.first is None else tally.first * base,
@@ -246,6 +326,50 @@ def _streams(container: InputContainer, tallies: Sequence[_Tally]) -> list[Strea
             )
         )
     return streams
+
+
+def _fraction(ratio: AVRational | None) -> Fraction | None:
+    """A ratio that a file gives; None if it gives none."""
+    return Fraction(ratio.numerator, ratio.denominator) if ratio else None
+
+
+def _tags(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Tags under the same keys for all containers: FFmpeg calls a track's title "name" where it reads MP4."""
+    tags = {key.lower(): value for key, value in metadata.items()}
+    title = tags.get("title") or tags.pop("name", "")
+    return tags | ({"title": title} if title else {})
+
+
+def _chapters(container: InputContainer) -> tuple[Chapter, ...]:
+    """The chapters of a container."""
+    return tuple(
+        Chapter(
+            start=entry["start"] * Fraction(entry["time_base"].numerator, entry["time_base"].denominator),
+            end=entry["end"] * Fraction(entry["time_base"].numerator, entry["time_base"].denominator),
+            title=entry["metadata"].get("title", ""),
+        )
+        for entry in container.chapters()
+    )
+
+
+def _is_hashed(stream: AvStream) -> bool:
+    """Whether a stream's packets may be copied to another file."""
+    return stream.codec_context is not None and (
+        stream.type in ("audio", "subtitle") or Disposition.attached_pic in stream.disposition
+    )
+
+
+def _payload(codec: str, packet: bytes) -> bytes:
+    """What a packet holds, however a container frames it; nothing if it is there only to fill a gap.
+
+    AAC has a header of 7 bytes, or 9 with a checksum, before each packet in transport streams and none elsewhere (ADTS,
+    ISO/IEC 14496-3, 1.A.2.2). MP4 has packets without text between subtitles.
+    """
+    if codec == "aac" and len(packet) > 9 and packet[0] == 0xFF and packet[1] & 0xF6 == 0xF0:
+        return packet[7 if packet[1] & 1 else 9 :]
+    if codec == "mov_text" and packet == b"\0\0":
+        return b""
+    return packet
 
 
 def _missing_end(container: InputContainer, track: VideoStream, streams: Sequence[Stream], rate: Fraction) -> list[str]:

@@ -1,0 +1,239 @@
+"""What a finished file holds beside the picture, against its source: streams, packet by packet, chapters and names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+
+from vsfmanet.jobs.source import DIGEST, Chapter, Source, Stream
+
+SOUND_TOLERANCE = Fraction(1, 10)
+"""Seconds that a track may move against the picture at its ends: releases count a codec's priming differently."""
+
+CHAPTER_TOLERANCE = Fraction(3, 1000)
+"""Seconds that a chapter may move: it and the first frame are each rounded to a millisecond."""
+
+REWRITTEN = {"wavpack"}
+"""Codecs whose packets get new headers in a new container, so that only their number can be compared."""
+
+DIVIDED_ANEW = ("pcm_", "eac3", "pgssub")
+"""How the names of codecs begin whose packets containers join or divide as they like: whole tracks can be compared."""
+
+LANGUAGE = re.compile("[a-z]{3}")
+"""The names of languages that every container can hold (ISO 639-2), but for MOV, which has a list of its own."""
+
+
+class Mismatch(Exception):
+    """What is needed, and what came."""
+
+
+def check_streams(made: Source, copied: Sequence[Stream], *, extent: str) -> None:
+    """Compare the streams beside the video with those that were copied.
+
+    Args:
+        made: The file.
+        copied: Streams of its source.
+        extent: "whole" where every packet was copied, "part" for those of some time, "damaged" for a source of which
+            it cannot be known which of its packets can be read.
+
+    Raises:
+        Mismatch: One is missing, or holds something else.
+    """
+    for before, after in list(_pairs(copied, made.others)):
+        if extent == "whole" and not _is_whole(before, after):
+            raise Mismatch(f"{before} must hold what it held, {_difference(before, after)}")
+        if extent == "part" and not _is_part(before, after):
+            raise Mismatch(f"{before} must hold a part of what it held, without gaps, got other packets")
+    needed = Counter(stream.joined for stream in _attached(copied))
+    present = Counter(stream.joined for stream in _attached(made.others))
+    for stream in _attached(copied):
+        if present[stream.joined] < needed[stream.joined]:
+            raise Mismatch(f"{stream} must hold what it held, but nothing that is attached does")
+
+
+def check_sound(first: Fraction, made: Source, copied: Sequence[Stream]) -> None:
+    """Compare where each sound track starts and ends against the first frame, and where each subtitle track starts.
+
+    Args:
+        first: When the source's first frame is shown, seconds.
+        made: The file.
+        copied: Streams of its source, whole.
+
+    Raises:
+        Mismatch: One has moved.
+    """
+    if made.video.first is None:
+        return
+    for before, after in _pairs(copied, made.others):
+        if before.kind == "subtitle" and before.needed != before.content:
+            continue  # some begin before picture and sound, and may be gone
+        places = [("start", before.first, after.first), ("end", before.end, after.end)]
+        for place, old, new in places if before.kind == "audio" else places[:1]:
+            if old is None or new is None:
+                continue
+            moved = (new - made.video.first) - (old - first)
+            if abs(moved) > SOUND_TOLERANCE:
+                raise Mismatch(f"the {place} of {before} must keep its place, but moved by {float(moved):+.3f} s")
+
+
+def check_chapters(made: Source, chapters: Sequence[Chapter], times: Sequence[Fraction]) -> None:
+    """Compare the chapters that are shown while there are frames; what lies beyond them may be cut off.
+
+    MP4 and MOV have no ends of chapters, and no chapters without a name.
+
+    Args:
+        made: The file.
+        chapters: Of its source.
+        times: When each frame of the file is shown in the source, seconds.
+
+    Raises:
+        Mismatch: One is missing, misplaced or has another name.
+    """
+    length = times[-1] - times[0]
+    needed = _during(chapters, times[0], length)
+    present = _during(made.chapters, made.video.first or Fraction(0), length)
+    exact = made.path.suffix.lower() == ".mkv"
+    for sought, others, verdict in ((needed, present, "is needed, got none like it"), (present, needed, "is too much")):
+        for chapter in sought:
+            if _is_long(chapter) and not any(_are_alike(chapter, other, exact=exact) for other in others):
+                raise Mismatch(f"chapter {chapter.title!r} {_span(chapter)} from the first frame {verdict}")
+
+
+def check_names(made: Source, source: Source, copied: Sequence[Stream]) -> None:
+    """Compare what the file and its streams are called, and their languages, as far as its container can hold them.
+
+    Args:
+        made: The file.
+        source: What it was made from.
+        copied: Streams of the source that it has too.
+
+    Raises:
+        Mismatch: A name or a language has got lost, or is another one.
+    """
+    if source.title and made.title != source.title:
+        raise Mismatch(f"the title {source.title!r} is needed, got {made.title!r}")
+    suffix = made.path.suffix.lower()
+    for before, after in [(source.video, made.video), *_pairs(copied, made.others)]:
+        title, language = before.tags.get("title", ""), before.tags.get("language", "")
+        if title and after.tags.get("title") != title:
+            raise Mismatch(f"the title {title!r} of {before} is needed, got {after.tags.get('title', '')!r}")
+        got = after.tags.get("language", "und")
+        if LANGUAGE.fullmatch(language) and got != language and (suffix, got) != (".mov", "und"):
+            raise Mismatch(f"the language {language} of {before} is needed, got {got}")
+    if suffix == ".mkv":
+        needed, present = _files(copied), _files(made.others)
+        if lost := needed - present:
+            raise Mismatch(f"attachments called {', '.join(sorted(lost))} are needed, got {', '.join(sorted(present))}")
+
+
+def _pairs(copied: Sequence[Stream], present: Sequence[Stream]) -> Iterator[tuple[Stream, Stream]]:
+    """Each track of sound and subtitles with what it has become. Some containers drop tracks that hold nothing.
+
+    Raises:
+        Mismatch: There are too few or too many, of these or of what is attached.
+    """
+    if (needed := _kinds(copied)) != (got := _kinds(present)):
+        needed, got = _kinds(filter(_holds_something, copied)), _kinds(filter(_holds_something, present))
+        if needed != got:
+            raise Mismatch(f"the streams {needed} are needed beside the video, got {got}")
+        copied, present = list(filter(_holds_something, copied)), list(filter(_holds_something, present))
+    for kind in ("audio", "subtitle"):
+        yield from zip(
+            (stream for stream in copied if stream.kind == kind),
+            (stream for stream in present if stream.kind == kind),
+            strict=True,
+        )
+
+
+def _kinds(streams: Iterable[Stream]) -> str:
+    """What there is to hear, read and keep, in words that can be compared. Matroska keeps covers as attachments."""
+    kinds = ["attachment" if stream.kind == "cover" else stream.kind for stream in streams]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("audio", "subtitle", "attachment"))
+
+
+def _holds_something(stream: Stream) -> bool:
+    return bool(stream.content)
+
+
+def _attached(streams: Sequence[Stream]) -> list[Stream]:
+    return [stream for stream in streams if stream.kind in ("attachment", "cover")]
+
+
+def _files(streams: Sequence[Stream]) -> set[str]:
+    """What attachments are called."""
+    return {stream.tags["filename"] for stream in _attached(streams) if "filename" in stream.tags}
+
+
+def _is_whole(before: Stream, after: Stream) -> bool:
+    """Whether a track holds all that it held, and nothing else."""
+    if before.codec in REWRITTEN:
+        return len(before.needed) <= len(after.content) <= len(before.content)
+    if before.joined == after.joined:
+        return True
+    skipped = _skipped(before)
+    return _holds(after.content, before.needed[skipped:]) and _holds(before.content, after.content[skipped:])
+
+
+def _is_part(before: Stream, after: Stream) -> bool:
+    """Whether all packets of a track follow each other in what it was, as far as that can be told."""
+    if before.codec in REWRITTEN or before.codec.startswith(DIVIDED_ANEW):
+        return True
+    return _holds(before.content, after.content[_skipped(before) :])
+
+
+def _skipped(before: Stream) -> int:
+    """Bytes of the hashes that may differ: of AAC, the first packet of broadcasts loses the layout of its channels to
+    the header of the new container (program_config_element, ISO/IEC 14496-3, 4.4.1.1).
+    """
+    return DIGEST if before.codec == "aac" else 0
+
+
+def _holds(hashes: bytes, wanted: bytes) -> bool:
+    """Whether some packets follow each other in a track."""
+    place = hashes.find(wanted)
+    while place % DIGEST and place != -1:  # found across the bounds of hashes
+        place = hashes.find(wanted, place + 1)
+    return place != -1
+
+
+def _difference(before: Stream, after: Stream) -> str:
+    """In what the packets of a track differ from those that it had, in words."""
+    hashes = before.needed if before.cut else before.content
+    needed, got = len(hashes) // DIGEST, len(after.content) // DIGEST
+    if needed != got:
+        return f"{needed} packets, got {got}"
+    places = range(0, len(hashes), DIGEST)
+    other = [place for place in places if hashes[place : place + DIGEST] != after.content[place : place + DIGEST]]
+    return f"{needed} packets, got as many, but from number {other[0] // DIGEST} on {len(other)} of them are others"
+
+
+def _during(chapters: Sequence[Chapter], first: Fraction, length: Fraction) -> list[Chapter]:
+    """Chapters on the clock of the frames, cut to their time."""
+    return [
+        Chapter(
+            start=min(max(chapter.start - first, Fraction(0)), length),
+            end=min(max(chapter.end - first, Fraction(0)), length),
+            title=chapter.title,
+        )
+        for chapter in chapters
+    ]
+
+
+def _is_long(chapter: Chapter) -> bool:
+    """Whether anything is left of a chapter after it has been cut to the time of the frames, and rounded."""
+    return chapter.end - chapter.start > 2 * CHAPTER_TOLERANCE
+
+
+def _are_alike(one: Chapter, other: Chapter, *, exact: bool) -> bool:
+    """Whether two chapters are the same, up to what containers other than Matroska (`exact`) cannot hold."""
+    return (
+        abs(one.start - other.start) <= CHAPTER_TOLERANCE
+        and (not exact or abs(one.end - other.end) <= CHAPTER_TOLERANCE)
+        and (one.title == other.title or (not exact and not (one.title and other.title)))
+    )
+
+
+def _span(chapter: Chapter) -> str:
+    return f"at {float(chapter.start):.3f} to {float(chapter.end):.3f} s"
