@@ -8,7 +8,7 @@ the PSNR on sequences never trained on is printed beside that of their blurred f
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import mean
 
@@ -80,6 +80,8 @@ def train[N: SequenceNetwork](
     about = {"kind": network.kind, "preset": preset, "scale": network.scale, "config": asdict(network.config)}
     run = Run(args, network, workers, about)
     training = [position for position in range(len(pool)) if position % HELD_OUT]
+    if args.speed is not None:
+        training = moving(pool, training, *args.speed)
 
     def sample(step: int) -> Batch:
         return pool.sample(
@@ -118,6 +120,29 @@ def train[N: SequenceNetwork](
         )
     run.close()
     return averaged
+
+
+def add_speed_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--speed`, which keeps a short run from spending itself on what is sharp already or blurred beyond help."""
+    parser.add_argument(
+        "--speed", type=float, nargs=2, metavar=("LEAST", "MOST"), help="learn from sequences of this motion, px/frame"
+    )
+
+
+def moving(pool: Pool, positions: Sequence[int], least: float, most: float) -> list[int]:
+    """Those of `positions` whose median motion between frames lies between two speeds in pixels.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    found = []
+    for position in positions:
+        flow = np.asarray(pool.sequence(position).flow[:, 0, :, ::4, ::4], dtype=np.float32)
+        if least <= np.median(np.hypot(flow[:, 0], flow[:, 1])) <= most:
+            found.append(position)
+    if not found:
+        raise ConfigError(f"train: --speed {least:g} {most:g} leaves none of {len(positions)} sequences; widen it")
+    return found
 
 
 @torch.no_grad()

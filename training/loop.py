@@ -237,13 +237,19 @@ class Run[N: nn.Module]:
         return np.random.default_rng((self.args.seed, step, *own))
 
     def update(self, step: int, loss: Tensor) -> Tensor:
-        """Move the weights against the gradient of `loss`; returns the gradient's norm before clipping."""
+        """Move the weights against the gradient of `loss`; returns the gradient's norm before clipping.
+
+        A step whose gradient is not finite teaches nothing, and shows as a norm that is not a number.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         loss.backward()
         if self.workers.count > 1:
             average_gradients(self.trained)
         norm = clip_grad_norm_(self.trained, self.args.max_norm)
+        for value in self.trained:
+            if value.grad is not None:
+                value.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # without waiting for the device
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.averaged.update(self.network, step)

@@ -23,7 +23,7 @@ from functools import partial
 
 from torch import Tensor
 
-from training.deblurring import train
+from training.deblurring import add_speed_argument, train
 from training.loop import add_loop_arguments
 from training.losses import temporal_loss
 from training.scenes.pool import Batch
@@ -41,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--preset", default="s", choices=tuple(PRESETS), help="default: %(default)s")
     parser.add_argument("--no-refinement", action="store_true", help="keep the initial flow at every level")
     add_loop_arguments(parser)
+    add_speed_argument(parser)
     parser.add_argument(
         "--temporal-weight", type=float, default=0.2, help="of the temporal loss (default: %(default)s)"
     )

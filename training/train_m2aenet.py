@@ -10,8 +10,7 @@ What is outside the mask comes back as it was and teaches nothing, so that sharp
 
 Source: M2AENet (arXiv 2507.07708), whose abstract names the losses (reconstruction, reblurring, mask) and two steps.
 Their forms are those of Motion-ETR and LBAG. Departures: scenes of known motion teach the paths directly too;
-differences are taken as logarithms, frame by frame, and SSIM and spectrum weigh less, because a short run is judged by
-PSNR, and would else spend itself on frames that are blurred beyond help.
+SSIM and spectrum weigh less, because a short run is judged by PSNR.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.deblurring import train
+from training.deblurring import add_speed_argument, train
 from training.evaluate_blur import load
 from training.loop import add_loop_arguments
 from training.losses import warp_frames
@@ -41,12 +40,6 @@ MASK_SLOPE = 4.0
 
 REBLUR_STEPS = 3
 """Instants on each side of the middle of the exposure of which a reblurred frame is made."""
-
-LEAST_ERROR = 1e-3
-"""Mean difference, on a range of 1, from which a frame's gain counts by its part of the difference, as in decibels."""
-
-RESTORATION_WEIGHT = 0.1
-"""Of the logarithm of the difference."""
 
 STRAIGHTNESS = 2e-3
 """Weight of the total variation of the paths' ends."""
@@ -98,6 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--without-mask", action="store_true", help="restore everything")
     add("--without-trajectories", action="store_true", help="leave out the motion analyser")
     add_loop_arguments(parser)
+    add_speed_argument(parser)
     add("--motion-part", type=float, default=0.1, help="first part of the run, paths alone (default: %(default)s)")
     add("--true-mask-part", type=float, default=0.3, help="first part of the run, true mask (default: %(default)s)")
     add("--path-weight", type=float, default=0.01, help="of the paths' ends, per pixel (default: %(default)s)")
@@ -192,16 +186,13 @@ def roughness(offsets: Tensor) -> Tensor:
 
 def restoration_losses(output: Tensor, truth: Tensor, mask: Tensor, options: Options) -> dict[str, Tensor]:
     """Difference of frames (N, 3, H, W) inside a mask (N, 1, H, W), by values, spectrum and structure, weighted."""
-    area = 3 * mask.sum(dim=(1, 2, 3)).clamp_min(1)
+    area = 3 * mask.sum().clamp_min(1)
     difference = mask * (output - truth)
     spectrum = torch.fft.fft2(difference, norm="ortho").abs()
     unlike = mask * (1 - ssim_map(output, truth))
-    error, structure = (
-        total.sum(dim=(1, 2, 3)) / area for total in (difference.abs() + options.spectrum_weight * spectrum, unlike)
-    )
     return {
-        "restoration": RESTORATION_WEIGHT * (error / LEAST_ERROR).log1p().mean(),
-        "ssim": options.ssim_weight * structure.mean(),
+        "restoration": (difference.abs() + options.spectrum_weight * spectrum).sum() / area,
+        "ssim": options.ssim_weight * unlike.sum() / area,
     }
 
 

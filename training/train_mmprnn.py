@@ -21,7 +21,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from training.deblurring import train
+from training.deblurring import add_speed_argument, train
 from training.evaluate_blur import load
 from training.loop import add_loop_arguments
 from training.scenes.pool import Batch
@@ -38,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     prior.add_argument("--prior", type=Path, help="checkpoint of training.train_blur (the analyser that ships)")
     prior.add_argument("--without-prior", action="store_true", help="leave out the prior, its gate and its loss")
     add_loop_arguments(parser)
+    add_speed_argument(parser)
     add = parser.add_argument
     add("--motion-weight", type=float, default=0.05, help="of the motion magnitude loss (default: %(default)s)")
     parser.set_defaults(learning_rate=5e-4, max_norm=20.0, crop=128)

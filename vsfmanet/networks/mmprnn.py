@@ -22,10 +22,6 @@ MULTIPLE_OF = 4
 REDUCTION = 16
 """Channels per hidden channel of the attention in the fusion."""
 
-CHANGE = 0.1
-"""Factor of what is added to the blurred frame. Adam moves every weight by its learning rate, whatever the gradient's
-size, and the 243 of the 9x9 convolution at once would make large steps in brightness without it."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MMPRNNConfig:
@@ -67,10 +63,10 @@ class MMPRNN(SequenceNetwork):
     parameters ask for no gradient, and it stays in eval mode whatever `train` says. It differs from the paper's where
     `MMPRNNConfig.prior` is "extent": blur extent, which unlike a speed knows the exposure.
 
-    The convolution of the blurred frame stands for the difference from the identity, times `CHANGE`; it and the last
-    one of the features start as zero, so that a fresh network returns its input. All others start such that features
-    keep their variance, of which torch's default leaves a third at each of a dozen convolutions in a row. The paper
-    says nothing of it; it makes short trainings possible.
+    The convolution of the blurred frame stands for the difference from the identity; it and the last one of the
+    features start as zero, so that a fresh network returns its input. All others start such that features keep their
+    variance, of which torch's default leaves a third at each of a dozen convolutions in a row. The paper says nothing
+    of it; it makes short trainings possible.
 
     Source: Wang et al., Efficient Video Deblurring Guided by Motion Magnitude (arXiv 2207.13374); the layers follow the
     behaviour of the authors' public code.
@@ -132,7 +128,7 @@ class MMPRNN(SequenceNetwork):
             blurred = F.conv2d(
                 _at_multiples(frame) - 0.5, self.skip.weight.float(), self.skip.bias.float(), padding=self.skip.padding
             )
-            return frame.float() + CHANGE * (change.float() + blurred)[..., :height, :width]
+            return frame.float() + (change.float() + blurred)[..., :height, :width]
 
 
 class _Cell(nn.Module):
