@@ -206,7 +206,7 @@ def test_a_checkpoint_of_training_can_be_scored(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_network_can_be_scored_and_shipped(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = MMPRNN(MMPRNNConfig(cell_blocks=1, decoder_blocks=1, width=4, prior_width=4)).eval()
-    torch.nn.init.normal_(network.decoder.last.weight)
+    torch.nn.init.normal_(network.decoder.last.weight, std=0.1)
     state = {"averaged": network.state_dict(), "step": 7, "kind": "mmprnn", "preset": "toy", "scale": 1}
     save_checkpoint(tmp_path / "latest.pt", state | {"config": dataclasses.asdict(network.config)})
     arguments = [str(tmp_path / "latest.pt"), "--name", "toy_x1", "--models", str(tmp_path)]
