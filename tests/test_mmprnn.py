@@ -283,8 +283,8 @@ def test_the_ablation_has_no_prior(train: Callable[..., dict[str, Any]], tmp_pat
 
 def test_a_run_can_keep_to_sequences_of_some_speed(material: tuple[Path, Path], tmp_path: Path) -> None:
     pool = Pool(material[0])
-    flows = [np.float32(pool.sequence(n).flow[:, 0, :, ::4, ::4]).swapaxes(0, 1) for n in range(3)]
-    speeds = [float(np.median(np.hypot(*flow))) for flow in flows]
+    flows = [np.asarray(pool.sequence(n).flow[:, 0, :, ::4, ::4], dtype=np.float32) for n in range(3)]
+    speeds = [float(np.median(np.hypot(flow[:, 0], flow[:, 1]))) for flow in flows]
     slow, middle, fast = sorted(range(3), key=lambda n: speeds[n])
     assert moving(pool, range(3), speeds[middle], speeds[fast] + 1) == sorted([middle, fast])
     assert moving(pool, [slow], 0, speeds[middle]) == [slow]
