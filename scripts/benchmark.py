@@ -7,6 +7,7 @@ Sections:
                vsbasicvsrpp (fp32, as it ships) if that package is installed
     kernels    each kernel against its twin in plain torch
     streaming  the streaming restorer against whole windows of a segment and its context
+    deblurring every kind of network of scale 1; and M2AENet by the share of a frame that is blurred
     filter     vspipe, from 8-bit 4:2:0 to 8-bit 4:2:0, against the network alone
     scaling    cost and memory against frames and against pixels
 
@@ -30,7 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -44,7 +45,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from vsfmanet import kernels
 from vsfmanet.devices import pick_device, pick_precision
 from vsfmanet.jobs.child import KEPT_BUFFERS
+from vsfmanet.networks import jffra, m2aenet, mmprnn
 from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset
+from vsfmanet.networks.jffra import JFFRA
+from vsfmanet.networks.m2aenet import M2AENet
+from vsfmanet.networks.mmprnn import MMPRNN
+from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.ops.depthwise import depthwise_squares_reference, gated_depthwise_reference
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
@@ -365,6 +371,52 @@ def streaming_section(bench: Bench) -> None:
         row(f"{label} window of {length} for {SEGMENT}", theirs, per=SEGMENT)
 
 
+def deblurring_section(bench: Bench) -> None:
+    """Every kind of network of scale 1 in a stream, with all of the frame blurred; and what is spared where less is."""
+    height, width = bench.size
+    networks: dict[str, FMANetPP | SequenceNetwork] = {
+        "fmanetpp fast": deploy(FMANetPP(preset("fast", scale=1))),
+        "mmprnn a3b4c16": MMPRNN(mmprnn.PRESETS["a3b4c16"]),
+        "jffra xs": JFFRA(jffra.PRESETS["xs"]),
+        "m2aenet fast": M2AENet(replace(m2aenet.PRESETS["fast"], masked=False)),
+    }
+    restorers: dict[str, Restorer] = {}
+    for name, network in networks.items():
+        path = bench.folder / f"x1 {name}.safetensors"
+        save_model(network, path)
+        restorers[name] = Restorer(str(path), device=bench.device.type, precision=bench.precision)
+    source, position = Noise(height, width), dict.fromkeys(networks, 0)
+
+    def stream(name: str) -> None:
+        restorers[name].restore(source, position[name], position[name] + bench.frames)
+        position[name] += bench.frames
+
+    timings = in_turns({name: partial(stream, name) for name in networks}, bench.rounds, bench.device)
+    slowest = timings["fmanetpp fast"]
+    for name, timing in timings.items():
+        reach, ratio = restorers[name].reach, f"{bench.cost(slowest) / bench.cost(timing):.1f}x fmanetpp fast"
+        if reach.period > 1:
+            ratio += f", state of {reach.before} frames anew every {reach.period}"
+        row(f"x1 {name} {_short(bench.dtype)}", timing, per=bench.frames, ratio=ratio)
+        restorers[name].close()
+
+    pruned = M2AENet(m2aenet.PRESETS["fast"]).eval().to(bench.device, bench.dtype, memory_format=torch.channels_last)
+    frame = source.frame(0)[None].to(bench.device)
+    extent = torch.zeros_like(frame[:, :1])
+    finding = "m2aenet fast, blur found"
+    parts: dict[str, Callable[[], object]] = {finding: partial(pruned.blur.extent, frame.to(bench.dtype))}
+    for share in (1.0, 0.5, 0.25, 0.1, 0.0):
+        mask = torch.zeros_like(extent)
+        mask[..., : round(height * share), :] = 1
+        parts[f"m2aenet fast, {share:.0%} restored"] = partial(pruned.restore, frame, extent, mask)
+    timings = in_turns(parts, bench.rounds, bench.device)
+    found = timings.pop(finding)
+    row(finding, found)
+    all_of_it = bench.cost(found) + bench.cost(timings["m2aenet fast, 100% restored"])
+    for name, timing in timings.items():
+        row(name, timing, ratio=f"{all_of_it / (bench.cost(found) + bench.cost(timing)):.2f}x all of it, with finding")
+
+
 def filter_section(bench: Bench) -> None:
     """The whole filter in vspipe, from the end of its first segment to that of its last: so no start is counted."""
     height, width = bench.size
@@ -500,6 +552,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "presets": presets_section,
     "kernels": kernels_section,
     "streaming": streaming_section,
+    "deblurring": deblurring_section,
     "filter": filter_section,
     "scaling": scaling_section,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,12 +48,14 @@ def test_contenders_run_in_turns_and_medians_count(benchmark: ModuleType) -> Non
 
 def test_one_command_prints_one_table() -> None:
     where = ["--size", "16x24", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
-    how = ["--presets", "fast", "--rounds", "1", "--frames", "1", "--sections", "presets", "kernels", "streaming"]
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *where, *how]
+    how = ["--presets", "fast", "--rounds", "1", "--frames", "1"]
+    what = ["--sections", "presets", "kernels", "streaming", "deblurring"]
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *where, *how, *what]
     told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
     assert told.startswith("24x16 to 96x64; ")
     for row in ("matrix product fp32", "fast fp32 plain torch", "fast fp32 8x12 window of 16 for 8"):
         assert any(line.startswith(row) for line in told.splitlines()), row
     assert "vsbasicvsrpp: not measured: it needs 64x64 pixels" in told
     assert "x the window" in told
+    assert re.search(r"^m2aenet fast, 0% restored .* \d+\.\d\dx all of it", told, re.MULTILINE)
     assert "machine load" in told

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests import test_jffra, test_m2aenet, test_mmprnn
 from tests.test_networks import TINY, awake
 from vsfmanet.devices import has_fast_bf16, pick_device, pick_precision
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.networks.fmanetpp import deploy
+from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.restorer import Restorer
 from vsfmanet.weights import load_model, save_model
 
@@ -144,6 +147,20 @@ def test_bf16_stays_close_to_fp32(weights: Path) -> None:
     assert rounded.dtype == torch.float32
     assert (rounded - exact).square().mean().sqrt() < 0.01
     assert not torch.equal(rounded, rounded.bfloat16().float())  # the image itself is never rounded to bf16
+
+
+@pytest.mark.parametrize("build", [partial(test_mmprnn.awake, test_mmprnn.TINY), test_jffra.awake, test_m2aenet.awake])
+def test_every_kind_of_network_runs_in_both_precisions(build: Callable[[], SequenceNetwork], tmp_path: Path) -> None:
+    save_model(build(), tmp_path / "tiny.safetensors")
+    clip = Clip()
+    with torch.inference_mode():
+        scene = load_model(str(tmp_path / "tiny.safetensors")).network(clip.frames[None, : CUTS[0]])[0]
+    found = []
+    for precision in ("fp32", "bf16"):
+        with Restorer(str(tmp_path / "tiny.safetensors"), device="cpu", precision=precision) as restorer:
+            found.append(frames(restorer, clip, 0, CUTS[0]))
+    torch.testing.assert_close(found[0], scene, atol=1e-5, rtol=1e-5)
+    assert (found[1] - scene).square().mean().sqrt() < 0.03
 
 
 def test_values_out_of_range_are_clamped_before_the_network(restorer: Restorer) -> None:

@@ -21,6 +21,7 @@ from training.metrics import psnr
 from training.scenes.pool import Batch, Pool, open_pool
 from training.scoring import to_bytes
 from vsfmanet.errors import ConfigError
+from vsfmanet.networks.blocks import channels_last
 from vsfmanet.networks.exposure_extractor import LEVELS
 from vsfmanet.networks.sequence import SequenceNetwork
 
@@ -70,9 +71,7 @@ def train[N: SequenceNetwork](
             f"{first.hr.shape[-2:]}; render one with training.render_pool --scale 1"
         )
     network = build().to(workers.device).train()
-    for value in network.parameters():
-        if value.dim() == 4:  # not those of 3D convolutions, for which this format does not exist
-            value.data = value.data.contiguous(memory_format=torch.channels_last)
+    channels_last(network)
     if args.compile:
         for child in network.children():
             for part in child if isinstance(child, nn.ModuleList) else (child,):

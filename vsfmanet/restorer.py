@@ -19,6 +19,7 @@ from vsfmanet.engines.cuda import CudaGraphEngine, Transfers
 from vsfmanet.engines.eager import EagerEngine, TiledEngine
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.kernels.build import cache_folder
+from vsfmanet.networks.blocks import channels_last
 from vsfmanet.networks.fmanetpp import FMANetPP
 from vsfmanet.segments import Reach
 from vsfmanet.streams import FrameSource, Restored, Streams
@@ -111,11 +112,11 @@ class Restorer:
         if isinstance(network, FMANetPP):
             # The extractor stays in fp32: it is cheap, and levels differ by little.
             for part in (network.degradation, network.restoration):
-                part.to(self.dtype).to(memory_format=torch.channels_last)
+                channels_last(part.to(self.dtype))
         else:
             if self._backend != "torch":
                 raise ConfigError(f"restore: backend {backend!r} is for FMA-Net++, got model {model!r}; leave it out")
-            network.to(self.dtype).to(memory_format=torch.channels_last)
+            channels_last(network.to(self.dtype))
         self._network = network
         self.transfers = Transfers(self.device)
         """To the device and back, for those who give frames that are there already."""

@@ -22,6 +22,13 @@ def zero_init(layer: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def channels_last(network: nn.Module) -> None:
+    """Lay out what 2D convolutions multiply with as their inputs are; for 3D convolutions there is no such format."""
+    for value in network.parameters():
+        if value.dim() == 4:
+            value.data = value.data.contiguous(memory_format=torch.channels_last)
+
+
 class PixelNorm(nn.LayerNorm):
     """LayerNorm over the channels of each pixel, with weight and bias."""
 
