@@ -46,6 +46,7 @@ from vsfmanet import kernels
 from vsfmanet.devices import pick_device, pick_precision
 from vsfmanet.jobs.child import KEPT_BUFFERS
 from vsfmanet.networks import jffra, m2aenet, mmprnn
+from vsfmanet.networks.blocks import channels_last
 from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset
 from vsfmanet.networks.jffra import JFFRA
 from vsfmanet.networks.m2aenet import M2AENet
@@ -400,7 +401,8 @@ def deblurring_section(bench: Bench) -> None:
         row(f"x1 {name} {_short(bench.dtype)}", timing, per=bench.frames, ratio=ratio)
         restorers[name].close()
 
-    pruned = M2AENet(m2aenet.PRESETS["fast"]).eval().to(bench.device, bench.dtype, memory_format=torch.channels_last)
+    pruned = M2AENet(m2aenet.PRESETS["fast"]).eval().to(bench.device, bench.dtype)
+    channels_last(pruned)
     frame = source.frame(0)[None].to(bench.device)
     extent = torch.zeros_like(frame[:, :1])
     finding = "m2aenet fast, blur found"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -21,7 +22,17 @@ import torch
 import torch.nn.functional as F
 
 from training import export, render_pool, train_degradation, train_extractor, train_restoration
-from training.loop import AveragedWeights, ahead, learning_rate_factor, load_checkpoint, panels, save_checkpoint
+from training.loop import (
+    AveragedWeights,
+    Run,
+    add_loop_arguments,
+    ahead,
+    join_workers,
+    learning_rate_factor,
+    load_checkpoint,
+    panels,
+    save_checkpoint,
+)
 from training.losses import (
     degradation_loss,
     estimate_degradation,
@@ -33,6 +44,7 @@ from training.losses import (
 from training.scenes.pool import Batch
 from training.train_extractor import nearest_neighbour_confusion, random_folds
 from training.train_restoration import ramp
+from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.weights import list_models, load_model
 
@@ -347,6 +359,30 @@ def test_averaged_weights_follow_the_network() -> None:
         network.weight += 1
     averaged.update(network, step=1000)
     torch.testing.assert_close(averaged.network.state_dict()["weight"], start + 0.5)
+
+
+def test_a_run_that_diverges_ends_and_keeps_what_was_good(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_loop_arguments(parser)
+    options = ["--pool", "none", "--out", str(tmp_path), "--steps", "1000", "--save-minutes", "0"]
+    torch.manual_seed(0)
+    network = torch.nn.Linear(2, 1)
+    training = Run(parser.parse_args(options), network, join_workers("cpu"), {})
+
+    def steps(first: int, scales: list[float]) -> None:
+        for number, scale in enumerate(scales, first):
+            norm = training.update(number, scale * network(torch.ones(1, 2)).sum())
+            training.record(number, {"norm": norm}, dict)
+
+    steps(0, [1.0, 1.0, 1.0, 1.0, math.nan, 1.0, 1.0, 1.0, 1.0, 1.0])  # a single one is no harm
+    good = load_checkpoint(tmp_path / "latest.pt")
+    assert good["step"] == 10
+    with pytest.raises(ConfigError, match=r"got none in 20 steps up to 30; .* lower --learning-rate"):
+        steps(10, [math.inf] * 990)
+    kept = load_checkpoint(tmp_path / "latest.pt")
+    assert kept["step"] == 10
+    assert all(value.isfinite().all() for value in kept["network"].values())
+    training.close()
 
 
 def test_batches_come_in_order_and_errors_come_through() -> None:

@@ -195,6 +195,10 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         gradient.copy_(mean.view(gradient.shape))
 
 
+DIVERGED = 20
+"""Steps in a row without a finite gradient after which a run has no future."""
+
+
 class Run[N: nn.Module]:
     """A training run in a folder: optimizer, averaged weights, checkpoints, curves, clock; goes on where it stopped.
 
@@ -230,6 +234,8 @@ class Run[N: nn.Module]:
             print(f"going on from step {self.first}")
         self.writer = SummaryWriter(str(args.out)) if workers.rank == 0 else None
         self.progress = Progress(args.steps, self.first, 100)
+        self.lost = torch.zeros((), dtype=torch.int64, device=workers.device)
+        """Steps in a row, up to the last, whose gradient was not finite."""
 
     def generator(self, step: int) -> np.random.Generator:
         """Source of randomness for the batch of a step; each process has its own."""
@@ -247,6 +253,7 @@ class Run[N: nn.Module]:
         if self.workers.count > 1:
             average_gradients(self.trained)
         norm = clip_grad_norm_(self.trained, self.args.max_norm)
+        self.lost = torch.where(norm.isfinite(), 0, self.lost + 1)
         for value in self.trained:
             if value.grad is not None:
                 value.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # without waiting for the device
@@ -271,6 +278,9 @@ class Run[N: nn.Module]:
 
         Returns:
             Whether the time is over.
+
+        Raises:
+            ConfigError: Many steps in a row have taught nothing.
         """
         args = self.args
         over = self.out_of_time()
@@ -280,7 +290,15 @@ class Run[N: nn.Module]:
         if means is not None:
             for name, value in {**means, "learning_rate": self.learning_rate(step)}.items():
                 self.writer.add_scalar(name, value, step + 1)
-        if over or step + 1 == args.steps or time.monotonic() - self.saved > 60 * args.save_minutes:
+        last = over or step + 1 == args.steps
+        due = last or time.monotonic() - self.saved > 60 * args.save_minutes
+        lost = int(self.lost) if means is not None or due else 0
+        if lost >= DIVERGED:
+            raise ConfigError(
+                f"train: finite gradients are needed, got none in {lost} steps up to {step + 1}; {self.latest} is from "
+                "before: lower --learning-rate or --max-norm and give the command again"
+            )
+        if due and (last or not lost):
             self.save(step + 1)
             for name, picture in panels().items():
                 self.writer.add_image(name, picture.detach().float().clamp(0, 1).cpu(), step + 1)
