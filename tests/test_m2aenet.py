@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from tests.test_training import run
 from training import render_pool, train_m2aenet
 from training.loop import load_checkpoint
+from training.losses import USUAL_ERROR
 from training.metrics import ssim
 from training.scenes.pool import Batch
 from training.train_m2aenet import (
@@ -352,15 +354,17 @@ def test_the_training_ssim_is_that_of_the_metrics() -> None:
     assert float(inner.mean()) == pytest.approx(expected, abs=1e-4)
 
 
-def test_losses_vanish_for_a_perfect_result_and_teach_only_inside_the_mask() -> None:
+@pytest.mark.parametrize("decibels", [False, True])
+def test_losses_are_least_for_a_perfect_result_and_teach_only_inside_the_mask(decibels: bool) -> None:
     options = Options(
         motion_steps=0, true_mask_steps=9, path_weight=1, reblur_weight=1, ssim_weight=1, spectrum_weight=1,
-        mask_weight=0,
+        mask_weight=0, decibels=decibels,
     )  # fmt: skip
     truth, mask = frames(1, 3, 32, 32), patches(1, 32, 32)
     perfect = restoration_losses(truth, truth, mask, options)
     assert set(perfect) == {"restoration", "ssim"}
-    assert all(float(value) == pytest.approx(0, abs=1e-5) for value in perfect.values())
+    least = {"restoration": USUAL_ERROR * math.log(1e-5) if decibels else 0, "ssim": 0}
+    assert {name: float(value) for name, value in perfect.items()} == pytest.approx(least, abs=1e-5)
     output = (truth * 0.9).requires_grad_()
     values = restoration_losses(output, truth, mask, options)
     values["restoration"].backward()
@@ -371,7 +375,7 @@ def test_losses_vanish_for_a_perfect_result_and_teach_only_inside_the_mask() -> 
 def test_the_mask_learns_where_it_is_asked_to() -> None:
     options = Options(
         motion_steps=0, true_mask_steps=0, path_weight=0, reblur_weight=0, ssim_weight=0, spectrum_weight=0,
-        mask_weight=1,
+        mask_weight=1, decibels=False,
     )  # fmt: skip
     network = awake().train()
     network.blur.requires_grad_(True)

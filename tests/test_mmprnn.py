@@ -21,6 +21,7 @@ from tests.fakes import ListSource
 from training import render_pool, train_mmprnn
 from training.deblurring import moving
 from training.loop import load_checkpoint, save_checkpoint
+from training.losses import decibel_loss
 from training.scenes.pool import Batch, Pool
 from training.train_mmprnn import build, charbonnier, losses
 from vsfmanet.errors import ConfigError
@@ -197,9 +198,13 @@ def test_losses_are_their_definitions_and_the_motion_counts_by_its_weight() -> N
         0.3, abs=1e-5
     )
     with torch.no_grad():
-        values, heavy, without = (losses(network, batch, 1, motion_weight=weight) for weight in (0.5, 1.0, 0.0))
-        assert set(values) == {"charbonnier", "gradient", "motion"}
-        assert set(without) == {"charbonnier", "gradient"}
+        values, heavy, without = (
+            losses(network, batch, 1, motion_weight=weight, decibels=False) for weight in (0.5, 1.0, 0.0)
+        )
+        assert set(values) == {"colours", "gradient", "motion"}
+        assert set(without) == {"colours", "gradient"}
+        by_decibels = losses(network, batch, 1, motion_weight=0.0, decibels=True)
+        torch.testing.assert_close(by_decibels["colours"], decibel_loss(network(lr), batch.hr))
         torch.testing.assert_close(values["motion"], network.motion_magnitude(network(lr)[:, 1]).mean() / 2)
         torch.testing.assert_close(heavy["motion"], 2 * values["motion"])
 
@@ -246,13 +251,15 @@ def train(material: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Calla
     return train
 
 
+@pytest.mark.parametrize("how", [[], ["--muon", 0.01, "--decibels"]])
 def test_a_resumed_run_equals_an_unbroken_one_and_the_prior_stays(
+    how: list[object],
     material: tuple[Path, Path],
     train: Callable[..., dict[str, Any]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    more = ["--prior", material[1], "--degrade", 0.5]
+    more = ["--prior", material[1], "--degrade", 0.5, *how]
     unbroken = train(tmp_path / "unbroken", *more)
     assert "PSNR in dB on 1 sequences never trained on, of their input: 5:1 " in capsys.readouterr().out
     for step in (1, 2):

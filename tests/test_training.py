@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from training import export, render_pool, train_degradation, train_extractor, train_restoration
 from training.loop import (
     AveragedWeights,
+    MatrixSteps,
     Run,
     add_loop_arguments,
     ahead,
@@ -34,6 +35,8 @@ from training.loop import (
     save_checkpoint,
 )
 from training.losses import (
+    USUAL_ERROR,
+    decibel_loss,
     degradation_loss,
     estimate_degradation,
     image_flow_loss,
@@ -359,6 +362,44 @@ def test_averaged_weights_follow_the_network() -> None:
         network.weight += 1
     averaged.update(network, step=1000)
     torch.testing.assert_close(averaged.network.state_dict()["weight"], start + 0.5)
+
+
+def test_the_decibel_loss_counts_frames_by_their_psnr() -> None:
+    truth = torch.full((2, 3, 8, 8), 0.5)
+    errors = torch.tensor([0.1, 0.02])
+    output = (truth + errors[:, None, None, None]).requires_grad_()
+    loss = decibel_loss(output, truth)
+    decibels = -10 * (errors**2 + 1e-5).log10()
+    torch.testing.assert_close(loss, -USUAL_ERROR * math.log(10) / 10 * decibels.mean())
+    loss.backward()
+    assert output.grad is not None
+    usual = output.grad[1].mean() / (1 / output.numel())  # of l1 it would be 1
+    assert 0.5 < usual < 2
+    half = (torch.arange(8) < 4).float().expand(2, 1, 8, 8)
+    torch.testing.assert_close(
+        decibel_loss(output, truth, half), USUAL_ERROR * (errors**2 / 2 + 1e-5).log().mean(), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_matrix_steps_are_those_of_muon_on_rows_of_outputs(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(4, 6, 3).to(memory_format=layout)
+    assert conv.bias is not None
+    plain = torch.nn.Parameter(conv.weight.detach().clone(memory_format=torch.contiguous_format).flatten(1))
+    bias = conv.bias.detach().clone()
+    expected, steps = torch.optim.Muon([plain], 0.5, weight_decay=0.0), MatrixSteps(list(conv.parameters()), 0.5)
+    for rate in (0.01, 0.02):
+        gradient = torch.randn(6, 4, 3, 3)
+        conv.weight.grad, conv.bias.grad = gradient.clone(memory_format=layout), torch.ones(6)
+        plain.grad = gradient.flatten(1)
+        expected.param_groups[0]["lr"] = rate
+        expected.step()
+        steps.step(rate)
+        assert conv.weight.grad is None
+        assert torch.equal(conv.bias.grad, torch.ones(6))  # left to another
+    torch.testing.assert_close(conv.weight.detach().flatten(1), plain.detach(), atol=2e-3, rtol=0)  # in bf16
+    assert torch.equal(conv.bias, bias)
 
 
 def test_a_run_that_diverges_ends_and_keeps_what_was_good(tmp_path: Path) -> None:

@@ -121,8 +121,9 @@ def train[N: SequenceNetwork](
     return averaged
 
 
-def add_speed_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--speed`, which keeps a short run from spending itself on what is sharp already or blurred beyond help."""
+def add_deblurring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--decibels`, and `--speed`, which keeps a short run from what is sharp already or blurred beyond help."""
+    parser.add_argument("--decibels", action="store_true", help="the loss that counts decibels, in the place of l1")
     parser.add_argument(
         "--speed", type=float, nargs=2, metavar=("LEAST", "MOST"), help="learn from sequences of this motion, px/frame"
     )

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,6 +195,41 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         gradient.copy_(mean.view(gradient.shape))
 
 
+class MatrixSteps:
+    """Muon for weights that can be read as matrices, one row for each output: all but biases and the like.
+
+    A step has the directions of the momentum with equal lengths, so that what is rare in the gradients is learnt too.
+
+    Args:
+        weights: Those of fewer than two dimensions are left to another optimizer.
+        rate: Learning rate.
+
+    Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024); torch has it for matrices.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], rate: float) -> None:
+        self._weights = [weight for weight in weights if weight.dim() > 1]
+        self._views = [nn.Parameter(_as_matrix(weight.detach(), weight)) for weight in self._weights]
+        assert all(view.data_ptr() == own.data_ptr() for view, own in zip(self._views, self._weights, strict=True))
+        self.optimizer = torch.optim.Muon(self._views, rate, weight_decay=0.0)
+
+    def step(self, rate: float) -> None:
+        """Move the weights, and take their gradients away so that no other optimizer moves them too."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for weight, view in zip(self._weights, self._views, strict=True):
+            view.grad = None if weight.grad is None else _as_matrix(weight.grad, weight)
+            weight.grad = None
+        self.optimizer.step()
+
+
+def _as_matrix(value: Tensor, weight: Tensor) -> Tensor:
+    """A weight, or its gradient, as (rows, rest); of the weight itself a view."""
+    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        value = value.permute(0, 2, 3, 1)
+    return value.reshape(len(value), -1)
+
+
 DIVERGED = 20
 """Steps in a row without a finite gradient after which a run has no future."""
 
@@ -217,6 +252,7 @@ class Run[N: nn.Module]:
         self.args, self.network, self.workers, self.about = args, network, workers, about
         self.trained = [value for value in network.parameters() if value.requires_grad]
         self.optimizer = torch.optim.Adam(self.trained, args.learning_rate, fused=True)
+        self.matrices = MatrixSteps(self.trained, args.muon) if args.muon else None
         self.averaged = AveragedWeights(network)
         self.latest: Path = args.out / "latest.pt"
         self.first = 0
@@ -230,6 +266,8 @@ class Run[N: nn.Module]:
             network.load_state_dict(state["network"])
             self.averaged.network.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.matrices is not None and "muon" in state:
+                self.matrices.optimizer.load_state_dict(state["muon"])
             self.first = state["step"]
             print(f"going on from step {self.first}")
         self.writer = SummaryWriter(str(args.out)) if workers.rank == 0 else None
@@ -247,8 +285,9 @@ class Run[N: nn.Module]:
 
         A step whose gradient is not finite teaches nothing, and shows as a norm that is not a number.
         """
+        factor = self.rate_factor(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = self.args.learning_rate * factor
         loss.backward()
         if self.workers.count > 1:
             average_gradients(self.trained)
@@ -257,16 +296,16 @@ class Run[N: nn.Module]:
         for value in self.trained:
             if value.grad is not None:
                 value.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # without waiting for the device
+        if self.matrices is not None:
+            self.matrices.step(self.args.muon * factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.averaged.update(self.network, step)
         return norm
 
-    def learning_rate(self, step: int) -> float:
-        """Rate of a step."""
-        args = self.args
-        factor = learning_rate_factor(step, steps=args.steps, warmup=args.warmup, decay=args.decay)
-        return float(args.learning_rate * factor)
+    def rate_factor(self, step: int) -> float:
+        """Part of the learning rates that a step takes."""
+        return learning_rate_factor(step, steps=self.args.steps, warmup=self.args.warmup, decay=self.args.decay)
 
     def record(self, step: int, values: Mapping[str, Tensor], panels: Callable[[], Mapping[str, Tensor]]) -> bool:
         """Count, draw and save a step that is done.
@@ -288,7 +327,7 @@ class Run[N: nn.Module]:
             return over
         means = self.progress.update(step, {name: value.detach() for name, value in values.items()})
         if means is not None:
-            for name, value in {**means, "learning_rate": self.learning_rate(step)}.items():
+            for name, value in {**means, "learning_rate": args.learning_rate * self.rate_factor(step)}.items():
                 self.writer.add_scalar(name, value, step + 1)
         last = over or step + 1 == args.steps
         due = last or time.monotonic() - self.saved > 60 * args.save_minutes
@@ -322,6 +361,7 @@ class Run[N: nn.Module]:
             "averaged": self.averaged.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": step,
+            **({} if self.matrices is None else {"muon": self.matrices.optimizer.state_dict()}),
             **self.about,
         }
         save_checkpoint(self.latest, state)
@@ -349,6 +389,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     add("--exposure-mode", default="mixed", choices=("constant", "walk", "mixed"), help="default: %(default)s")
     add("--degrade", type=float, default=0.0, metavar="P", help="part of the clips with noise, halos and compression")
     add("--learning-rate", type=float, default=2e-4, help="default: %(default)s")
+    add("--muon", type=float, metavar="RATE", help="Muon for all but biases, at this learning rate (Adam for all)")
     add("--warmup", type=int, default=500, help="steps of rising learning rate (default: %(default)s)")
     add("--decay", type=float, default=0.3, help="last part of the run, with falling learning rate (%(default)s)")
     add("--max-norm", type=float, default=1.0, help="gradient norm is clipped here (default: %(default)s)")

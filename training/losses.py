@@ -16,6 +16,9 @@ from vsfmanet.ops.warp import flow_warp
 CONSISTENCY_SHARPNESS = 50.0
 """How fast the weight of a pixel falls with the squared difference of its colour from where it came from."""
 
+USUAL_ERROR = 0.02
+"""Difference of frames in [0, 1] that a network for deblurring leaves on average."""
+
 MIN_BLUR = 1.0
 """Length of the motion blur in LR pixels from which the reblur loss looks at a pixel."""
 
@@ -41,6 +44,27 @@ def supervised_contrastive(embed: Tensor, label: Tensor, temperature: float = 0.
     count = positives.sum(dim=1)
     per_anchor = -(log_probability * positives).sum(dim=1) / count.clamp(min=1)
     return per_anchor[count > 0].mean()
+
+
+def decibel_loss(output: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean logarithm of the squared error of frames: every frame counts by its PSNR, the nearly sharp ones too.
+
+    l1 hardly moves a network that restores nothing yet, because the likeliest difference at a pixel is none.
+
+    Args:
+        output: (..., 3, H, W) in [0, 1].
+        truth: Same shape.
+        mask: (..., 1, H, W), 1 where an error counts; None for everywhere.
+
+    Returns:
+        Scalar, scaled so that its gradients are like those of l1 at an error of `USUAL_ERROR`.
+
+    Source: the PSNR loss of HINet (arXiv 2105.06086).
+    """
+    error = (output - truth).square()
+    if mask is not None:
+        error = mask * error
+    return USUAL_ERROR * (error.mean(dim=(-3, -2, -1)) + 1e-5).log().mean()
 
 
 def image_flow_loss(image_flow: Tensor, flow: Tensor, visible: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from functools import partial
 
 from torch import Tensor
 
-from training.deblurring import add_speed_argument, train
+from training.deblurring import add_deblurring_arguments, train
 from training.loop import add_loop_arguments
-from training.losses import temporal_loss
+from training.losses import decibel_loss, temporal_loss
 from training.scenes.pool import Batch
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.jffra import FRAMES, JFFRA, PRESETS
@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--preset", default="s", choices=tuple(PRESETS), help="default: %(default)s")
     parser.add_argument("--no-refinement", action="store_true", help="keep the initial flow at every level")
     add_loop_arguments(parser)
-    add_speed_argument(parser)
+    add_deblurring_arguments(parser)
     parser.add_argument(
         "--temporal-weight", type=float, default=0.2, help="of the temporal loss (default: %(default)s)"
     )
@@ -56,12 +56,13 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def losses(network: JFFRA, batch: Batch, step: int, *, temporal_weight: float) -> dict[str, Tensor]:
+def losses(network: JFFRA, batch: Batch, step: int, *, temporal_weight: float, decibels: bool) -> dict[str, Tensor]:
     """The two terms, weighted; over the frames of each clip that have both neighbours."""
     windows = batch.lr.unfold(1, FRAMES, 1).movedim(-1, 2)  # (B, T-2, 3, 3, H, W)
     output = network.restore(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
     restored = Batch(**{field.name: getattr(batch, field.name)[:, 1:-1] for field in fields(batch)})
-    values = {"restoration": (output - restored.hr).abs().mean()}
+    difference = decibel_loss(output, restored.hr) if decibels else (output - restored.hr).abs().mean()
+    values = {"restoration": difference}
     if temporal_weight:
         values["temporal"] = temporal_weight * temporal_loss(output, restored)
     return values
@@ -75,7 +76,7 @@ def main() -> None:
         args,
         preset=args.preset,
         build=partial(JFFRA, config),
-        losses=partial(losses, temporal_weight=args.temporal_weight),
+        losses=partial(losses, temporal_weight=args.temporal_weight, decibels=args.decibels),
     )
 
 

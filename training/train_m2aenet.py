@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.deblurring import add_speed_argument, train
+from training.deblurring import add_deblurring_arguments, train
 from training.evaluate_blur import load
 from training.loop import add_loop_arguments
-from training.losses import warp_frames
+from training.losses import decibel_loss, warp_frames
 from training.scenes.pool import Batch
 from vsfmanet.networks.m2aenet import PRESETS, M2AENet, M2AENetConfig, M2AENetOutput, dilated, path
 from vsfmanet.networks.mmpnet import BlurAnalyser
@@ -64,6 +64,8 @@ class Options:
     """Of 1 - SSIM."""
     spectrum_weight: float
     """Of the absolute difference of spectra, beside that of values."""
+    decibels: bool
+    """Whether `decibel_loss` takes the place of the differences of values and spectra."""
     mask_weight: float
     """Of the mask's own loss; above 0, the blur analyser is trained."""
 
@@ -91,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--without-mask", action="store_true", help="restore everything")
     add("--without-trajectories", action="store_true", help="leave out the motion analyser")
     add_loop_arguments(parser)
-    add_speed_argument(parser)
+    add_deblurring_arguments(parser)
     add("--motion-part", type=float, default=0.1, help="first part of the run, paths alone (default: %(default)s)")
     add("--true-mask-part", type=float, default=0.3, help="first part of the run, true mask (default: %(default)s)")
     add("--path-weight", type=float, default=0.01, help="of the paths' ends, per pixel (default: %(default)s)")
@@ -190,8 +192,9 @@ def restoration_losses(output: Tensor, truth: Tensor, mask: Tensor, options: Opt
     difference = mask * (output - truth)
     spectrum = torch.fft.fft2(difference, norm="ortho").abs()
     unlike = mask * (1 - ssim_map(output, truth))
+    absolute = (difference.abs() + options.spectrum_weight * spectrum).sum() / area
     return {
-        "restoration": (difference.abs() + options.spectrum_weight * spectrum).sum() / area,
+        "restoration": decibel_loss(output, truth, mask) if options.decibels else absolute,
         "ssim": options.ssim_weight * unlike.sum() / area,
     }
 
@@ -249,6 +252,7 @@ def main() -> None:
         reblur_weight=args.reblur_weight,
         ssim_weight=args.ssim_weight,
         spectrum_weight=args.spectrum_weight,
+        decibels=args.decibels,
         mask_weight=args.mask_weight,
     )
     train(

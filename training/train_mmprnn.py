@@ -21,9 +21,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from training.deblurring import add_speed_argument, train
+from training.deblurring import add_deblurring_arguments, train
 from training.evaluate_blur import load
 from training.loop import add_loop_arguments
+from training.losses import decibel_loss
 from training.scenes.pool import Batch
 from training.train_blur import gradient_length
 from vsfmanet.networks.mmpnet import BlurAnalyser
@@ -38,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     prior.add_argument("--prior", type=Path, help="checkpoint of training.train_blur (the analyser that ships)")
     prior.add_argument("--without-prior", action="store_true", help="leave out the prior, its gate and its loss")
     add_loop_arguments(parser)
-    add_speed_argument(parser)
+    add_deblurring_arguments(parser)
     add = parser.add_argument
     add("--motion-weight", type=float, default=0.05, help="of the motion magnitude loss (default: %(default)s)")
     parser.set_defaults(learning_rate=5e-4, max_norm=20.0, crop=128)
@@ -65,10 +66,11 @@ def gradient_loss(output: Tensor, truth: Tensor) -> Tensor:
     return (gradient_length(output) - gradient_length(truth)).square().mean()
 
 
-def losses(network: MMPRNN, batch: Batch, step: int, *, motion_weight: float) -> dict[str, Tensor]:
+def losses(network: MMPRNN, batch: Batch, step: int, *, motion_weight: float, decibels: bool) -> dict[str, Tensor]:
     """The three terms, weighted."""
     output = network(batch.lr)
-    values = {"charbonnier": charbonnier(output, batch.hr), "gradient": 0.5 * gradient_loss(output, batch.hr)}
+    colours = (decibel_loss if decibels else charbonnier)(output, batch.hr)
+    values = {"colours": colours, "gradient": 0.5 * gradient_loss(output, batch.hr)}
     if network.prior is not None and motion_weight:
         frame = output[:, step % output.shape[1]]
         values["motion"] = motion_weight * network.motion_magnitude(frame).mean()
@@ -83,7 +85,7 @@ def main() -> None:
         args,
         preset=args.preset,
         build=partial(build, PRESETS[args.preset], analyser),
-        losses=partial(losses, motion_weight=args.motion_weight),
+        losses=partial(losses, motion_weight=args.motion_weight, decibels=args.decibels),
     )
 
 
