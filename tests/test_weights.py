@@ -61,8 +61,10 @@ def test_every_shipped_model_loads_and_is_described() -> None:
     assert "fmanetpp_x4_fast" in [entry.name for entry in models]
     for entry in models:
         assert entry.path.stat().st_size == entry.size <= 32 * 2**20
-        assert load_model(entry.name).scale == entry.scale
-        assert entry.name.startswith(f"fmanetpp_x{entry.scale}")
+        model = load_model(entry.name)
+        assert model.scale == entry.scale
+        assert entry.name.startswith(f"{model.network.kind}_x{entry.scale}")
+        assert entry.path.with_suffix(".md").is_file()
         assert entry.scores
         assert entry.licence
 
