@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vsfmanet.engines.cuda import Transfers
 from vsfmanet.exposures import ExposureArgument
-from vsfmanet.filter import RestoreSettings, _restore_with
+from vsfmanet.filter import RestoreSettings, RestoringDevice, _restore_with
 from vsfmanet.frames import check_clip
 from vsfmanet.restorer import Encode, FrameRestorer
 from vsfmanet.segments import Reach
@@ -132,8 +132,7 @@ def enlarged(frame: Tensor, scale: int) -> Tensor:
 
 def restore_with(
     clip: vs.VideoNode,
-    restorer: FrameRestorer,
-    *,
+    *restorers: FrameRestorer,
     exposure: ExposureArgument = "auto",
     source_path: Path | None = None,
     segment: int | None = None,
@@ -152,7 +151,8 @@ def restore_with(
         output_format=output_format,
         skip=skip,
     )
-    return _restore_with(check_clip(clip), restorer, settings, transfers=transfers)
+    devices = [RestoringDevice(restorer=restorer, transfers=transfers) for restorer in restorers]
+    return _restore_with(check_clip(clip), devices, settings)
 
 
 def drawn_clip(

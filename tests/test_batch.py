@@ -632,7 +632,7 @@ def test_every_option_reaches_the_job() -> None:
             model="other",
             exposure=0.5,
             device="cpu",
-            device_index=1,
+            device_index=(1, 0),
             precision="fp32",
             backend="onnx",
             tile=(64, 48),

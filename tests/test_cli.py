@@ -747,7 +747,7 @@ def test_settings_reach_the_filter(film: Path, tmp_path: Path, monkeypatch: pyte
             exposure=0.5,
             source_path=film,
             device="cuda",
-            device_index=1,
+            device_index=(1,),
             precision="fp16",
             segment=4,
             sc_threshold=0.1,

@@ -18,7 +18,7 @@ from tests.test_networks import TINY, awake
 from tests.test_restorer import Clip
 from vsfmanet.engines.cuda import CudaGraphEngine, Recorded, Run, Transfers
 from vsfmanet.engines.eager import EagerEngine
-from vsfmanet.filter import RestoreSettings, _restore_with
+from vsfmanet.filter import RestoreSettings, RestoringDevice, _restore_with
 from vsfmanet.networks.fmanetpp import FMANetPP, deploy
 from vsfmanet.restorer import Encode, Restorer
 from vsfmanet.weights import save_model
@@ -167,8 +167,8 @@ def restored_planes(weights: Path, device: str, *, on_device: bool) -> list[list
     """What the filter makes of a clip of 4:2:0, by a network on a device, with colours converted there or not."""
     clip = noise_clip(5, width=22, height=18, cuts={3}).resize.Bicubic(format=vs.YUV420P8, matrix=1)
     restorer = Restorer(str(weights), device=device, precision="fp32")
-    transfers = restorer.transfers if on_device else None
-    restored = _restore_with(clip, restorer, RestoreSettings(segment=2), transfers=transfers)
+    place = RestoringDevice(restorer=restorer, transfers=restorer.transfers if on_device else None)
+    restored = _restore_with(clip, [place], RestoreSettings(segment=2))
     return [planes(frame) for frame in restored.frames()]
 
 

@@ -25,7 +25,7 @@ from tests.test_networks import TINY, awake
 from vsfmanet import restore
 from vsfmanet.cli import main
 from vsfmanet.errors import WeightsError
-from vsfmanet.filter import RestoreSettings, _restore_with
+from vsfmanet.filter import RestoreSettings, RestoringDevice, _restore_with
 from vsfmanet.frames import check_clip
 from vsfmanet.networks.fmanetpp import deploy
 from vsfmanet.restorer import Encode, Restorer
@@ -251,7 +251,7 @@ def test_case_64_a_frame_that_is_not_finite_is_computed_once_more_in_fp32(
         return made[-1]
 
     clip, settings = noise_clip(12), RestoreSettings(model="fake", segment=segment)
-    restored = _restore_with(check_clip(clip), SpoiledRestorer(), settings, exact)
+    restored = _restore_with(check_clip(clip), [RestoringDevice(restorer=SpoiledRestorer(), exact=exact)], settings)
     whole = restore_with(clip, MixingRestorer(), segment=4)
     assert all(same_pixels(restored.get_frame(n), whole.get_frame(n)) for n in (7, 6, 5, 0, 11, 6))
     [mended] = made  # once for the clip

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Collection
 from fractions import Fraction
@@ -35,7 +36,7 @@ from tests.fakes import (
     same_pixels,
 )
 from vsfmanet.engines.cuda import Transfers
-from vsfmanet.errors import ConfigError, VsfmanetError
+from vsfmanet.errors import ConfigError, DeviceError, VsfmanetError
 from vsfmanet.restorer import Encode
 from vsfmanet.segments import Reach
 from vsfmanet.streams import FrameSource, Restored
@@ -228,6 +229,37 @@ def test_short_memory_repeats_no_segment() -> None:
     for _ in restore_with(clip, Counting(), segment=4).frames(prefetch=2):
         pass
     assert sorted(calls) == list(range(0, 100, 4))
+
+
+@pytest.mark.parametrize("num_frames", [1, 4, 5, LENGTH])
+@pytest.mark.parametrize("devices", [2, 3])
+def test_several_devices_take_segments_in_turn_with_the_same_pixels(devices: int, num_frames: int) -> None:
+    restorers = [MixingRestorer() for _ in range(devices)]
+    clip = noise_clip(num_frames, cuts=CUTS, exposures=EXPOSURES)
+    restored = restore_with(clip, *restorers, segment=4)
+    assert restored.num_frames == num_frames
+    assert all(is_exact(frame, n, num_frames=num_frames) for n, frame in enumerate(restored.frames()))
+    for place, restorer in enumerate(restorers):
+        assert sorted(set(restorer.calls)) == [
+            (first, min(first + 4, num_frames)) for first in range(4 * place, num_frames, 4 * devices)
+        ]
+    order = random.Random(devices).sample(range(num_frames), num_frames)
+    assert all(is_exact(restored.get_frame(n), n, num_frames=num_frames) for n in order)
+    del restored
+    gc.collect()
+    assert all(restorer.closed for restorer in restorers)
+
+
+def test_several_devices_are_busy_at_once() -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    class Waiting(MixingRestorer):
+        def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
+            together.wait()
+            return super().restore(source, first, stop, encode)
+
+    restored = restore_with(noise_clip(16), Waiting(), Waiting(), segment=4)
+    assert len(list(restored.frames(prefetch=8))) == 16
 
 
 def test_every_property_of_the_source_is_kept_on_its_frame() -> None:
@@ -464,6 +496,35 @@ def test_restore_hands_model_and_device_to_the_restorer(recording: list[Recordin
         ("deblur", "cpu", 1, "fp32", "onnx", (64, 32)),
         ("fmanetpp_x4_fast", "auto", 0, "auto", "auto", None),
     ]
+
+
+def test_every_device_that_is_named_gets_a_restorer(recording: list[RecordingRestorer]) -> None:
+    restored = vsfmanet.restore(noise_clip(9), device_index=(2, 0), segment=4)
+    assert [(restorer.arguments[2], restorer.closed) for restorer in recording] == [(2, False), (0, False)]
+    assert len(list(restored.frames())) == 9
+    assert [sorted(restorer.calls) for restorer in recording] == [[(0, 4), (8, 9)], [(4, 8)]]
+
+
+def test_when_one_device_is_not_there_the_others_are_let_go(
+    recording: list[RecordingRestorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Second(RecordingRestorer):
+        def __init__(self, *args: Any, device_index: int, **kwargs: Any) -> None:
+            super().__init__(*args, device_index=device_index, **kwargs)
+            if device_index == 1:
+                raise DeviceError("no such device")
+
+    monkeypatch.setattr(vsfmanet.restorer, "Restorer", Second)
+    with pytest.raises(vs.Error, match="no such device"):
+        vsfmanet.restore(noise_clip(2), device_index=(0, 1))
+    assert recording[0].closed
+
+
+@pytest.mark.parametrize("index", [(), (0, 0), "0", None, 1.0, (0, True), [0, "1"]])
+def test_what_names_no_device_is_refused(recording: list[RecordingRestorer], index: Any) -> None:
+    with pytest.raises(vs.Error, match=r"device_index must be .* such as \(0, 1\), got "):
+        vsfmanet.restore(noise_clip(2), device_index=index)
+    assert not recording
 
 
 def test_restore_hands_the_other_arguments_to_the_filter(recording: list[RecordingRestorer]) -> None:

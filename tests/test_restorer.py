@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from tests import test_jffra, test_m2aenet, test_mmprnn
 from tests.test_networks import TINY, awake
-from vsfmanet.devices import has_fast_bf16, pick_device, pick_precision
+from vsfmanet.devices import device_thread, has_fast_bf16, pick_device, pick_precision
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.networks.fmanetpp import deploy
 from vsfmanet.networks.sequence import SequenceNetwork
@@ -183,6 +184,17 @@ def test_precision_and_device_follow_one_rule() -> None:
         pick_precision("fp16", cpu)
     with pytest.raises(DeviceError, match="got 99"):
         pick_device("cuda", 99)
+
+
+def test_work_for_a_device_is_done_where_that_device_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread().name, device))
+    )
+    for device in (torch.device("cuda", 1), torch.device("cpu")):
+        with device_thread(device) as thread:
+            name = thread.submit(lambda: threading.current_thread().name).result()
+    assert chosen == [(name, torch.device("cuda", 1))]
 
 
 def test_a_frame_is_delivered_as_it_is_encoded(restorer: Restorer) -> None:

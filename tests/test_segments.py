@@ -56,6 +56,7 @@ def test_the_longest_clip_can_be_padded_within_31_bits() -> None:
 )
 def test_large_pictures_take_shorter_segments(width: int, height: int, length: int) -> None:
     assert default_length(width, height) == length
+    assert default_length(width, height, devices=2) == default_length(width, height, devices=3) == 2 * length
 
 
 def test_a_state_is_built_up_from_a_fixed_grid() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ import vapoursynth as vs
 from torch import Tensor
 
 from vsfmanet import frames
-from vsfmanet.devices import pick_device
+from vsfmanet.devices import device_thread, pick_device
 from vsfmanet.errors import FormatError, VsfmanetError
 from vsfmanet.exposures.props import SIGHT, SIGHT_CONFIDENCE
 from vsfmanet.exposures.shutter import REACH, Reading, Step, read_exposure, settle
@@ -180,11 +179,11 @@ def reduced(marked: vs.VideoNode) -> vs.VideoNode:
 
 
 class Worker:
-    """A thread for torch: it keeps a pool of threads per calling thread, and VapourSynth calls from many."""
+    """A device and its thread, see `device_thread`."""
 
     def __init__(self, device: str, device_index: int) -> None:
         self.device = pick_device(device, device_index)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vsfmanet-blur")
+        self._thread = device_thread(self.device)
 
     def run[Result](self, work: Callable[[], Result]) -> Result:
         """Do `work` in the thread."""

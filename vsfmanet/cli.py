@@ -396,7 +396,11 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: %(default)s)"
     )
     network.add_argument(
-        "--device-index", default=0, type=int, metavar="N", help="which CUDA device (default: %(default)s)"
+        "--device-index",
+        default=(0,),
+        type=_device_index,
+        metavar="N[,N...]",
+        help="which CUDA device, or several that take turns at each film, with the same pixels (default: 0)",
     )
     network.add_argument(
         "--precision",
@@ -493,6 +497,14 @@ def _exposure(text: str) -> float | str:
         raise argparse.ArgumentTypeError(
             f"auto, estimate, a number or a {' or '.join(SUFFIXES)} file is needed, got {text!r}"
         ) from None
+
+
+def _device_index(text: str) -> tuple[int, ...]:
+    """Read N or N,N..., whose range is checked where the devices are."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number is needed, or several such as 0,1, got {text!r}") from None
 
 
 def _shard(text: str) -> tuple[int, int]:

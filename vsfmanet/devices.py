@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -56,6 +58,31 @@ def pick_device(name: str, index: int = 0, *, backend: str = "torch") -> torch.d
             "see `vsfmanet doctor`, or use device='cpu'"
         )
     return torch.device("cuda", index)
+
+
+def device_indices(given: object) -> tuple[int, ...]:
+    """Which CUDA devices a user means: a number, or several of them, each once.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    several = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    numbers = tuple(one for one in several if isinstance(one, int) and not isinstance(one, bool))
+    if not several or len(set(numbers)) < len(several):
+        raise ConfigError(
+            f"device: device_index must be a whole number, or several different ones such as (0, 1), got {given!r}"
+        )
+    return numbers
+
+
+def device_thread(device: torch.device) -> ThreadPoolExecutor:
+    """A thread for all work on a device.
+
+    torch keeps a pool of threads per calling thread, and VapourSynth calls from many; and what is launched by name of
+    no device goes to the one that the thread has chosen.
+    """
+    choose = (lambda: torch.cuda.set_device(device)) if device.type == "cuda" else None
+    return ThreadPoolExecutor(1, thread_name_prefix="vsfmanet", initializer=choose)
 
 
 def has_fast_bf16() -> bool:

@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
@@ -46,6 +47,18 @@ _OWN_PROPS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RestoringDevice:
+    """A restorer, and what belongs to its device."""
+
+    restorer: FrameRestorer
+    """What does the work; closed when the restored clip is released."""
+    exact: Callable[[], FrameRestorer] | None = None
+    """Makes one of the same reach in fp32, for frames that are not finite without; None if it is that already."""
+    transfers: Transfers | None = None
+    """Those of the restorer, for colours to be converted on its device where they can; None for the host."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreSettings:
     """The arguments of `restore` that the filter itself uses, checked."""
 
@@ -58,7 +71,7 @@ class RestoreSettings:
     device: str = "auto"
     """Where exposures are estimated: "auto", "cpu" or "cuda"."""
     device_index: int = 0
-    """Which of several devices."""
+    """Which of several devices, for the same."""
     segment: int | None = None
     """Frames that one run of the network returns, 1 ... 64; None for `default_length`."""
     sc_threshold: float | None = None
@@ -95,7 +108,7 @@ def restore(
     exposure: ExposureArgument = "auto",
     source_path: str | os.PathLike[str] | None = None,
     device: str = "auto",
-    device_index: int = 0,
+    device_index: int | Sequence[int] = 0,
     precision: str = "auto",
     backend: str = "auto",
     tile: tuple[int, int] | None = None,
@@ -122,14 +135,16 @@ def restore(
             Insta360 cameras record in it, or in an .SRT file beside it, are used. Where frames are to be cut away, use
             `exposure` before the cut.
         device: "auto", "cpu" or "cuda".
-        device_index: which of several devices.
+        device_index: which of several devices. Several, such as (0, 1), take segments in turn, with the same pixels;
+            frames have to be asked for that far ahead (`vspipe --requests 64`). Exposures are estimated on the first.
         precision: "auto", "fp32", "bf16" or "fp16".
         backend: "auto" (torch), "torch", "onnx" (onnxruntime on the CPU, fp32) or "tensorrt" (unverified). The last two
             build the network for the clip's size when the first frame is asked for, and keep it on disk.
         tile: width and height in input pixels, at least 16, of the parts in which frames are computed, to spare memory.
             The result is the same up to rounding: parts overlap as far as they depend on each other, and there is
             nothing to blend. None means whole frames, and parts from where memory runs out, with a warning.
-        segment: frames that one run of the network returns, 1 to 64. No effect on pixels.
+        segment: frames that one run of the network returns, 1 to 64; None for 8 (16 on several devices), fewer where
+            they are large. No effect on pixels.
         sc_threshold: where scenes start. None trusts `_SceneChangePrev` and `_SceneChangeNext`, and detects where
             neither is set. A number in (0, 1] detects with this mean absolute difference of luma. 0 means nowhere.
         output_format: format of the result, such as `vs.YUV420P10`.
@@ -152,12 +167,16 @@ def restore(
             raise FormatError(
                 f"restore: clip must be a video clip, got {type(clip).__name__}; pass what a source returns"
             )
+        from vsfmanet.devices import device_indices
+        from vsfmanet.restorer import Restorer  # with the networks and their weights
+
+        indices = device_indices(device_index)
         settings = RestoreSettings(
             model=model,
             exposure=exposure,
             source_path=source_path,
             device=device,
-            device_index=device_index,
+            device_index=indices[0],
             segment=segment,
             sc_threshold=sc_threshold,
             output_format=output_format,
@@ -165,33 +184,29 @@ def restore(
         )
         source = frames.check_clip(clip)
 
-        from vsfmanet.restorer import Restorer  # with the networks and their weights
-
-        def in_precision(precision: str, backend: str) -> Restorer:
+        def in_precision(index: int, precision: str, backend: str) -> Restorer:
             return Restorer(
                 model,
                 device=device,
-                device_index=device_index,
+                device_index=index,
                 precision=precision,
                 backend=backend,
                 tile=tile,
                 notify=lambda text: vs.core.log_message(vs.MESSAGE_TYPE_WARNING, text),
             )
 
-        restorer = in_precision(precision, backend)
-        exact = None if restorer.dtype == torch.float32 else partial(in_precision, "fp32", "torch")
-        try:
+        with ExitStack() as opened:
+            devices = []
+            for index in indices:
+                restorer = in_precision(index, precision, backend)
+                opened.callback(restorer.close)
+                exact = None if restorer.dtype == torch.float32 else partial(in_precision, index, "fp32", "torch")
+                transfers = restorer.transfers if restorer.device.type == "cuda" else None
+                devices.append(RestoringDevice(restorer=restorer, exact=exact, transfers=transfers))
             # Its name of the model, because the argument may be the path of a file.
-            return _restore_with(
-                source,
-                restorer,
-                replace(settings, model=restorer.name),
-                exact,
-                transfers=restorer.transfers if restorer.device.type == "cuda" else None,
-            )
-        except BaseException:
-            restorer.close()
-            raise
+            restored = _restore_with(source, devices, replace(settings, model=restorer.name))
+            opened.pop_all()
+            return restored
     except VsfmanetError as error:
         raise vs.Error(str(error)) from error
 
@@ -289,22 +304,13 @@ def _exposure_props(value: float, source: str, *, confidence: float) -> dict[str
     }
 
 
-def _restore_with(
-    clip: vs.VideoNode,
-    restorer: FrameRestorer,
-    settings: RestoreSettings,
-    exact: Callable[[], FrameRestorer] | None = None,
-    *,
-    transfers: Transfers | None = None,
-) -> vs.VideoNode:
-    """`restore` with any restorer; it is closed when the returned clip is released.
+def _restore_with(clip: vs.VideoNode, devices: Sequence[RestoringDevice], settings: RestoreSettings) -> vs.VideoNode:
+    """`restore` with any restorers of one model, which are closed when the returned clip is released.
 
     Args:
         clip: a clip that `frames.check_clip` has passed.
-        restorer: what does the work.
+        devices: what does the work, in turn.
         settings: what the caller asked for.
-        exact: makes one of the same reach in fp32, for frames that are not finite without; None if it is that already.
-        transfers: those of the restorer, for colours to be converted on its device where they can; None for the host.
 
     Raises:
         FormatError: the output format cannot be made.
@@ -312,27 +318,33 @@ def _restore_with(
         WeightsError: exposures are to be estimated without the weights of the blur analyser.
         ConfigError: frames are to be passed through beside frames of another size.
     """
-    if settings.skip and restorer.scale != 1:
+    scale, reach = devices[0].restorer.scale, devices[0].restorer.reach
+    if settings.skip and scale != 1:
         raise ConfigError(
-            f"restore: skip is for models of scale 1, got {settings.model} of scale {restorer.scale}; leave it out"
+            f"restore: skip is for models of scale 1, got {settings.model} of scale {scale}; leave it out"
         )
-    width, height = clip.width * restorer.scale, clip.height * restorer.scale
+    width, height = clip.width * scale, clip.height * scale
     target = clip.format if settings.output_format is None else frames.named_format(settings.output_format)
     frames.check_subsampling(target, width, height)
     grid = SegmentGrid(
         num_frames=clip.num_frames,
-        length=settings.segment or default_length(width, height),
-        reach=restorer.reach,
+        length=settings.segment or default_length(width, height, devices=len(devices)),
+        reach=reach,
     )
     tagged = frames.tag_colour(clip)
-    tagged.std.SetVideoCache(mode=1, fixedsize=1, maxsize=grid.slots + _READ_AHEAD)
+    at_once = grid.slots + (len(devices) - 1) * grid.length
+    tagged.std.SetVideoCache(mode=1, fixedsize=1, maxsize=at_once + _READ_AHEAD)
     source = _mark_scenes(tagged, settings.sc_threshold)
     known = _exposures(clip, settings.exposure, settings.source_path)
     if known.estimates:
         source = _with_estimates(source, known, settings.device, settings.device_index)
-    colour = frames.colour_path(clip.format, target, width, height, transfers)
-    run = _SegmentRun(restorer, grid, settings.model, known, exact, colour)
-    host = _host(colour.readable(source), grid, run)
+    hosts = []
+    for place, device in enumerate(devices):
+        colour = frames.colour_path(clip.format, target, width, height, device.transfers)
+        run = _SegmentRun(device, grid, settings.model, known, colour)
+        if place < grid.count:
+            hosts.append(_host(colour.readable(source), grid, run, place, len(devices)))
+    host = vs.core.std.Interleave(hosts, modify_duration=False) if len(hosts) > 1 else hosts[0]
     like = clip.std.BlankClip(format=colour.written.id, width=width, height=height, keep=True)
     restored = _with_props(colour.finished(_unpacked(host, grid, like), tagged), tagged)
     if not settings.skip:
@@ -388,20 +400,24 @@ def shifted(clip: vs.VideoNode, offset: int) -> vs.VideoNode:
     return clip.std.DuplicateFrames([clip.num_frames - 1] * offset)[offset:]
 
 
-def _host(source: vs.VideoNode, grid: SegmentGrid, run: _SegmentRun) -> vs.VideoNode:
-    """The clip whose frame k holds the restored frames of segment k."""
+def _host(source: vs.VideoNode, grid: SegmentGrid, run: _SegmentRun, place: int, stride: int) -> vs.VideoNode:
+    """The clip whose frame k holds the restored frames of segment `place` + k * `stride`."""
+    count = len(range(place, grid.count, stride))
     before, after = grid.padding
     edges = [0] * before + [grid.num_frames - 1] * after
     padded = source.std.DuplicateFrames(edges) if edges else source
 
     def slot(i: int) -> vs.VideoNode:
-        frames_from_i = padded[i:]
-        if grid.length > 1:  # not a slice: it would multiply the durations that exposure is set against
-            frames_from_i = frames_from_i.std.SelectEvery(grid.length, 0, modify_duration=False)
-        return frames_from_i[: grid.count]
+        frames_from_i = padded[place * grid.length + i :]
+        if grid.length * stride > 1:  # not a slice: it would multiply the durations that exposure is set against
+            frames_from_i = frames_from_i.std.SelectEvery(grid.length * stride, 0, modify_duration=False)
+        return frames_from_i[:count]
 
-    blank = vs.core.std.BlankClip(width=1, height=1, format=vs.GRAY8, length=grid.count, keep=True)
-    host = blank.std.ModifyFrame([slot(i) for i in range(grid.slots)], run)
+    def packed(n: int, f: vs.VideoFrame | list[vs.VideoFrame]) -> vs.VideoFrame:
+        return run.packed(place + n * stride, f if isinstance(f, list) else [f])
+
+    blank = vs.core.std.BlankClip(width=1, height=1, format=vs.GRAY8, length=count, keep=True)
+    host = blank.std.ModifyFrame([slot(i) for i in range(grid.slots)], packed)
     host.std.SetVideoCache(mode=1, fixedsize=1, maxsize=3)
     return host
 
@@ -476,40 +492,34 @@ class _Window:
 
 
 class _SegmentRun:
-    """Callback of the host: frame k of it is segment k, a small frame with the restored frames as properties."""
+    """Makes the host's frames: small ones, with the restored frames of a segment as properties."""
 
     _MEMO = 2
     """Host frames kept beside VapourSynth's cache, which lets go of frames when memory is short."""
 
     def __init__(
-        self,
-        restorer: FrameRestorer,
-        grid: SegmentGrid,
-        model: str,
-        exposures: Exposures,
-        exact: Callable[[], FrameRestorer] | None,
-        colour: frames.ColourPath,
+        self, device: RestoringDevice, grid: SegmentGrid, model: str, exposures: Exposures, colour: frames.ColourPath
     ) -> None:
         self.grid = grid
         self.exposures = exposures
         self.colour = colour
         self._model = model
-        self._restorer = restorer
-        self._make_exact = exact
+        self._restorer = device.restorer
+        self._make_exact = device.exact
         self._exact: FrameRestorer | None = None
         self._memo: dict[int, vs.VideoFrame] = {}
         self._lock = threading.Lock()
-        weakref.finalize(self, restorer.close)
+        weakref.finalize(self, device.restorer.close)
 
-    def __call__(self, n: int, f: vs.VideoFrame | list[vs.VideoFrame]) -> vs.VideoFrame:
-        """Segment `n`, whose window is `f`."""
+    def packed(self, segment: int, slots: list[vs.VideoFrame]) -> vs.VideoFrame:
+        """The host's frame of a segment, whose window is `slots`."""
         with self._lock:
-            if n not in self._memo:
-                packed = self._packed(n, f if isinstance(f, list) else [f])
+            if segment not in self._memo:
+                packed = self._packed(segment, slots)
                 if len(self._memo) == self._MEMO:
                     del self._memo[next(iter(self._memo))]  # the oldest
-                self._memo[n] = packed
-            return self._memo[n]
+                self._memo[segment] = packed
+            return self._memo[segment]
 
     def _packed(self, segment: int, slots: list[vs.VideoFrame]) -> vs.VideoFrame:
         window = _Window(self, segment, slots)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vsfmanet.devices import free_memory, pick_backend, pick_device, pick_precision
+from vsfmanet.devices import device_thread, free_memory, pick_backend, pick_device, pick_precision
 from vsfmanet.engines import Engine
 from vsfmanet.engines.cache import EngineCache
 from vsfmanet.engines.cuda import CudaGraphEngine, Transfers
@@ -63,8 +62,7 @@ class Restorer:
     new stream as far back as it depends on. Frames pass the network one at a time, so the arithmetic is the same
     whichever way they come: so are the pixels, to the last bit.
 
-    All work runs in one thread of its own: torch keeps a pool of threads per calling thread, and VapourSynth calls from
-    many.
+    All work runs in one thread of its own, see `device_thread`.
 
     When the device's memory is short, the restorer becomes more sparing, step by step and for good: frames in 2, 4 and
     8 parts, then features kept in the host's memory. The frame at which that happens, and all after it, are the same
@@ -121,7 +119,7 @@ class Restorer:
         self.transfers = Transfers(self.device)
         """To the device and back, for those who give frames that are there already."""
         self._streams: Streams | None = self._make_streams()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vsfmanet")
+        self._thread = device_thread(self.device)
         self._source = _SourceInUse()
         self._stream: Iterator[Restored] | None = None
         self._next = -1

@@ -18,13 +18,15 @@ _USUAL_LENGTH = 8
 _SEGMENT_BYTES = 384 * 2**20  # of restored fp32 RGB; up to three segments are held at once
 
 
-def default_length(width: int, height: int) -> int:
+def default_length(width: int, height: int, *, devices: int = 1) -> int:
     """Segment length for restored frames of `width` x `height` pixels: 8, or as many as fit 384 MiB.
 
-    The length has no effect on pixels. A longer one spares context when frames are asked for out of order.
+    The length has no effect on pixels. A longer one spares context when frames are asked for out of order; where
+    several devices take segments in turn every segment has its own, so they are twice as long.
     """
     frame_bytes = width * height * 3 * 4
-    return max(1, min(_USUAL_LENGTH, _SEGMENT_BYTES // frame_bytes))
+    length = max(1, min(_USUAL_LENGTH, _SEGMENT_BYTES // frame_bytes))
+    return length if devices == 1 else 2 * length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

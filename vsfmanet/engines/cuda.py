@@ -6,6 +6,7 @@ Never run on a GPU: what does not need one (keys, buffers, fallback, the order o
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,23 +26,35 @@ type Recorded = tuple[Callable[[], None], tuple[Tensor, ...]]
 _log = logging.getLogger(__name__)
 
 
-class Capture:
-    """Records what CUDA is asked to do. All graphs share memory: no two run at once, and results are copied out."""
+_capturing = threading.Lock()
+"""torch allows one capture at a time in a process."""
 
-    def __init__(self) -> None:
+
+class Capture:
+    """Records what CUDA is asked to do. All graphs share memory: no two run at once, and results are copied out.
+
+    Args:
+        device: The one that the calling thread works on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._aside = torch.cuda.Stream(device)  # torch's own for captures is of the device that was the first
 
     def __call__(self, run: Run) -> Recorded:
         """Record `run`, which must read and write the same addresses every time."""
-        now, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(now)
-        with torch.cuda.stream(aside):
+        now = torch.cuda.current_stream()
+        self._aside.wait_stream(now)
+        with torch.cuda.stream(self._aside):
             for _ in range(_WARM_UPS):
                 run()
-        now.wait_stream(aside)
+        now.wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
         # What other threads do with CUDA meanwhile, such as another filter, is their own affair.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with (
+            _capturing,
+            torch.cuda.graph(graph, pool=self._pool, stream=self._aside, capture_error_mode="thread_local"),
+        ):
             results = run()
         return graph.replay, results
 
@@ -66,7 +79,7 @@ class CudaGraphEngine(EagerEngine):
 
     def __init__(self, network: FMANetPP, record: Callable[[Run], Recorded] | None = None) -> None:
         super().__init__(network)
-        self._record: Callable[[Run], Recorded] | None = record or Capture()
+        self._record: Callable[[Run], Recorded] | None = record or Capture(next(network.parameters()).device)
         self._graphs: dict[str, _Graph] = {}
         self._buffers: dict[tuple[object, ...], Tensor] = {}
 

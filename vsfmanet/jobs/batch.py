@@ -428,7 +428,7 @@ def arguments(job: RestoreJob, *, attempt: int) -> list[str]:
         f"--model={settings.model}",
         f"--exposure={settings.exposure}",
         f"--device={settings.device}",
-        f"--device-index={settings.device_index}",
+        f"--device-index={','.join(map(str, settings.device_index))}",
         f"--precision={settings.precision}",
         f"--backend={settings.backend}",
         f"--encoder-args={job.encoder_args}",

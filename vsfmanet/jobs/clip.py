@@ -24,6 +24,9 @@ from vsfmanet.jobs.source import Decoded, Source, check_unchanged, decode_all, f
 AHEAD = 8
 """Frames asked for ahead of the encoder, and finished frames that may wait for it: a 4K frame is 12 to 48 MiB."""
 
+AHEAD_EACH = 24
+"""The same for each of several devices: a segment is 16 frames by default, and all are to be busy."""
+
 AHEAD_BYTES = 1 << 30
 """What frames ahead of the encoder may take: very large ones come one by one."""
 
@@ -58,8 +61,8 @@ class RestoreSettings:
     """The source file, for its camera telemetry; filled in by the job."""
     device: str = "auto"
     """One of "auto", "cpu", "cuda"."""
-    device_index: int = 0
-    """Which of several devices."""
+    device_index: tuple[int, ...] = (0,)
+    """Which of several devices; several take turns."""
     precision: str = "auto"
     """One of "auto", "fp32", "bf16", "fp16"."""
     backend: str = "auto"
@@ -249,12 +252,21 @@ def memory_bytes() -> int | None:
         return None
 
 
-def read_frames(source: Source, restored: vs.VideoNode, *, first: int = 0) -> Iterator[vs.VideoFrame]:
+def frames_ahead(settings: RestoreSettings) -> int:
+    """How many frames are asked for ahead of the encoder, if memory has room for them."""
+    devices = len(settings.device_index)
+    return AHEAD if devices == 1 else AHEAD_EACH * devices
+
+
+def read_frames(
+    source: Source, restored: vs.VideoNode, *, ahead: int = AHEAD, first: int = 0
+) -> Iterator[vs.VideoFrame]:
     """Frames in order, computed a few ahead.
 
     Args:
         source: Where they come from.
         restored: The frames.
+        ahead: How many at most.
         first: Number of the first one, for messages.
 
     Raises:
@@ -264,7 +276,7 @@ def read_frames(source: Source, restored: vs.VideoNode, *, first: int = 0) -> It
     """
     number = first
     try:
-        ahead = max(1, min(AHEAD, AHEAD_BYTES // _frame_bytes(restored)))
+        ahead = max(1, min(ahead, AHEAD_BYTES // _frame_bytes(restored)))
         for frame in restored.frames(prefetch=ahead, backlog=ahead, close=True):
             yield frame
             number += 1

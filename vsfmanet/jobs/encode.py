@@ -124,6 +124,8 @@ class EncodePlan:
     """Streams of the source that go along: sound, subtitles, attachments, covers."""
     encoder_args: tuple[str, ...]
     """FFmpeg's output options for the video."""
+    ahead: int
+    """Frames that are asked for ahead of it."""
     output: Path
     """File to write."""
 

@@ -154,7 +154,8 @@ class Ranges:
             report.note(f"{total - len(missing)} of {total} frames are there, in {len(self._found)} ranges; going on")
         if not missing:
             return
-        shown = clips.read_frames(self._plan.source, restored[missing.start : missing.stop], first=total - len(missing))
+        left = restored[missing.start : missing.stop]
+        shown = clips.read_frames(self._plan.source, left, ahead=self._plan.ahead, first=total - len(missing))
         with report.begin("restoring", total, done=total - len(missing)) as progress:
             frame: vs.VideoFrame | None = next(shown)
             assert frame is not None

@@ -390,6 +390,7 @@ def _plan(
         duration=None if last else clip.timestamps[frames.stop] * clip.time_base - begin,
         copied=tuple(copied),
         encoder_args=choose_encoder(job.encoder_args, pixel_format, job.target.suffix.lower()),
+        ahead=clips.frames_ahead(job.settings),
         output=part,
     )
 
@@ -477,7 +478,7 @@ def _encode(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scr
     Raises:
         VsfmanetError: A frame could not be restored, or not be encoded; the encoder has been killed.
     """
-    frames = clips.read_frames(plan.source, restored)
+    frames = clips.read_frames(plan.source, restored, ahead=plan.ahead)
     with report.begin("restoring", len(plan.timestamps)) as progress:
         first = next(frames)
         plan = replace(plan, colour=clips.colour(first))  # how the filter wants the samples to be read
