@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.test_networks import TINY, awake
-from training.growth import GROWING, grown
+from training.growth import GROWING, begin_as, grown
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, deploy, start_from
+from vsfmanet.networks.jffra import JFFRA
+from vsfmanet.networks.jffra import PRESETS as JFFRA_PRESETS
+from vsfmanet.networks.m2aenet import M2AENet, M2AENetConfig
 
 MATCHED = replace(TINY, initial_flow="matching", flow_features=True, learned_exposures=True)
 LARGER = {"num_blocks": 2, "num_flows": 2, "feed_forward_width": 5, "dense_layers": 3}
@@ -64,3 +68,33 @@ def test_what_was_added_learns() -> None:
 def test_other_changes_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="grown: "):
         grown(deploy(awake(MATCHED)), replace(MATCHED, **change))  # type: ignore[arg-type]
+
+
+def small_m2aenet(depth: int, *, width: int = 8) -> M2AENet:
+    network = M2AENet(M2AENetConfig(width=width, depth=depth, motion_width=4, blur_width=4, on_above=0, off_below=0))
+    for value in network.restorer.leave.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    return network
+
+
+def test_a_deeper_m2aenet_begins_as_a_shallow_one_and_learns() -> None:
+    torch.manual_seed(1)
+    model, network = small_m2aenet(1), small_m2aenet(3)
+    begin_as(network, model)
+    frames = torch.rand(1, 3, 24, 32)
+    extent, mask = torch.full((1, 1, 24, 32), 3.0), torch.ones(1, 1, 24, 32)
+    before, after = (net.restore(frames, extent, mask).frames for net in (model, network))
+    assert not torch.equal(before, frames)
+    torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
+    after.square().sum().backward()
+    added = dict(network.restorer.named_parameters())["stages.2.second.5.weight"].grad
+    assert added is not None
+    assert added.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: small_m2aenet(1, width=10), lambda: small_m2aenet(3), lambda: JFFRA(JFFRA_PRESETS["xs"])]
+)
+def test_another_kind_or_size_is_no_beginning(build: Callable[[], torch.nn.Module]) -> None:
+    with pytest.raises(ConfigError, match=r"--start-from needs m2aenet of the sizes .* got "):
+        begin_as(small_m2aenet(2), build())

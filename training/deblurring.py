@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.evaluate import load_method
+from training.growth import begin_as
 from training.loop import Run, ahead, join_workers, panels
 from training.metrics import psnr
 from training.scenes.pool import Batch, Pool, open_pool
@@ -59,7 +61,8 @@ def train[N: SequenceNetwork](
         The averaged network, in eval mode.
 
     Raises:
-        ConfigError: The pool is not of scale 1, or the checkpoint in `--out` is of another network.
+        ConfigError: The pool is not of scale 1, or the model to start from or the checkpoint in `--out` is of another
+            network.
     """
     workers = join_workers(args.device)
     torch.manual_seed(args.seed)
@@ -70,7 +73,10 @@ def train[N: SequenceNetwork](
             f"train: a pool of scale 1 is needed, {args.pool} has frames of {first.lr.shape[-2:]} for "
             f"{first.hr.shape[-2:]}; render one with training.render_pool --scale 1"
         )
-    network = build().to(workers.device).train()
+    network = build()
+    if args.start_from is not None:
+        begin_as(network, load_method(args.start_from)[1])
+    network = network.to(workers.device).train()
     channels_last(network)
     if args.compile:
         for child in network.children():
@@ -122,7 +128,10 @@ def train[N: SequenceNetwork](
 
 
 def add_deblurring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--decibels`, and `--speed`, which keeps a short run from what is sharp already or blurred beyond help."""
+    """Add `--start-from`, `--decibels`, and `--speed`, which leaves out what is sharp already or beyond help."""
+    parser.add_argument(
+        "--start-from", metavar="MODEL", help="begin as a model, .safetensors file or checkpoint of the same sizes"
+    )
     parser.add_argument("--decibels", action="store_true", help="the loss that counts decibels, in the place of l1")
     parser.add_argument(
         "--speed", type=float, nargs=2, metavar=("LEAST", "MOST"), help="learn from sequences of this motion, px/frame"

@@ -1,4 +1,4 @@
-"""A larger FMA-Net++ that begins as a smaller one: it restores alike, and has more to learn with.
+"""A larger network that begins as a smaller one: it restores alike, and has more to learn with.
 
 Source: Net2Net (Chen et al., arXiv 1511.05641), for the idea; the rules for warps, gates and levels are ours.
 """
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.blocks import ChannelAttention, GatedFeedForward, ResidualDenseBlock, zero_init
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, HRBABlock
+from vsfmanet.networks.m2aenet import M2AENet
+from vsfmanet.networks.sequence import SequenceNetwork
 
 GROWING = ("num_blocks", "num_flows", "feed_forward_width", "dense_layers")
 """Sizes that may differ; the first two by a whole factor."""
@@ -73,6 +75,34 @@ def grown(model: FMANetPP, config: FMANetPPConfig) -> FMANetPP:
         of_blocks = given.unflatten(0, (old.num_blocks, -1)).repeat_interleave(factor, dim=0)
         values.copy_(of_blocks.flatten(0, 1))
     return network.eval()
+
+
+@torch.no_grad()
+def begin_as(network: SequenceNetwork, model: nn.Module) -> None:
+    """Let a network for deblurring restore as a trained one does.
+
+    Args:
+        network: Of the kind and sizes of `model`; an M2AENet may be deeper, and its new blocks return what they get.
+        model: What it begins as.
+
+    Raises:
+        ConfigError: Kinds or sizes differ in more than that.
+    """
+    own, theirs = network.state_dict(), model.state_dict()
+    fits = type(model) is type(network) and all(
+        name in own and own[name].shape == value.shape for name, value in theirs.items()
+    )
+    added = [name for name in own if name not in theirs]
+    if not fits or (added and not isinstance(network, M2AENet)):
+        kind, sizes = getattr(model, "kind", type(model).__name__), getattr(model, "config", None)
+        raise ConfigError(
+            f"train: --start-from needs {network.kind} of the sizes that --preset and its options give, "
+            f"{network.config}, got {kind} of {sizes}; choose those, or another model"
+        )
+    network.load_state_dict(theirs, strict=False)
+    for name in added:
+        if ".second." in name:  # the end of a residual branch
+            own[name].zero_()
 
 
 def _grow_block(block: nn.Module, source: nn.Module) -> None:

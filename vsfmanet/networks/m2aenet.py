@@ -81,11 +81,13 @@ class M2AENetConfig:
 
 PRESETS: Mapping[str, M2AENetConfig] = {
     "fast": M2AENetConfig(width=16, depth=4, motion_width=8),
+    "deep": M2AENetConfig(width=16, motion_width=8),
     "small": M2AENetConfig(depth=4),
     "base": M2AENetConfig(),
     "large": M2AENetConfig(width=48),
 }
-"""Sizes of the specification, and "fast", which half an hour on a CPU is enough to train."""
+"""Sizes of the specification; and "fast", which half an hour on a CPU is enough to train, and "deep", which may begin
+as it and gain more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
