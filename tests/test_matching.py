@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsfmanet.errors import ShapeError
-from vsfmanet.ops.matching import match_frames
+from vsfmanet.ops.matching import _mean, match_frames
 
 
 def texture(height: int = 120, width: int = 160) -> Tensor:
@@ -62,3 +62,11 @@ def test_small_and_flat_frames_give_finite_flow(h: int, w: int) -> None:
 def test_frames_of_two_sizes_are_refused() -> None:
     with pytest.raises(ShapeError, match="one shape"):
         match_frames(torch.rand(1, 3, 8, 9), torch.rand(1, 3, 9, 8))
+
+
+@pytest.mark.parametrize("window", [3, 7])
+def test_means_count_what_lies_inside(window: int) -> None:
+    for h, w in ((12, 12), (13, 40), (3, 9)):
+        values = torch.rand(2, 5, h, w, generator=torch.Generator().manual_seed(h))
+        expected = F.avg_pool2d(values, window, stride=1, padding=window // 2, count_include_pad=False)
+        torch.testing.assert_close(_mean(values, window), expected, atol=1e-6, rtol=0)
