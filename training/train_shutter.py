@@ -5,7 +5,7 @@
 
 Profiles are taken of every sequence that moves, at all five exposures and sharp (exposure 0), which takes most of the
 time, and kept in the folder `--profiles`, one file a sequence; the same command goes on after a stop. Half of the clips
-go through a random camera and file first (training.scenes.degrade). The fit takes seconds. One sequence in ten is kept
+go through a random camera and file first (training.scenes.degrade). The fit takes a minute. One sequence in ten is kept
 for the report.
 """
 
@@ -43,7 +43,7 @@ DEGRADED = 0.5
 BATCH = 256
 """Profiles per step of the fit."""
 
-NOISE = 0.1
+NOISE = 0.2
 """Standard deviation of what is added to the inputs, each scaled to 1, against learning the scenes by heart."""
 
 
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--profiles", type=Path, required=True, help="folder to keep profiles in")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     parser.add_argument("--max-minutes", type=float, default=float("inf"), help="of taking profiles")
-    parser.add_argument("--steps", type=int, default=3000, help="of the fit (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=15000, help="of the fit (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args()

@@ -72,7 +72,7 @@ def pass_sharp_frames(
             own, other = (picture_of(one, k).to(worker.device) for one, k in ((f[1], n), (f[2], n + 1)))
             flow = worker.run(lambda: motion(own, other))
             flow = flow * flow.new_tensor([marked.width / small.width, marked.height / small.height]).view(2, 1, 1)
-            lengths = flow.norm(dim=1).flatten(1).numpy()
+            lengths = np.hypot(*flow.movedim(1, 0).flatten(2).numpy())
             frame.props[_MOTION] = float(np.quantile(lengths, 1 - BLURRED_PART, axis=1).max())
         return frame
 

@@ -15,13 +15,13 @@ class ShutterReader(nn.Module):
 
     Args:
         inputs: Numbers that describe a frame, those of `vsfmanet.exposures.shutter.profile`.
-        hidden: Width; few, because scenes that differ are few as well.
+        hidden: Width.
     """
 
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, inputs: int, hidden: int = 16) -> None:
+    def __init__(self, inputs: int, hidden: int = 64) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(inputs))
         self.register_buffer("spread", torch.ones(inputs))
