@@ -352,8 +352,9 @@ def _drawing(findings: Findings) -> str:
         lines.append(f'<text x="{_PLOT_MARGIN - 6}" y="{y + 4}" text-anchor="end">{level:g}</text>')
     lines.append(f'<text x="{_PLOT_MARGIN}" y="{below}">{times[0]:.2f} s</text>')
     lines.append(f'<text x="{right}" y="{below}" text-anchor="end">{times[-1]:.2f} s</text>')
-    drawn = [("#f80", findings.estimates)] if findings.estimates else []
-    for colour, exposures in (*drawn, ("#06c", findings.exposures)):
+    drawn = [("#f80", "estimated", findings.estimates)] if findings.estimates else []
+    for place, (colour, name, exposures) in enumerate((*drawn, ("#06c", "known", findings.exposures))):
+        lines.append(f'<text x="{right - 70 * place}" y="24" text-anchor="end" fill="{colour}">{name}</text>')
         runs: list[list[str]] = [[]]
         for time, exposure in zip(findings.times, exposures, strict=True):
             if exposure is None or (colour == "#06c" and exposure.source == "estimate"):
