@@ -251,6 +251,7 @@ def test_several_devices_take_segments_in_turn_with_the_same_pixels(devices: int
 
 
 def test_several_devices_are_busy_at_once() -> None:
+    core.num_threads = max(2, core.num_threads)  # each waits in a thread of VapourSynth
     together = threading.Barrier(2, timeout=30)
 
     class Waiting(MixingRestorer):
