@@ -342,7 +342,7 @@ def _restore_with(clip: vs.VideoNode, devices: Sequence[RestoringDevice], settin
     for place, device in enumerate(devices):
         colour = frames.colour_path(clip.format, target, width, height, device.transfers)
         run = _SegmentRun(device, grid, settings.model, known, colour)
-        if place < grid.count:
+        if place < grid.count:  # else the clip is too short for this device, and its run closes the restorer at once
             hosts.append(_host(colour.readable(source), grid, run, place, len(devices)))
     host = vs.core.std.Interleave(hosts, modify_duration=False) if len(hosts) > 1 else hosts[0]
     like = clip.std.BlankClip(format=colour.written.id, width=width, height=height, keep=True)
