@@ -148,6 +148,21 @@ def test_the_sharp_head_is_counted_over_all_pixels() -> None:
     assert counted == pytest.approx({"accuracy": 0.625, "precision": 2 / 3, "recall": 0.5})
 
 
+def test_levels_are_counted_where_something_moves_and_something_was_told() -> None:
+    told = [(0.4, 0.33, 5.0), (0.4, 0.22, 5.0), (1.0, 1.3, 5.0), (0.6, 0.2, 1.0), (0.0, 0.2, 9.0)]
+    rows = [
+        {"exposure": exposure, "estimate": estimate, "reading": estimate, "confidence": 1.0, "motion": motion}
+        for exposure, estimate, motion in told
+    ]
+    rows.append(rows[0] | {"estimate": None, "confidence": 0.0})
+    expected = np.zeros((5, 5))
+    expected[1, :2], expected[4, 4] = 50, 100
+    for name in ("reading", "estimate"):
+        confusion, count = evaluate_blur.level_confusion(rows, name)
+        np.testing.assert_array_equal(confusion, expected)
+        assert count == 3
+
+
 def test_a_reader_learns_the_exposure_and_where_it_cannot_be_told() -> None:
     generator = torch.Generator().manual_seed(0)
     exposure = torch.randint(1, 6, (2000,), generator=generator) / 5

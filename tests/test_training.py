@@ -44,8 +44,8 @@ from training.losses import (
     supervised_contrastive,
     temporal_loss,
 )
-from training.scenes.pool import Batch
-from training.train_extractor import nearest_neighbour_confusion, random_folds
+from training.scenes.pool import Batch, Pool
+from training.train_extractor import nearest_neighbour_confusion, random_folds, true_blur
 from training.train_restoration import ramp
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
@@ -352,6 +352,17 @@ def test_neighbours_of_the_own_scene_do_not_vote_when_it_is_left_out() -> None:
     torch.testing.assert_close(shared[:2, :2], 100 * torch.eye(2))
     apart = nearest_neighbour_confusion(embed, scene % 2, scene)
     torch.testing.assert_close(apart[:2, :2], 100 * (1 - torch.eye(2)))
+
+
+def test_the_true_blur_of_a_frame_says_its_level_times_its_speed(stage_1: tuple[Path, Path]) -> None:
+    pool = Pool(stage_1[0])
+    lengths, sequences = true_blur(pool, [(1, 0), (1, 1), (3, 2), (3, 3)])
+    assert sequences.tolist() == [1, 3]  # the others lack a neighbour
+    pixels = lengths.exp() - 0.05
+    torch.testing.assert_close(pixels[:, 4], 5 * pixels[:, 0], rtol=1e-3, atol=1e-3)
+    flow = pool.sequence(1).flow[1].astype(np.float32)
+    speed = (np.hypot(*flow[0]) + np.hypot(*flow[1])) / 2
+    assert pixels[0, 4, 3].item() == pytest.approx(np.median(speed), rel=1e-3)
 
 
 def test_averaged_weights_follow_the_network() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from training.build_benchmark import SCENES, Benchmark, draw_scene, load_benchmark
@@ -30,6 +31,7 @@ from training.scenes.render import render_flow
 from training.scoring import load_clip
 from vsfmanet.errors import SourceError
 from vsfmanet.exposures.shutter import CONFIDENT, REACH, Reading, Step, profile, read_profile, settle
+from vsfmanet.networks.exposure_extractor import LEVELS
 from vsfmanet.networks.mmpnet import SHARP_BELOW, BlurAnalyser, BlurConfig, fold
 from vsfmanet.networks.shutter import ShutterReader
 from vsfmanet.ops.matching import match_frames
@@ -135,7 +137,33 @@ def table(rows: list[Row]) -> list[str]:
                 f"  {_mean(sure, 'reading_error')}  {_mean(sure, 'within')}  {_mean(told, 'estimate_error')}"
                 f"  {1 - len(told) / len(chosen):.2f}"
             )
+    for title, name in (("confident readings", "reading"), ("estimates", "estimate")):
+        confusion, count = level_confusion(rows, name)
+        if count:
+            lines.append(
+                f"nearest level of {count} {title} at {MOTIONS[-1][0]:g} px and more, rows 5:1 ... 5:5, percent"
+            )
+            lines += ["  ".join(f"{value:5.1f}" for value in row) for row in confusion]
+            lines.append(f"mean {fmean(confusion.diagonal()):.1f} %")
     return lines
+
+
+def level_confusion(rows: list[Row], name: str) -> tuple[NDArray[np.float64], int]:
+    """Levels 5:1 ... 5:5 as frames that move by 4 pixels and more have them, and how many frames were told.
+
+    Args:
+        rows: As `measure` makes them; the sharp ones have no level.
+        name: "reading", of which the confident ones count, or "estimate".
+
+    Returns:
+        (5, 5) percent of the row, rows the truth; 0 where nothing was told.
+    """
+    table = np.zeros((LEVELS, LEVELS))
+    for row in rows:
+        told = row["confidence"] >= CONFIDENT if name == "reading" else row["estimate"] is not None
+        if told and row["exposure"] and row["motion"] >= MOTIONS[-1][0]:
+            table[round(LEVELS * row["exposure"]) - 1, np.clip(round(LEVELS * row[name]), 1, LEVELS) - 1] += 1
+    return 100 * table / table.sum(axis=1, keepdims=True).clip(min=1), int(table.sum())
 
 
 def sharp_head(rows: list[Row]) -> dict[str, float]:
