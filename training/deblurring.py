@@ -132,7 +132,14 @@ def add_deblurring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start-from", metavar="MODEL", help="begin as a model, .safetensors file or checkpoint of the same sizes"
     )
-    parser.add_argument("--decibels", action="store_true", help="the loss that counts decibels, in the place of l1")
+    parser.add_argument(
+        "--decibels",
+        type=float,
+        nargs="?",
+        const=50.0,
+        metavar="MOST",
+        help="the loss that counts decibels, in the place of l1, hardly those beyond MOST (%(const)g)",
+    )
     parser.add_argument(
         "--speed", type=float, nargs=2, metavar=("LEAST", "MOST"), help="learn from sequences of this motion, px/frame"
     )

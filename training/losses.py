@@ -46,15 +46,17 @@ def supervised_contrastive(embed: Tensor, label: Tensor, temperature: float = 0.
     return per_anchor[count > 0].mean()
 
 
-def decibel_loss(output: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean logarithm of the squared error of frames: every frame counts by its PSNR, the nearly sharp ones too.
+def decibel_loss(output: Tensor, truth: Tensor, mask: Tensor | None = None, *, most: float) -> Tensor:
+    """Mean logarithm of the squared error of frames: every frame counts by its PSNR, up to some value.
 
-    l1 hardly moves a network that restores nothing yet, because the likeliest difference at a pixel is none.
+    l1 hardly moves a network that restores nothing yet, because the likeliest difference at a pixel is none. A high
+    limit teaches to leave alone what is nearly sharp; with a low one, strong blur has a say.
 
     Args:
         output: (..., 3, H, W) in [0, 1].
         truth: Same shape.
         mask: (..., 1, H, W), 1 where an error counts; None for everywhere.
+        most: PSNR in dB beyond which hardly anything is gained.
 
     Returns:
         Scalar, scaled so that its gradients are like those of l1 at an error of `USUAL_ERROR`.
@@ -64,7 +66,7 @@ def decibel_loss(output: Tensor, truth: Tensor, mask: Tensor | None = None) -> T
     error = (output - truth).square()
     if mask is not None:
         error = mask * error
-    return USUAL_ERROR * (error.mean(dim=(-3, -2, -1)) + 1e-5).log().mean()
+    return USUAL_ERROR * (error.mean(dim=(-3, -2, -1)) + 10 ** (-most / 10)).log().mean()
 
 
 def image_flow_loss(image_flow: Tensor, flow: Tensor, visible: Tensor) -> Tensor:

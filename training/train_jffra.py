@@ -56,13 +56,15 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def losses(network: JFFRA, batch: Batch, step: int, *, temporal_weight: float, decibels: bool) -> dict[str, Tensor]:
+def losses(
+    network: JFFRA, batch: Batch, step: int, *, temporal_weight: float, decibels: float | None
+) -> dict[str, Tensor]:
     """The two terms, weighted; over the frames of each clip that have both neighbours."""
     windows = batch.lr.unfold(1, FRAMES, 1).movedim(-1, 2)  # (B, T-2, 3, 3, H, W)
     output = network.restore(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
     restored = Batch(**{field.name: getattr(batch, field.name)[:, 1:-1] for field in fields(batch)})
-    difference = decibel_loss(output, restored.hr) if decibels else (output - restored.hr).abs().mean()
-    values = {"restoration": difference}
+    l1 = (output - restored.hr).abs().mean()
+    values = {"restoration": l1 if decibels is None else decibel_loss(output, restored.hr, most=decibels)}
     if temporal_weight:
         values["temporal"] = temporal_weight * temporal_loss(output, restored)
     return values

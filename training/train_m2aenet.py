@@ -64,8 +64,8 @@ class Options:
     """Of 1 - SSIM."""
     spectrum_weight: float
     """Of the absolute difference of spectra, beside that of values."""
-    decibels: bool
-    """Whether `decibel_loss` takes the place of the differences of values and spectra."""
+    decibels: float | None
+    """`most` of the `decibel_loss` that takes the place of the differences of values and spectra; None for these."""
     mask_weight: float
     """Of the mask's own loss; above 0, the blur analyser is trained."""
 
@@ -194,7 +194,9 @@ def restoration_losses(output: Tensor, truth: Tensor, mask: Tensor, options: Opt
     unlike = mask * (1 - ssim_map(output, truth))
     absolute = (difference.abs() + options.spectrum_weight * spectrum).sum() / area
     return {
-        "restoration": decibel_loss(output, truth, mask) if options.decibels else absolute,
+        "restoration": absolute
+        if options.decibels is None
+        else decibel_loss(output, truth, mask, most=options.decibels),
         "ssim": options.ssim_weight * unlike.sum() / area,
     }
 

@@ -66,10 +66,12 @@ def gradient_loss(output: Tensor, truth: Tensor) -> Tensor:
     return (gradient_length(output) - gradient_length(truth)).square().mean()
 
 
-def losses(network: MMPRNN, batch: Batch, step: int, *, motion_weight: float, decibels: bool) -> dict[str, Tensor]:
+def losses(
+    network: MMPRNN, batch: Batch, step: int, *, motion_weight: float, decibels: float | None
+) -> dict[str, Tensor]:
     """The three terms, weighted."""
     output = network(batch.lr)
-    colours = (decibel_loss if decibels else charbonnier)(output, batch.hr)
+    colours = charbonnier(output, batch.hr) if decibels is None else decibel_loss(output, batch.hr, most=decibels)
     values = {"colours": colours, "gradient": 0.5 * gradient_loss(output, batch.hr)}
     if network.prior is not None and motion_weight:
         frame = output[:, step % output.shape[1]]
