@@ -60,6 +60,8 @@ from vsfmanet.weights import load_fmanetpp, save_model
 
 PEER = "vsbasicvsrpp"
 SEGMENT = 8
+FULL = 5 * SEGMENT
+"""Frames by which the filter's caches are full. Until then the restored take fresh memory, which the system clears."""
 SCRIPT = """
 import resource, sys, time, torch, vapoursynth as vs
 from vsfmanet import restore
@@ -420,7 +422,7 @@ def deblurring_section(bench: Bench) -> None:
 
 
 def filter_section(bench: Bench) -> None:
-    """The whole filter in vspipe, from the end of its first segment to that of its last: so no start is counted."""
+    """The whole filter in vspipe, from when its caches are full to the end of a segment: so no start is counted."""
     height, width = bench.size
     name = bench.presets[0]
     script = bench.folder / "benchmark.vpy"
@@ -429,14 +431,14 @@ def filter_section(bench: Bench) -> None:
     count = SEGMENT * max(2, bench.frames)
     given = {
         "model": bench.weights(name), "width": width, "height": height, "threads": bench.threads, "length": 1000,
-        "device": bench.device.type, "precision": bench.precision, "segment": SEGMENT, "first": SEGMENT,
-        "last": SEGMENT + count,
+        "device": bench.device.type, "precision": bench.precision, "segment": SEGMENT, "first": FULL,
+        "last": FULL + count,
     }  # fmt: skip
     options = [part for key, value in given.items() for part in ("-a", f"{key}={value}")]
 
     def pipe() -> Timing:
         done = subprocess.run(
-            [vspipe, *options, "-e", str(SEGMENT + count - 1), script, "--"],
+            [vspipe, *options, "-e", str(FULL + count - 1), script, "--"],
             check=False,
             capture_output=True,
             text=True,
