@@ -381,7 +381,7 @@ def deblurring_section(bench: Bench) -> None:
         "fmanetpp fast": deploy(FMANetPP(preset("fast", scale=1))),
         "mmprnn a3b4c16": MMPRNN(mmprnn.PRESETS["a3b4c16"]),
         "jffra xs": JFFRA(jffra.PRESETS["xs"]),
-        "m2aenet fast": M2AENet(replace(m2aenet.PRESETS["fast"], masked=False)),
+        "m2aenet deep": M2AENet(replace(m2aenet.PRESETS["deep"], masked=False)),
     }
     restorers: dict[str, Restorer] = {}
     for name, network in networks.items():
@@ -403,20 +403,20 @@ def deblurring_section(bench: Bench) -> None:
         row(f"x1 {name} {_short(bench.dtype)}", timing, per=bench.frames, ratio=ratio)
         restorers[name].close()
 
-    pruned = M2AENet(m2aenet.PRESETS["fast"]).eval().to(bench.device, bench.dtype)
+    pruned = M2AENet(m2aenet.PRESETS["deep"]).eval().to(bench.device, bench.dtype)
     channels_last(pruned)
     frame = source.frame(0)[None].to(bench.device)
     extent = torch.zeros_like(frame[:, :1])
-    finding = "m2aenet fast, blur found"
+    finding = "m2aenet deep, blur found"
     parts: dict[str, Callable[[], object]] = {finding: partial(pruned.blur.extent, frame.to(bench.dtype))}
     for share in (1.0, 0.5, 0.25, 0.1, 0.0):
         mask = torch.zeros_like(extent)
         mask[..., : round(height * share), :] = 1
-        parts[f"m2aenet fast, {share:.0%} restored"] = partial(pruned.restore, frame, extent, mask)
+        parts[f"m2aenet deep, {share:.0%} restored"] = partial(pruned.restore, frame, extent, mask)
     timings = in_turns(parts, bench.rounds, bench.device)
     found = timings.pop(finding)
     row(finding, found)
-    all_of_it = bench.cost(found) + bench.cost(timings["m2aenet fast, 100% restored"])
+    all_of_it = bench.cost(found) + bench.cost(timings["m2aenet deep, 100% restored"])
     for name, timing in timings.items():
         row(name, timing, ratio=f"{all_of_it / (bench.cost(found) + bench.cost(timing)):.2f}x all of it, with finding")
 

@@ -57,5 +57,5 @@ def test_one_command_prints_one_table() -> None:
         assert any(line.startswith(row) for line in told.splitlines()), row
     assert "vsbasicvsrpp: not measured: it needs 64x64 pixels" in told
     assert "x the window" in told
-    assert re.search(r"^m2aenet fast, 0% restored .* \d+\.\d\dx all of it", told, re.MULTILINE)
+    assert re.search(r"^m2aenet deep, 0% restored .* \d+\.\d\dx all of it", told, re.MULTILINE)
     assert "machine load" in told
