@@ -150,7 +150,7 @@ def test_the_sharp_head_is_counted_over_all_pixels() -> None:
 
 def test_levels_are_counted_where_something_moves_and_something_was_told() -> None:
     told = [(0.4, 0.33, 5.0), (0.4, 0.22, 5.0), (1.0, 1.3, 5.0), (0.6, 0.2, 1.0), (0.0, 0.2, 9.0)]
-    rows = [
+    rows: list[dict[str, float | None]] = [
         {"exposure": exposure, "estimate": estimate, "reading": estimate, "confidence": 1.0, "motion": motion}
         for exposure, estimate, motion in told
     ]
