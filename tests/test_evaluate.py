@@ -62,6 +62,25 @@ def test_changing_exposure_takes_each_frame_from_its_level(benchmark: Path) -> N
             np.testing.assert_array_equal(walk[index], level[index])
 
 
+def test_a_degraded_benchmark_differs_in_its_inputs_alone(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    degraded = benchmark.with_name("degraded")
+    arguments = ["build_benchmark", "--photos", str(benchmark.with_name("photos")), "--out", str(degraded), "--degrade"]
+    arguments += ["--scale", "2", "--width", "64", "--height", "64", "--frames", str(FRAMES)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(build_benchmark, "SCENES", build_benchmark.SCENES[:2])
+    build_benchmark.main()
+    record = load_benchmark(degraded)
+    assert record.degraded
+    assert not load_benchmark(benchmark).degraded
+    for scene in record.scenes:
+        np.testing.assert_array_equal(
+            load_clip(degraded / scene.name / "sharp"), load_clip(benchmark / scene.name / "sharp")
+        )
+        for condition in scene.exposure:
+            before, after = (load_clip(folder / scene.name / condition) for folder in (benchmark, degraded))
+            assert 0.5 < np.abs(before.astype(float) - after).mean() < 30
+
+
 def test_a_method_that_knows_truth_scores_perfectly_and_gets_the_true_exposure(benchmark: Path) -> None:
     scene = next(s for s in load_benchmark(benchmark).scenes if np.diff(s.exposure["re"]).any())
     truth = torch.from_numpy(load_clip(benchmark / scene.name / "sharp"))[None] / 255

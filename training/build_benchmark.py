@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from training.scenes.degrade import degrade_clip
 from training.scenes.exposure import exposure_walk
 from training.scenes.photos import list_photos
 from training.scenes.render import Sequence, render_sequence
@@ -83,6 +84,8 @@ class Benchmark:
     """In order."""
     photos: dict[str, str]
     """Name of each photograph to its sha256."""
+    degraded: bool = False
+    """Whether LR clips went through a random camera and file; one and the same for every condition of a scene."""
 
 
 SCENES = (
@@ -106,6 +109,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=480, help="HR rows")
     parser.add_argument("--frames", type=int, default=10)
     parser.add_argument("--seed", type=int, default=SEED, help="for other scenes (default: %(default)s)")
+    parser.add_argument("--degrade", action="store_true", help="noise, halos and compression, others for each scene")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
 
@@ -130,7 +134,7 @@ def main() -> None:
             INTERVALS[number % len(INTERVALS)],
         )
         conditions = {f"5_{level}": np.full(args.frames, level) for level in range(1, LEVELS + 1)} | {"re": walk}
-        save_scene(beside / name, sequence, conditions)
+        save_scene(beside / name, sequence, conditions, [args.seed, number] if args.degrade else None)
         exposure = {condition: (levels / LEVELS).tolist() for condition, levels in conditions.items()}
         scenes.append(BenchmarkScene(name=name, speed=spec.speed, cutouts=spec.cutouts, exposure=exposure))
 
@@ -142,6 +146,7 @@ def main() -> None:
         seed=args.seed,
         scenes=scenes,
         photos={photo.name: sha256(photo.read_bytes()).hexdigest() for photo in photos},
+        degraded=args.degrade,
     )
     walks = [" ".join([scene.name, *(f"{exposure:g}" for exposure in scene.exposure["re"])]) for scene in scenes]
     (beside / "re.txt").write_text("\n".join(walks) + "\n")
@@ -174,12 +179,17 @@ def draw_scene(
     return Scene(layers=(background, *cutouts), height=height, width=width, frames=frames)
 
 
-def save_scene(folder: Path, sequence: Sequence, conditions: dict[str, NDArray[np.int64]]) -> None:
-    """Write truth, its motion, and the LR clip of every condition, given as (T,) levels in 1..5."""
+def save_scene(
+    folder: Path, sequence: Sequence, conditions: dict[str, NDArray[np.int64]], degrade_seed: list[int] | None
+) -> None:
+    """Write truth, its motion, and the LR clip of every condition, given as (T,) levels in 1..5; degraded by a seed."""
     save_clip(folder / "sharp", sequence.hr)
     np.savez_compressed(folder / "motion.npz", flow=sequence.flow, visible=sequence.visible)
     for condition, levels in conditions.items():
-        save_clip(folder / condition, sequence.lr[levels - 1, np.arange(len(levels))])
+        clip = sequence.lr[levels - 1, np.arange(len(levels))]
+        if degrade_seed is not None:
+            clip = degrade_clip(np.random.default_rng(degrade_seed), clip)
+        save_clip(folder / condition, clip)
 
 
 def save_clip(folder: Path, clip: NDArray[np.uint8]) -> None:
