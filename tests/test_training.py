@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.tensorboard import SummaryWriter
 
-from training import export, render_pool, train_degradation, train_extractor, train_restoration
+from training import export, plot_curves, render_pool, train_degradation, train_extractor, train_restoration
 from training.loop import (
     AveragedWeights,
     MatrixSteps,
@@ -47,7 +48,7 @@ from training.losses import (
 from training.scenes.pool import Batch, Pool
 from training.train_extractor import nearest_neighbour_confusion, random_folds, true_blur
 from training.train_restoration import ramp
-from vsfmanet.errors import ConfigError
+from vsfmanet.errors import ConfigError, SourceError
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.weights import list_models, load_model
 
@@ -363,6 +364,28 @@ def test_the_true_blur_of_a_frame_says_its_level_times_its_speed(stage_1: tuple[
     flow = pool.sequence(1).flow[1].astype(np.float32)
     speed = (np.hypot(*flow[0]) + np.hypot(*flow[1])) / 2
     assert pixels[0, 4, 3].item() == pytest.approx(np.median(speed), rel=1e-3)
+
+
+def test_curves_of_runs_are_drawn_one_after_the_other(tmp_path: Path) -> None:
+    for name, steps in (("first", 30), ("second", 10)):
+        with SummaryWriter(str(tmp_path / name)) as writer:
+            for step in range(1, steps + 1):
+                for loss, value in (("restoration", step), ("norm", 1.0), ("learning_rate", 0.1)):
+                    writer.add_scalar(loss, value, 100 * step)
+    run(plot_curves.main, tmp_path / "first", tmp_path / "second", "--out", tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").read_text().count(">restoration<") == 1
+    curves = [plot_curves.read_curves(tmp_path / name) for name in ("first", "second")]
+    assert [set(own) for own in curves] == [{"restoration"}] * 2
+    (axes,) = plot_curves.draw(curves).axes
+    recorded = [line for line in axes.get_lines() if line.get_color() == "0.75"]
+    assert [(ends[0], ends[-1]) for ends in (np.asarray(line.get_xdata()) for line in recorded)] == [
+        (100, 3000),
+        (3100, 4000),
+    ]
+    black = plot_curves.smoothed(curves[0]["restoration"][1])
+    assert [black[0], black[1], black[29]] == [1, 1.5, 25.5]
+    with pytest.raises(SourceError, match=r"needed, got .*nothing"):
+        plot_curves.read_curves(tmp_path / "nothing")
 
 
 def test_averaged_weights_follow_the_network() -> None:
