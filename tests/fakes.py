@@ -201,6 +201,17 @@ def noise_clip(
     return drawn_clip(draw, length, width=width, height=height, format=format, props=props)
 
 
+def counted(clip: vs.VideoNode) -> tuple[vs.VideoNode, list[int]]:
+    """A clip, and the list of the frames that it has been asked for."""
+    asked: list[int] = []
+
+    def count(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
+        asked.append(n)
+        return f
+
+    return clip.std.ModifyFrame(clip, count), asked
+
+
 def planes(frame: vs.VideoFrame) -> list[NDArray[np.float64]]:
     """The planes of a frame as arrays of their own."""
     return [np.array(frame[plane], dtype=np.float64) for plane in range(frame.format.num_planes)]

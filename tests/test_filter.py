@@ -28,6 +28,7 @@ from tests.fakes import (
     EnlargingRestorer,
     ListSource,
     MixingRestorer,
+    counted,
     drawn_clip,
     encoded,
     noise_clip,
@@ -176,17 +177,6 @@ def test_cuts_that_the_detector_finds_do_not_depend_on_the_order_either() -> Non
     assert all(same_pixels(other.get_frame(n), forward[n]) for n in random.Random(1).sample(range(12), 12))
 
 
-def counted(clip: vs.VideoNode) -> tuple[vs.VideoNode, list[int]]:
-    """A clip, and the list of the frames that it has been asked for."""
-    asked: list[int] = []
-
-    def count(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
-        asked.append(n)
-        return f
-
-    return clip.std.ModifyFrame(clip, count), asked
-
-
 def test_building_the_filter_runs_no_network_and_asks_for_no_frame() -> None:
     clip, asked = counted(noise_clip(LENGTH).resize.Bicubic(format=vs.YUV420P8, matrix=1))
     restorer = MixingRestorer()
@@ -197,11 +187,15 @@ def test_building_the_filter_runs_no_network_and_asks_for_no_frame() -> None:
     assert restorer.calls == []
 
 
+@pytest.mark.parametrize("transfers", [None, ON_DEVICE], ids=["host", "device"])
 @pytest.mark.parametrize("prefetch", [1, 8, 32])
-def test_reading_forward_runs_each_segment_and_reads_each_frame_once(prefetch: int) -> None:
-    clip, asked = counted(noise_clip(203))
+def test_reading_forward_runs_each_segment_and_reads_each_frame_once(
+    prefetch: int, transfers: Transfers | None
+) -> None:
+    core.num_threads = 2  # few, so that a window is read long after its frames were asked for
+    clip, asked = counted(noise_clip(203).resize.Bicubic(format=vs.YUV420P8, matrix=1))
     restorer = MixingRestorer()
-    for _ in restore_with(clip, restorer, segment=5).frames(prefetch=prefetch):
+    for _ in restore_with(clip, restorer, segment=5, transfers=transfers).frames(prefetch=prefetch):
         pass
     assert sorted(restorer.calls) == [(first, min(first + 5, 203)) for first in range(0, 203, 5)]
     assert len(asked) <= 203 * 1.05

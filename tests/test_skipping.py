@@ -10,7 +10,7 @@ import pytest
 import vapoursynth as vs
 from numpy.typing import NDArray
 
-from tests.fakes import MixingRestorer, drawn_clip, planes, restore_with, same_pixels
+from tests.fakes import MixingRestorer, counted, drawn_clip, planes, restore_with, same_pixels
 from vsfmanet.skipping import SKIPPED
 
 LENGTH = 48
@@ -66,6 +66,15 @@ def test_segments_without_frames_to_restore_never_reach_the_network() -> None:
     restorer = MixingRestorer(scale=1)
     assert len(list(restore_with(moving_clip(way(range(20, 26))), restorer, skip=True, segment=4).frames())) == LENGTH
     assert restorer.calls == [(16, 20), (20, 24), (24, 28), (28, 32)]
+
+
+@pytest.mark.parametrize("prefetch", [1, 8, 32])
+def test_reading_forward_reads_each_frame_once(prefetch: int) -> None:
+    vs.core.num_threads = 2  # few, so that a window is read long after its frames were asked for
+    clip, asked = counted(moving_clip(way(range(20, 100), length=120)))
+    for _ in restore_with(clip, MixingRestorer(scale=1), skip=True, segment=5).frames(prefetch=prefetch):
+        pass
+    assert len(asked) <= 120 * 1.05
 
 
 def test_the_order_of_requests_has_no_effect() -> None:

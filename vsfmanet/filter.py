@@ -36,14 +36,8 @@ SCENE_START = "FMANetSceneStart"
 _RESTORED = "FMANetRestored"
 _READ_AHEAD = 16
 """Source frames kept beyond a window, so that none is decoded twice while later windows are being read."""
-_OWN_PROPS = (
-    "FMANetExposure",
-    "FMANetExposureSource",
-    "FMANetExposureConfidence",
-    "FMANetModel",
-    "FMANetWindowStart",
-    "FMANetWindowEnd",
-)
+_READ_AHEAD_TO_SKIP = 64
+"""The same where sharp frames are passed through: that is decided when a frame is asked for, long before its window."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -333,7 +327,8 @@ def _restore_with(clip: vs.VideoNode, devices: Sequence[RestoringDevice], settin
     )
     tagged = frames.tag_colour(clip)
     at_once = grid.slots + (len(devices) - 1) * grid.length
-    tagged.std.SetVideoCache(mode=1, fixedsize=1, maxsize=at_once + _READ_AHEAD)
+    read_ahead = _READ_AHEAD_TO_SKIP if settings.skip else _READ_AHEAD
+    tagged.std.SetVideoCache(mode=1, fixedsize=1, maxsize=at_once + read_ahead)
     source = _mark_scenes(tagged, settings.sc_threshold)
     known = _exposures(clip, settings.exposure, settings.source_path)
     if known.estimates:
@@ -346,14 +341,14 @@ def _restore_with(clip: vs.VideoNode, devices: Sequence[RestoringDevice], settin
             hosts.append(_host(colour.readable(source), grid, run, place, len(devices)))
     host = vs.core.std.Interleave(hosts, modify_duration=False) if len(hosts) > 1 else hosts[0]
     like = clip.std.BlankClip(format=colour.written.id, width=width, height=height, keep=True)
-    restored = _with_props(colour.finished(_unpacked(host, grid, like), tagged), tagged)
+    restored = colour.finished(_unpacked(host, grid, like))
     if not settings.skip:
         return restored
 
     from vsfmanet.skipping import pass_sharp_frames  # with the estimate of motion
 
     same = target.id == tagged.format.id
-    passed = tagged if same else _with_props(frames.from_rgb(frames.to_rgb(tagged), tagged, target), tagged)
+    passed = tagged if same else frames.from_rgb(frames.to_rgb(tagged), tagged.format, target)
     return pass_sharp_frames(
         restored, passed, source, known, device=settings.device, device_index=settings.device_index
     )
@@ -437,19 +432,6 @@ def _unpacked(host: vs.VideoNode, grid: SegmentGrid, like: vs.VideoNode) -> vs.V
     return restored
 
 
-def _with_props(restored: vs.VideoNode, source: vs.VideoNode) -> vs.VideoNode:
-    """`restored` with the properties of `source`, except for our own and the colour that it was converted to."""
-
-    def dress(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
-        frame, props = f[0].copy(), f[1].props
-        written = [name for name in (*frames.COLOUR_PROPS, *_OWN_PROPS) if name in frame.props]
-        # Until R77 the core writes _ColorRange wherever _Range is written, and warns who reads it.
-        frame.props.update({name: props[name] for name in props if name not in (*written, "_ColorRange")})
-        return frame
-
-    return restored.std.ModifyFrame([restored, source], dress)
-
-
 class _Window:
     """The frames of one window, as a restorer reads them (a `FrameSource`)."""
 
@@ -517,7 +499,9 @@ class _SegmentRun:
             if segment not in self._memo:
                 packed = self._packed(segment, slots)
                 if len(self._memo) == self._MEMO:
-                    del self._memo[next(iter(self._memo))]  # the oldest
+                    # The earliest, not the oldest: now and then VapourSynth takes a later segment first, and asks for
+                    # its frames when more have come since than its cache holds.
+                    del self._memo[min(self._memo)]
                 self._memo[segment] = packed
             return self._memo[segment]
 
@@ -545,6 +529,7 @@ class _SegmentRun:
         known = window.known_exposure(n)
         start, end = window.reach(n)
         frame = self.colour.write(restored.frame, window.slot(n), n)
+        frame.props.pop(SCENE_START, None)
         if restored.exposure is not None:
             source = "network" if known is None else known.source
             confidence = restored.confidence if known is None else known.confidence

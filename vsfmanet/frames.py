@@ -151,28 +151,44 @@ def tag_colour(clip: vs.VideoNode) -> vs.VideoNode:
 
 
 def to_rgb(tagged: vs.VideoNode) -> vs.VideoNode:
-    """A clip from `tag_colour` as RGBS, nominal range [0, 1]. Nothing is clamped: what lies outside comes back out."""
-    return tagged.resize.Bicubic(format=vs.RGBS)
+    """A clip from `tag_colour` as RGBS, nominal range [0, 1]. Nothing is clamped: what lies outside comes back out.
+
+    All properties stay, those of the source's colour too: `from_rgb` goes by them.
+    """
+    return tagged.resize.Bicubic(format=vs.RGBS).std.CopyFrameProps(tagged)
 
 
-def from_rgb(rgb: vs.VideoNode, tagged: vs.VideoNode, target: vs.VideoFormat) -> vs.VideoNode:
+def from_rgb(rgb: vs.VideoNode, source: vs.VideoFormat, target: vs.VideoFormat) -> vs.VideoNode:
     """RGBS as `target`, with the matrix, range and chroma location of the source.
 
     A change between RGB and YUV takes the usual ones: full range RGB, limited range YUV with a guessed matrix.
 
     Args:
-        rgb: RGBS clip, nominal range [0, 1].
-        tagged: the source from `tag_colour`, of any size and of the same length; its properties decide frame by frame.
+        rgb: RGBS clip, nominal range [0, 1], whose frames still have the properties of the source's colour. Each frame
+            is asked for once only.
+        source: what the source was.
         target: what the result is to be. Integer formats clamp to their code values.
     """
-    if tagged.format.color_family == vs.RGB and target.id == vs.RGBS:
+    if source.color_family == vs.RGB and target.id == vs.RGBS:
         return rgb
+    handed_on: dict[int, vs.VideoFrame] = {}
+    """From `convert` to `receive`: a second request for a restored frame might run the network again."""
+
+    def receive(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
+        frame = handed_on.pop(n).copy()
+        for name in COLOUR_PROPS:
+            frame.props.pop(name, None)
+        return frame
+
+    blank = vs.core.std.BlankClip(rgb, keep=True)
+    received = blank.std.ModifyFrame(blank, receive)
     converted: dict[_Colour, vs.VideoNode] = {}
 
     def convert(n: int, f: vs.VideoFrame) -> vs.VideoNode:
-        colour = _colour_of_result(f.props, n, tagged.format, target, rgb.width, rgb.height)
+        handed_on[n] = f
+        colour = _colour_of_result(f.props, n, source, target, rgb.width, rgb.height)
         if colour not in converted:
-            converted[colour] = rgb.resize.Bicubic(
+            converted[colour] = received.resize.Bicubic(
                 format=target.id,
                 matrix=colour.matrix,
                 range=colour.range,
@@ -182,7 +198,7 @@ def from_rgb(rgb: vs.VideoNode, tagged: vs.VideoNode, target: vs.VideoFormat) ->
         return converted[colour]
 
     template = vs.core.std.BlankClip(rgb, format=target.id, keep=True)
-    return template.std.FrameEval(convert, prop_src=[tagged], clip_src=[rgb])
+    return template.std.FrameEval(convert, prop_src=[rgb], clip_src=[received])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,11 +254,11 @@ class ColourPath(Protocol):
         ...
 
     def write(self, encoded: Tensor, source: vs.VideoFrame, n: int) -> vs.VideoFrame:
-        """A new frame of what `encode` made, with no properties but those of its colour."""
+        """A new frame of what `encode` made, with the properties of its source."""
         ...
 
-    def finished(self, written: vs.VideoNode, tagged: vs.VideoNode) -> vs.VideoNode:
-        """The restored clip, of frames from `write`; the source from `tag_colour` decides on colours."""
+    def finished(self, written: vs.VideoNode) -> vs.VideoNode:
+        """The restored clip, of frames from `write`."""
         ...
 
 
@@ -259,15 +275,15 @@ def colour_path(
         transfers: To the device of the network and back; None for the host. On a CPU zimg is the quicker one.
     """
     if transfers is None or vs.FLOAT in (source.sample_type, target.sample_type):
-        return HostColour(target)
+        return HostColour(source, target)
     return DeviceColour(source, target, width, height, transfers)
 
 
 class HostColour:
     """zimg converts to RGBS and back, any format."""
 
-    def __init__(self, target: vs.VideoFormat) -> None:
-        self._target = target
+    def __init__(self, source: vs.VideoFormat, target: vs.VideoFormat) -> None:
+        self._source, self._target = source, target
         self.written = vs.core.get_video_format(vs.RGBS)
 
     def readable(self, tagged: vs.VideoNode) -> vs.VideoNode:
@@ -292,12 +308,14 @@ class HostColour:
         return is_finite(encoded)
 
     def write(self, encoded: Tensor, source: vs.VideoFrame, n: int) -> vs.VideoFrame:
-        """See `ColourPath`."""
-        return write_frame(encoded)
+        """See `ColourPath`; the colour that the properties tell is still that of the source."""
+        frame = write_frame(encoded)
+        _copy_props(source, frame)
+        return frame
 
-    def finished(self, written: vs.VideoNode, tagged: vs.VideoNode) -> vs.VideoNode:
+    def finished(self, written: vs.VideoNode) -> vs.VideoNode:
         """See `ColourPath`."""
-        return from_rgb(written, tagged, self._target)
+        return from_rgb(written, self._source, self._target)
 
 
 class DeviceColour:
@@ -348,13 +366,16 @@ class DeviceColour:
         frame = vs.core.create_video_frame(self.written, self._width, self._height)
         for plane, copied in enumerate(_coding(self.written, colour).planes(encoded, self._height, self._width)):
             np.copyto(np.asarray(frame[plane]), copied.numpy())
-        # As zimg does; the source's own primaries and transfer come later, if it has any.
-        frame.props.update(_Matrix=colour.matrix, _Range=colour.range, _Primaries=_UNSPECIFIED, _Transfer=_UNSPECIFIED)
+        frame.props.update(_Primaries=_UNSPECIFIED, _Transfer=_UNSPECIFIED)  # as zimg does where the source has none
+        _copy_props(source, frame)
+        frame.props.update(_Matrix=colour.matrix, _Range=colour.range)
         if _is_subsampled(self.written):
             frame.props["_ChromaLocation"] = colour.chroma_location
+        else:
+            frame.props.pop("_ChromaLocation", None)
         return frame
 
-    def finished(self, written: vs.VideoNode, tagged: vs.VideoNode) -> vs.VideoNode:
+    def finished(self, written: vs.VideoNode) -> vs.VideoNode:
         """See `ColourPath`."""
         return written
 
@@ -433,6 +454,11 @@ def write_frame(rgb: Tensor) -> vs.VideoFrame:
     for plane in range(3):
         np.copyto(np.asarray(frame[plane]), rgb[plane].numpy())
     return frame
+
+
+def _copy_props(source: vs.VideoFrame, frame: vs.VideoFrame) -> None:
+    # Until R77 the core writes _ColorRange wherever _Range is written, and warns who reads it.
+    frame.props.update({name: source.props[name] for name in source.props if name != "_ColorRange"})
 
 
 def is_finite(rgb: Tensor) -> bool:
