@@ -344,6 +344,7 @@ def test_a_pool_in_device_memory_gives_the_same_batches(pool: Pool) -> None:
                 crop=16,
                 exposure_mode="mixed",
                 degrade=0.3,
+                bars=0.3,
                 among=[0, 2],
             )
             for each in (pool, held)
@@ -363,6 +364,35 @@ def test_noise_and_compression_leave_the_clean_frames_and_all_else_as_they_are(p
         assert torch.equal(getattr(plain, name), getattr(damaged, name)), name
     assert not torch.equal(damaged.lr, damaged.clean)
     assert (damaged.lr - damaged.clean).abs().mean() < 0.1
+
+
+def test_bars_are_of_one_colour_in_input_and_truth_and_leave_the_rest_as_it_is(pool: Pool) -> None:
+    def draw(bars: float) -> Batch:
+        generator = np.random.default_rng(4)
+        return pool.sample(generator, clips=24, frames=2, crop=16, exposure_mode="walk", bars=bars)
+
+    plain, barred = draw(0), draw(1)
+    assert torch.equal(plain.flow, barred.flow)
+    assert torch.equal(barred.lr, barred.clean)
+    widths, colours = set(), set()
+    for before, after, hr_before, hr_after, visible in zip(
+        plain.lr, barred.lr, plain.hr, barred.hr, barred.visible, strict=True
+    ):
+        rows, columns = ((visible == 0).all(axis).flatten(0, 1).all(0) for axis in (-1, -2))
+        covered = rows[:, None] | columns
+        assert rows.all() or not (rows.any() and columns.any())
+        widths.add(int(covered.sum()) // 16)
+        under = after[..., covered]
+        colours.add(tuple(under[0, :, 0].tolist()))
+        assert torch.equal(under, under[:1, :, :1].expand_as(under))
+        assert torch.equal(after[..., ~covered], before[..., ~covered])
+        hr_covered = covered.repeat_interleave(2, 0).repeat_interleave(2, 1)
+        assert torch.equal(hr_after[..., hr_covered], under[:1, :, :1].expand_as(hr_after[..., hr_covered]))
+        assert torch.equal(hr_after[..., ~hr_covered], hr_before[..., ~hr_covered])
+    assert 16 in widths
+    assert len(widths) > 4
+    assert (0, 0, 0) in colours
+    assert len(colours) > 4
 
 
 def test_a_batch_is_determined_by_its_generator(pool: Pool) -> None:

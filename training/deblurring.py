@@ -96,6 +96,7 @@ def train[N: SequenceNetwork](
             crop=args.crop,
             exposure_mode=args.exposure_mode,
             degrade=args.degrade,
+            bars=args.bars,
             among=training,
         )
 

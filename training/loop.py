@@ -388,6 +388,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     add("--crop", type=int, default=64, help="crop size in pixels of the input (default: %(default)s)")
     add("--exposure-mode", default="mixed", choices=("constant", "walk", "mixed"), help="default: %(default)s")
     add("--degrade", type=float, default=0.0, metavar="P", help="part of the clips with noise, halos and compression")
+    add("--bars", type=float, default=0.0, metavar="P", help="part of the clips with a bar of one colour")
     add("--learning-rate", type=float, default=2e-4, help="default: %(default)s")
     add("--muon", type=float, metavar="RATE", help="Muon for all but biases, at this learning rate (Adam for all)")
     add("--warmup", type=int, default=500, help="steps of rising learning rate (default: %(default)s)")

@@ -103,6 +103,7 @@ def main() -> None:
             crop=args.crop,
             exposure_mode=args.exposure_mode,
             degrade=args.degrade,
+            bars=args.bars,
             among=training,
         )
         rebuilt = generator.integers((args.clips, args.frames), size=(args.degradation_frames, 2))

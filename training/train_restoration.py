@@ -73,6 +73,7 @@ def main() -> None:
             crop=args.crop,
             exposure_mode=args.exposure_mode,
             degrade=args.degrade,
+            bars=args.bars,
         )
         rebuilt = generator.integers((args.clips, args.frames), size=(args.degradation_frames, 2))
         return clips, guidance_exposure(clips.exposure, generator, args.known_exposure), torch.from_numpy(rebuilt)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.scenes.bars import add_bars
 from training.scenes.degrade import degrade_clips
 from training.scenes.exposure import random_exposure
 from training.scenes.render import Sequence
@@ -126,6 +127,7 @@ class Pool:
         crop: int,
         exposure_mode: str,
         degrade: float = 0.0,
+        bars: float = 0.0,
         among: Positions[int] | None = None,
     ) -> Batch:
         """Draw a batch: random sequences, crops, stretches of time, exposures, flips, transposition and reversal.
@@ -137,6 +139,7 @@ class Pool:
             crop: h and w in LR pixels, at most those of the sequences.
             exposure_mode: "constant", "walk" or "mixed", see `random_exposure`.
             degrade: Part of the clips whose `lr` gets noise, halos and compression, see `degrade_clip`.
+            bars: Part of the clips with a bar of one colour, see `add_bars`.
             among: Positions of the sequences to draw from; None for all.
 
         Returns:
@@ -151,6 +154,7 @@ class Pool:
             position = positions[int(generator.integers(len(positions)))]
             items.append(self.draw(generator, position, frames=frames, crop=crop, exposure_mode=exposure_mode))
         clean, hr, levels, flow, visible = (torch.stack(parts) for parts in zip(*items, strict=True))
+        clean, hr, visible = add_bars(generator, bars, clean, hr, visible)
         return Batch(
             lr=degrade_clips(generator, clean, degrade) / 255,
             clean=clean / 255,
