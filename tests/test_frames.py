@@ -219,6 +219,7 @@ def test_the_output_format_can_be_another(format: int, output_format: int, tags:
     frame = restored.get_frame(1)
     assert frame.format.id == output_format
     assert {name: frame.props[name] for name in tags} == tags
+    assert ("_ChromaLocation" in frame.props) == bool(frame.format.subsampling_w)
 
 
 def test_rgb_becomes_yuv_with_a_matrix_for_the_restored_size() -> None:

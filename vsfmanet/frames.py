@@ -185,7 +185,6 @@ def from_rgb(rgb: vs.VideoNode, source: vs.VideoFormat, target: vs.VideoFormat) 
     converted: dict[_Colour, vs.VideoNode] = {}
 
     def convert(n: int, f: vs.VideoFrame) -> vs.VideoNode:
-        handed_on[n] = f
         colour = _colour_of_result(f.props, n, source, target, rgb.width, rgb.height)
         if colour not in converted:
             converted[colour] = received.resize.Bicubic(
@@ -195,6 +194,7 @@ def from_rgb(rgb: vs.VideoNode, source: vs.VideoFormat, target: vs.VideoFormat) 
                 chromaloc=colour.chroma_location,
                 dither_type=_DITHER,
             )
+        handed_on[n] = f
         return converted[colour]
 
     template = vs.core.std.BlankClip(rgb, format=target.id, keep=True)
