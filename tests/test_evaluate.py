@@ -18,7 +18,7 @@ from training.guidance import kernel_spread
 from training.loop import save_checkpoint
 from training.report import detailed_square
 from training.scoring import TRANSITIONS, load_clip, load_truth
-from vsfmanet.errors import ConfigError, OutputError
+from vsfmanet.errors import ConfigError, OutputError, SourceError
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.networks.mmprnn import MMPRNN, MMPRNNConfig
 
@@ -52,6 +52,15 @@ def test_a_benchmark_holds_every_clip_that_it_records(benchmark: Path) -> None:
             assert len(exposure) == FRAMES
             assert load_clip(benchmark / scene.name / condition).shape == (FRAMES, 3, 32, 32)
     assert len((benchmark / "re.txt").read_text().splitlines()) == len(record.scenes)
+
+
+@pytest.mark.parametrize(
+    "record", ["{", "[]", "{}", '{"scenes": [{"colour": "red"}]}', '{"scenes": [], "weather": "rain"}']
+)
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, record: str) -> None:
+    (tmp_path / "benchmark.json").write_text(record)
+    with pytest.raises(SourceError, match="build it again"):
+        load_benchmark(tmp_path)
 
 
 def test_changing_exposure_takes_each_frame_from_its_level(benchmark: Path) -> None:

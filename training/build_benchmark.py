@@ -158,13 +158,18 @@ def load_benchmark(folder: Path) -> Benchmark:
     """Read the record of a benchmark.
 
     Raises:
-        SourceError: `folder` does not hold one.
+        SourceError: `folder` does not hold one, or one of another version.
     """
     path = folder / "benchmark.json"
     if not path.is_file():
         raise SourceError(f"load_benchmark: a folder with benchmark.json is needed, got {folder}; build one first")
-    record = json.loads(path.read_text())
-    return Benchmark(**(record | {"scenes": [BenchmarkScene(**scene) for scene in record["scenes"]]}))
+    try:
+        record = json.loads(path.read_text())
+        return Benchmark(**(record | {"scenes": [BenchmarkScene(**scene) for scene in record["scenes"]]}))
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(
+            f"load_benchmark: the record of this version is needed, got another in {path} ({error}); build it again"
+        ) from error
 
 
 def draw_scene(
