@@ -36,7 +36,7 @@ SCENE_START = "FMANetSceneStart"
 _RESTORED = "FMANetRestored"
 _READ_AHEAD = 16
 """Source frames kept beyond a window, so that none is decoded twice while later windows are being read."""
-_READ_AHEAD_TO_SKIP = 64
+_READ_AHEAD_TO_SKIP = 96
 """The same where sharp frames are passed through: that is decided when a frame is asked for, long before its window."""
 
 
