@@ -316,6 +316,15 @@ def test_other_sources_come_before_the_estimate_and_the_network_after_it() -> No
     restored = restore_with(given, MixingRestorer(), exposure="estimate")
     assert [told(restored, n)[1] for n in range(8)] == ["estimate", "prop", *["estimate"] * 3, *["network"] * 3]
     assert told(restore_with(clip, MixingRestorer()), 2)[1] == "network"  # not asked for
+    added = {name for n in range(8) for name in set(restored.get_frame(n).props) - set(given.get_frame(n).props)}
+    assert {name for name in added if name.startswith("FMANet")} == {
+        "FMANetExposure",
+        "FMANetExposureSource",
+        "FMANetExposureConfidence",
+        "FMANetModel",
+        "FMANetWindowStart",
+        "FMANetWindowEnd",
+    }
 
 
 def _with(frame: vs.VideoFrame, **props: float) -> vs.VideoFrame:

@@ -25,6 +25,7 @@ from torch import Tensor
 from vsfmanet import exposures, frames, scene
 from vsfmanet.errors import ConfigError, FormatError, IncompleteError, VsfmanetError
 from vsfmanet.exposures import ExposureArgument, Exposures, KnownExposure
+from vsfmanet.exposures.props import SIGHT, SIGHT_CONFIDENCE
 from vsfmanet.segments import MAX_LENGTH, SegmentGrid, default_length
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 SCENE_START = "FMANetSceneStart"
 _RESTORED = "FMANetRestored"
+_WINDOW_PROPS = (SCENE_START, SIGHT, SIGHT_CONFIDENCE)
+"""What is written to the frames of windows, and is not for the restored ones."""
 _READ_AHEAD = 16
 """Source frames kept beyond a window, so that none is decoded twice while later windows are being read."""
 _READ_AHEAD_TO_SKIP = 96
@@ -529,7 +532,8 @@ class _SegmentRun:
         known = window.known_exposure(n)
         start, end = window.reach(n)
         frame = self.colour.write(restored.frame, window.slot(n), n)
-        frame.props.pop(SCENE_START, None)
+        for name in _WINDOW_PROPS:
+            frame.props.pop(name, None)
         if restored.exposure is not None:
             source = "network" if known is None else known.source
             confidence = restored.confidence if known is None else known.confidence
