@@ -287,6 +287,28 @@ def test_a_frozen_run_that_thaws_cannot_publish(made: Path, tmp_path: Path) -> N
     assert target.stat().st_size == 0  # of the later one
 
 
+def test_of_two_runs_of_one_job_one_publishes(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "sweep", lambda target: [])  # as when both start at the same moment
+    target = tmp_path / "other.mkv"
+    runs = [Scratch(attempt=1), Scratch(attempt=2)]
+    parts = [run.make_part(target) for run in runs]
+    for part in parts:
+        part.write_bytes(made.read_bytes())
+
+    def overtaken(path: Path, name: Path) -> None:
+        monkeypatch.setattr(scratch, "move_new", move_new)
+        runs[0].publish(parts[0], target, recorded(made), overwrite=False)
+        move_new(path, name)
+
+    move_new = scratch.move_new
+    monkeypatch.setattr(scratch, "move_new", overtaken)  # after the other has looked whether it is there
+    with pytest.raises(BusyError, match="another run has made this very file"):
+        runs[1].publish(parts[1], target, recorded(made), overwrite=False)
+    runs[1].discard()
+    assert sorted(path.name for path in tmp_path.glob("*other*")) == ["other.mkv", "other.mkv.vsfmanet.json"]
+    assert sorted(tmp_path.glob(".other*")) == []
+
+
 def test_of_two_runs_that_overwrite_one_publishes(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "sweep", lambda target: [])  # as on a share without locks: neither sees the other
     target = tmp_path / "other.mkv"

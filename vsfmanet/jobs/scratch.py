@@ -123,8 +123,7 @@ class Scratch:
             BusyError: There is another file of this name, and the result has one beside it; or another attempt has
                 taken over, or made the very same.
         """
-        if overwrite and target.is_file() and find_done(target, lambda: record.key) is not None:
-            raise BusyError(f"restore: {target}: another run has made this very file meanwhile; nothing is left to do")
+        _refuse_twin(target, record)
         try:
             sync(part)
             with self._lock:  # a signal must not come between the name and the record
@@ -152,6 +151,7 @@ class Scratch:
                 f"restore: {target}: another run has taken over and removed {part.name}; let that run end"
             ) from error
         except FileExistsError as error:
+            _refuse_twin(target, record)
             beside = move_aside(part, target, "new")
             pending_path(part).replace(record_path(beside))
             raise BusyError(
@@ -199,6 +199,16 @@ def kill(process: subprocess.Popen[bytes]) -> int:
             with suppress(ProcessLookupError):  # another thread may have been faster
                 os.killpg(process.pid, signal.SIGKILL)  # it leads a group: the user's ffmpeg may be a script
     return process.wait()
+
+
+def _refuse_twin(target: Path, record: Record) -> None:
+    """Leave alone what another run of the same job has made.
+
+    Raises:
+        BusyError: It is there already, and whole.
+    """
+    if target.is_file() and find_done(target, lambda: record.key) is not None:
+        raise BusyError(f"restore: {target}: another run has made this very file meanwhile; nothing is left to do")
 
 
 def _set_aside(target: Path) -> Path:
