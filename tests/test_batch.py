@@ -27,7 +27,7 @@ from tests.batch_stub import content, stub_recipe
 from tests.films import H264, ffmpeg, picture, sound
 from vsfmanet import cli
 from vsfmanet.cli import main
-from vsfmanet.jobs import batch, journal, pictures, progress, runner
+from vsfmanet.jobs import batch, child, journal, pictures, progress, runner
 from vsfmanet.jobs.clip import RestoreSettings
 from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.journal import open_journal
@@ -564,6 +564,7 @@ def test_progress_of_the_whole_batch_is_told_as_json(
     sources: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "JSON_INTERVAL", 0)
+    monkeypatch.setattr(child, "POLL", 0.002)  # these films are restored in less than one of its usual length
     (sources / "film 2.mkv").write_bytes((sources / "film.mkv").read_bytes())
     (sources / "text.mkv").write_text("not a video")
     assert run(sources, made, "--encoder-args=-preset ultrafast", "--progress=json") == 3

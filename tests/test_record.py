@@ -300,7 +300,6 @@ def test_of_two_runs_of_one_job_one_publishes(made: Path, tmp_path: Path, monkey
         runs[0].publish(parts[0], target, recorded(made), overwrite=False)
         move_new(path, name)
 
-    move_new = scratch.move_new
     monkeypatch.setattr(scratch, "move_new", overtaken)  # after the other has looked whether it is there
     with pytest.raises(BusyError, match="another run has made this very file"):
         runs[1].publish(parts[1], target, recorded(made), overwrite=False)
