@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+from itertools import islice
 from pathlib import Path
 
+import av
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from tests.fakes import ListSource
 from tests.test_networks import TINY, awake, clip
 from vsfmanet import kernels
 from vsfmanet.errors import ShapeError
@@ -16,7 +20,9 @@ from vsfmanet.kernels import build
 from vsfmanet.ops.depthwise import depthwise_squares_reference, gated_depthwise_reference
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
+from vsfmanet.restorer import Restorer
 
+EXAMPLE = Path(__file__).parent.parent / "scripts" / "examples" / "dragonfly.mkv"
 TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (2e-2, 2e-2)}  # (atol, rtol); bf16 rounds to 1 part in 256
 WARP_TOLERANCE = {torch.float32: (5e-5, 0.0), torch.bfloat16: (2e-2, 2e-2)}
 """`grid_sample` rounds positions in units of half the image: by 2e-5 pixels where a side is 320."""
@@ -146,6 +152,125 @@ def test_the_pixel_norm_equals_its_twin(dtype: torch.dtype, channels: int) -> No
     close(kernels.pixel_norm(x, weight, bias, 1e-5), expected, TOLERANCE)
 
 
+CONV_SIZES = [(2, 17, 13), (1, 1, 1), (1, 1, 9), (1, 9, 1), (3, 4, 4), (1, 61, 130)]
+
+
+def conv_error(x: Tensor, weight: Tensor, bias: Tensor | None) -> float:
+    """How far the kernel is off, as a part of what is right: the root of the mean of squares."""
+    out = kernels.conv3x3(x, weight, bias)
+    assert out.dtype is x.dtype
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    expected = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
+    return float((out - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+@needs_kernels
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2e-6), (torch.bfloat16, 1.5e-2)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(16, 16), (67, 24), (108, 108), (64, 3), (33, 65), (192, 130), (40, 1)]
+)
+@pytest.mark.parametrize("size", CONV_SIZES)
+@torch.inference_mode()
+def test_the_convolution_equals_torch(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    most: float,
+    inputs: int,
+    outputs: int,
+    size: tuple[int, int, int],
+) -> None:
+    monkeypatch.setattr(kernels.cpu, "convolves", lambda x, weight: True)  # where AMX multiplies too
+    n, h, w = size
+    x, weight = torch.randn(n, inputs, h, w).to(dtype), (torch.randn(outputs, inputs, 3, 3) / inputs**0.5).to(dtype)
+    assert conv_error(x, weight, torch.randn(outputs).to(dtype)) < most
+    assert conv_error(x.contiguous(memory_format=torch.channels_last)[..., :1], weight, None) < most
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_the_convolution_does_not_read_beyond_its_image() -> None:
+    for h, w in ((5, 7), (8, 8), (1, 50)):
+        whole = torch.full((3, 17, h, w), torch.nan).contiguous(memory_format=torch.channels_last)
+        whole[1] = torch.randn(17, h, w)
+        weight = torch.randn(5, 17, 3, 3)
+        torch.testing.assert_close(
+            kernels.conv3x3(whole[1:2], weight, None), F.conv2d(whole[1:2], weight, padding=1), atol=1e-4, rtol=1e-4
+        )
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_the_convolution_runs_by_winograd_only_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def used(x: Tensor, weight: Tensor) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels.cpu, "conv3x3", lambda *_: used_it.append(True))
+            used_it: list[bool] = []
+            kernels.conv3x3(x, weight, None)
+        return bool(used_it)
+
+    x, weight = torch.randn(1, 32, 8, 8), torch.randn(8, 32, 3, 3)
+    assert used(x, weight)
+    assert not used(x[:, :3], weight[:, :3])
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert used(x, weight)
+    assert not used(x.bfloat16(), weight.bfloat16())
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert used(x.bfloat16(), weight.bfloat16())
+    with torch.inference_mode(mode=False):
+        assert not used(x.clone(), weight.clone())  # gradients may be wanted
+
+
+@needs_kernels
+def test_the_convolution_follows_its_weights_when_they_change() -> None:
+    layer, x = nn.Conv2d(16, 8, 3, padding=1), torch.randn(1, 16, 6, 6)
+
+    def check() -> None:
+        with torch.no_grad():
+            found = kernels.conv3x3(x, layer.weight, layer.bias)
+            torch.testing.assert_close(found, layer(x), atol=1e-4, rtol=1e-4)
+
+    check()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    check()
+    layer.load_state_dict({name: torch.randn_like(value) for name, value in layer.state_dict().items()})
+    check()
+    layer.weight.data = torch.randn_like(layer.weight)
+    check()
+    layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    check()
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_the_convolution_does_not_depend_on_the_number_of_threads_or_on_other_frames() -> None:
+    x, weight = torch.randn(3, 20, 33, 21), torch.randn(12, 20, 3, 3)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(kernels.conv3x3(x, weight, None))
+    finally:
+        torch.set_num_threads(threads)
+    found.append(torch.cat([kernels.conv3x3(frame[None], weight, None) for frame in x]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@needs_kernels
+def test_shipped_weights_lose_nothing_by_bf16() -> None:
+    with av.open(str(EXAMPLE)) as film:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in islice(film.decode(video=0), 3)]
+    source = ListSource(frames=[torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in pictures])
+    found = []
+    for precision in ("fp32", "bf16"):
+        with Restorer("fmanetpp_x4_fast", device="cpu", precision=precision) as restorer:
+            found.append(torch.stack([one.frame for one in restorer.restore(source, 0, 3)]))
+    decibels = -10 * (found[0] - found[1]).square().mean().log10()
+    assert decibels > 60  # rounding to codes of 8 bits alone is 59
+
+
 @needs_kernels
 @torch.inference_mode()
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
@@ -199,13 +324,20 @@ def test_a_library_is_compiled_once_and_source_that_fails_is_reported(
 ) -> None:
     source = tmp_path / "small.cpp"
     source.write_text('extern "C" int one() { return 1; }')
-    path = build._build(source, tmp_path / "cache")
+    path = build._build([source], tmp_path / "cache")
     written = path.stat().st_mtime_ns
-    assert build._build(source, tmp_path / "cache") == path
+    assert build._build([source], tmp_path / "cache") == path
     assert path.stat().st_mtime_ns == written
     assert list((tmp_path / "cache").iterdir()) == [path]  # nothing half-made is left
     source.write_text("this is no C++")
     with pytest.raises(subprocess.SubprocessError, match="failed"):
-        build._build(source, tmp_path / "cache")
+        build._build([source], tmp_path / "cache")
+    header = tmp_path / "small.h"
+    names = []
+    for value in ("1", "2"):
+        header.write_text(f"#define VALUE {value}")
+        source.write_text('#include "small.h"\nextern "C" int one() { return VALUE; }')
+        names.append(build._build([source], tmp_path / "cache", headers=[header]))
+    assert names[0] != names[1]  # another header, another library
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert build.cache_folder("kernels") == tmp_path / "vsfmanet" / "kernels"

@@ -195,13 +195,12 @@ def about_network(name: str, network: Network, clip: Tensor) -> str:
         clip: (1, T, 3, h, w) in [0, 1]; what the frames show counts where a network leaves out what is sharp.
     """
     clip = clip.to(next(network.parameters()).device)
+    kernels = os.environ.get("VSFMANET_NO_KERNELS", "0")
+    os.environ["VSFMANET_NO_KERNELS"] = "1"  # they cannot be counted
     with torch.inference_mode():
         if isinstance(network, FMANetPP):
-            kernels = os.environ.get("VSFMANET_NO_KERNELS", "0")
-            os.environ["VSFMANET_NO_KERNELS"] = "1"  # they cannot be counted
             with FlopCounterMode(display=False) as counter:
                 network(clip[:, :1])
-            os.environ["VSFMANET_NO_KERNELS"] = kernels
         else:
             state: State | None = None
             features: list[Features] = []
@@ -211,6 +210,7 @@ def about_network(name: str, network: Network, clip: Tensor) -> str:
             with FlopCounterMode(display=False) as counter:
                 encoded, _ = network.encode(clip[:, len(features) % clip.shape[1]], state)
                 network.decode([*features, encoded])
+    os.environ["VSFMANET_NO_KERNELS"] = kernels
     height, width = clip.shape[-2:]
     cost = counter.get_total_flops() / 2e9
     return (

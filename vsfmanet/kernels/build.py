@@ -10,21 +10,24 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-_SOURCE = Path(__file__).with_name("cpu.cpp")
+_FOLDER = Path(__file__).parent
+_SOURCES = sorted(_FOLDER.glob("*.cpp"))
+_HEADERS = sorted(_FOLDER.glob("*.h"))
 # Threads are OpenMP's: the library finds torch's own libgomp loaded already and shares its pool.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-_TIMEOUT = 120  # seconds; compiling takes about 3
+_TIMEOUT = 120  # seconds; compiling takes about 5
 
 _log = logging.getLogger(__name__)
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels of `cpu.cpp` for this processor; None, with a line in the log, where they cannot be built."""
+    """The C++ kernels for this processor; None, with a line in the log, where they cannot be built."""
     try:
-        path = _build(_SOURCE, cache_folder("kernels"))
+        path = _build(_SOURCES, cache_folder("kernels"), headers=_HEADERS)
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: the user has no home
         _log.info("kernels: not available, torch does their work: %s", error)
@@ -37,11 +40,12 @@ def cache_folder(kind: str) -> Path:
     return Path(root) / "vsfmanet" / kind
 
 
-def _build(source: Path, folder: Path) -> Path:
-    """Path of the library for `source`, compiled unless `folder` has it.
+def _build(sources: Sequence[Path], folder: Path, *, headers: Sequence[Path] = ()) -> Path:
+    """Path of the library of `sources`, compiled unless `folder` has it.
 
-    The name is a hash of the source, the flags, and what the compiler says of itself and of this processor; so another
-    machine that shares the folder never loads instructions that it lacks. Two builders at once write the same file.
+    The name is a hash of what is compiled, the flags, and what the compiler says of itself and of this processor; so
+    another machine that shares the folder never loads instructions that it lacks. Two builders at once write the same
+    file.
 
     Raises:
         OSError: There is no compiler, or the folder cannot be written.
@@ -51,14 +55,15 @@ def _build(source: Path, folder: Path) -> Path:
     if compiler is None:
         raise OSError("no C++ compiler found (CXX, c++)")
     told = _run(compiler, *_FLAGS, "-E", "-v", "-x", "c++", os.devnull)  # version, and "native" spelt out
-    key = hashlib.sha256(b"\0".join([source.read_bytes(), *map(str.encode, _FLAGS), told])).hexdigest()[:16]
+    texts = [path.read_bytes() for path in (*sources, *headers)]
+    key = hashlib.sha256(b"\0".join([*texts, *map(str.encode, _FLAGS), told])).hexdigest()[:16]
     path = folder / f"cpu_{key}.so"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         made = Path(beside) / path.name
-        _run(compiler, *_FLAGS, str(source), "-o", str(made))
+        _run(compiler, *_FLAGS, *map(str, sources), "-o", str(made))
         made.replace(path)
     _log.info("kernels: compiled %s with %s", path, compiler)
     return path

@@ -5,36 +5,11 @@
 // A row never depends on how rows are shared out, so results are the same for any number of threads.
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "vector.h"
 
 namespace {
-
-struct BFloat16 {
-    uint16_t bits;
-};
-
-inline float widen(float value) { return value; }
-
-inline float widen(BFloat16 value) {
-    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-    float out;
-    std::memcpy(&out, &bits, sizeof out);
-    return out;
-}
-
-inline void store(float* to, float value) { *to = value; }
-
-inline void store(BFloat16* to, float value) {  // nearest, ties to even; a NaN as hardware makes it stays one
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    to->bits = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 inline float clamped(float value, float high) {  // a NaN becomes 0: never an address outside the image
     return value > 0 ? (value < high ? value : high) : 0.0f;
@@ -59,16 +34,6 @@ inline float erf_ratio(float x) {
     return x * above / below;
 }
 
-template <class Row>
-void for_rows(long rows, int threads, Row row) {
-    if (threads <= 1) {
-        for (long i = 0; i < rows; ++i) row(i);
-        return;
-    }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long i = 0; i < rows; ++i) row(i);
-}
-
 // sigmoid by way of 2^x = 2^whole (1 + polynomial of the rest), |error| < 1e-6; unlike std::exp it makes vectors.
 inline float sigmoid(float z) {
     z = z < 87.0f ? z : 87.0f;
@@ -89,63 +54,16 @@ struct Sample {
     float share[4];
 };
 
-// Several values as floats, and back; vectors by name, because compilers make none of groups as short as 12 channels.
-template <class Floats, class Words, class Halves>
-struct Vector {
-    using Values = Floats;
-
-    static void load(const float* from, Floats& to) { std::memcpy(&to, from, sizeof to); }
-
-    static void load(const BFloat16* from, Floats& to) {
-#ifdef __AVX512F__  // two instructions instead of six
-        if constexpr (sizeof to == sizeof(__m512)) {
-            const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-            const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
-            std::memcpy(&to, &wide, sizeof to);
-            return;
-        }
-#endif
-        Halves halves;
-        std::memcpy(&halves, from, sizeof halves);
-        const Words words = __builtin_convertvector(halves, Words) << 16;
-        std::memcpy(&to, &words, sizeof to);
-    }
-
-    static void store(float* to, const Floats& from) { std::memcpy(to, &from, sizeof from); }
-
-    static void store(BFloat16* to, const Floats& from) {
-#ifdef __AVX512BF16__  // one instruction instead of six
-        if constexpr (sizeof from == sizeof(__m512)) {
-            __m512 wide;
-            std::memcpy(&wide, &from, sizeof wide);
-            const __m256bh narrow = _mm512_cvtneps_pbh(wide);
-            std::memcpy(to, &narrow, sizeof narrow);
-            return;
-        }
-#endif
-        Words words;
-        std::memcpy(&words, &from, sizeof words);
-        const Halves halves = __builtin_convertvector((words + 0x7fff + ((words >> 16) & 1)) >> 16, Halves);
-        std::memcpy(to, &halves, sizeof halves);
-    }
-
-    // So many channels of a weighted sum of a pixel, the ones to its right, below and below right.
-    template <class T>
-    static void blend(const T* from, long right, long down, const float (&weight)[4], T* to) {
-        Floats a, b, c, d;
-        load(from, a);
-        load(from + right, b);
-        load(from + down, c);
-        load(from + down + right, d);
-        store(to, weight[0] * a + weight[1] * b + weight[2] * c + weight[3] * d);
-    }
-};
-
-#define VECTOR(TYPE, N) TYPE __attribute__((vector_size(N * sizeof(TYPE))))
-using Vector1 = Vector<VECTOR(float, 1), VECTOR(uint32_t, 1), VECTOR(uint16_t, 1)>;
-using Vector4 = Vector<VECTOR(float, 4), VECTOR(uint32_t, 4), VECTOR(uint16_t, 4)>;
-using Vector8 = Vector<VECTOR(float, 8), VECTOR(uint32_t, 8), VECTOR(uint16_t, 8)>;
-using Vector16 = Vector<VECTOR(float, 16), VECTOR(uint32_t, 16), VECTOR(uint16_t, 16)>;
+// So many channels of a weighted sum of a pixel, the ones to its right, below and below right.
+template <class Vector, class T>
+void blend(const T* from, long right, long down, const float (&weight)[4], T* to) {
+    typename Vector::Values a, b, c, d;
+    Vector::load(from, a);
+    Vector::load(from + right, b);
+    Vector::load(from + down, c);
+    Vector::load(from + down + right, d);
+    Vector::store(to, weight[0] * a + weight[1] * b + weight[2] * c + weight[3] * d);
+}
 
 // Copies values as another type.
 template <class From, class To>
@@ -204,9 +122,9 @@ void warp_neighbours(const T* feat, const T* next, const T* previous, const floa
                 const long right = sample.left < last_column ? channels : 0, down = sample.top < last_line ? row : 0;
                 long i = 0;
                 // May run into the next groups, which are written after this one, but never out of the pixel.
-                for (; i < size && i + 16 <= rest; i += 16) Vector16::blend(from + i, right, down, sample.share, to + i);
-                for (; i < size && i + 8 <= rest; i += 8) Vector8::blend(from + i, right, down, sample.share, to + i);
-                for (; i < size && i + 4 <= rest; i += 4) Vector4::blend(from + i, right, down, sample.share, to + i);
+                for (; i < size && i + 16 <= rest; i += 16) blend<Vector16>(from + i, right, down, sample.share, to + i);
+                for (; i < size && i + 8 <= rest; i += 8) blend<Vector8>(from + i, right, down, sample.share, to + i);
+                for (; i < size && i + 4 <= rest; i += 4) blend<Vector4>(from + i, right, down, sample.share, to + i);
                 for (const T* tap = from + i; i < size; ++i, ++tap) {
                     store(to + i, sample.share[0] * widen(tap[0]) + sample.share[1] * widen(tap[right]) +
                                       sample.share[2] * widen(tap[down]) + sample.share[3] * widen(tap[down + right]));

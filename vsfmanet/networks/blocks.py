@@ -7,12 +7,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vsfmanet.kernels import depthwise_squares, gated_depthwise, pixel_norm
+from vsfmanet import kernels
 
 
-def conv3x3(in_width: int, out_width: int) -> nn.Conv2d:
+class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of stride 1 that keeps the size."""
-    return nn.Conv2d(in_width, out_width, 3, padding=1)
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__(in_width, out_width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x` (N, C, H, W); returns (N, outputs, H, W)."""
+        return kernels.conv3x3(x, self.weight, self.bias)
 
 
 def zero_init(layer: nn.Conv2d | nn.Linear) -> None:
@@ -34,7 +40,7 @@ class PixelNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (N, C, H, W); same shape."""
-        return pixel_norm(x, self.weight, self.bias, self.eps)
+        return kernels.pixel_norm(x, self.weight, self.bias, self.eps)
 
 
 class ResidualDenseBlock(nn.Module):
@@ -42,8 +48,8 @@ class ResidualDenseBlock(nn.Module):
 
     def __init__(self, width: int, growth: int, layers: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(conv3x3(width + i * growth, growth) for i in range(layers))
-        self.last = conv3x3(width + layers * growth, width)
+        self.convs = nn.ModuleList(Conv3x3(width + i * growth, growth) for i in range(layers))
+        self.last = Conv3x3(width + layers * growth, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine `x` (N, C, H, W); same shape."""
@@ -130,7 +136,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 def _project(projection: nn.Sequential, x: Tensor, squared: int) -> tuple[Tensor, Tensor]:
     """Run `projection` on `x` (N, C, H, W); also the sums of squares (N, squared), fp32, of its first channels."""
     pointwise, depthwise = projection
-    return depthwise_squares(pointwise(x), next(depthwise.parameters()), squared)
+    return kernels.depthwise_squares(pointwise(x), next(depthwise.parameters()), squared)
 
 
 def _projection(in_width: int, out_width: int) -> nn.Sequential:
@@ -152,7 +158,7 @@ class GatedFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x` (N, C, H, W); same shape."""
         pointwise, depthwise = self.expand
-        return self.reduce(gated_depthwise(pointwise(x), next(depthwise.parameters())))
+        return self.reduce(kernels.gated_depthwise(pointwise(x), next(depthwise.parameters())))
 
 
 class FeatureModulation(nn.Module):
@@ -163,7 +169,7 @@ class FeatureModulation(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.to_affine = nn.Sequential(conv3x3(width, width // 2), nn.LeakyReLU(0.1), conv3x3(width // 2, 2 * width))
+        self.to_affine = nn.Sequential(Conv3x3(width, width // 2), nn.LeakyReLU(0.1), Conv3x3(width // 2, 2 * width))
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """Modulate `x` (N, C, H, W) by `guide` (N, C, H, W); same shape."""

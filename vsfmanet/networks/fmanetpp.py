@@ -23,12 +23,12 @@ from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.kernels import warp_neighbours
 from vsfmanet.networks.blocks import (
     ChannelAttention,
+    Conv3x3,
     ExposureModulation,
     FeatureModulation,
     GatedFeedForward,
     PixelNorm,
     ResidualDenseBlock,
-    conv3x3,
     zero_init,
 )
 from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor, anchor_embedding, read_exposure
@@ -157,9 +157,9 @@ class FlowUpdate(nn.Module):
     def __init__(self, width: int, num_flows: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            conv3x3(width + 6 * num_flows, 6 * num_flows),
+            Conv3x3(width + 6 * num_flows, 6 * num_flows),
             nn.LeakyReLU(0.1),
-            last := conv3x3(6 * num_flows, 6 * num_flows),
+            last := Conv3x3(6 * num_flows, 6 * num_flows),
         )
         zero_init(last)
 
@@ -188,9 +188,9 @@ class HRBABlock(nn.Module):
         if config.flow_features and not guided:
             self.flow_feat = nn.Conv2d(6 * config.num_flows, width, 1)
             zero_init(self.flow_feat)
-        fuse: list[nn.Module] = [conv3x3(3 * width, width)]
+        fuse: list[nn.Module] = [Conv3x3(3 * width, width)]
         if config.fuse_convs == 2:
-            fuse += [nn.LeakyReLU(0.1), conv3x3(width, width)]
+            fuse += [nn.LeakyReLU(0.1), Conv3x3(width, width)]
         self.fuse = nn.Sequential(*fuse)
         self.flow_update = FlowUpdate(width, config.num_flows) if build_flow_update else None
         self.attention_norm = PixelNorm(width)
@@ -288,17 +288,17 @@ class DegradationNetwork(nn.Module):
         self.num_flows = config.num_flows
         self.flow_is_matched = config.initial_flow == "matching"
         self.stem = nn.Sequential(
-            conv3x3(3, width), nn.LeakyReLU(0.1), ResidualDenseBlock(width, config.dense_growth, config.dense_layers)
+            Conv3x3(3, width), nn.LeakyReLU(0.1), ResidualDenseBlock(width, config.dense_growth, config.dense_layers)
         )
         self.blocks = nn.ModuleList(
             HRBABlock(config, guided=False, build_flow_update=True, embed_width=embed_width)
             for _ in range(config.num_blocks)
         )
-        self.kernel_feat = nn.Sequential(conv3x3(width, width), nn.LeakyReLU(0.1))
+        self.kernel_feat = nn.Sequential(Conv3x3(width, width), nn.LeakyReLU(0.1))
         self.image_flow: nn.Sequential | None = None
         self.to_kernels: nn.Conv2d | None = None
         if not deployed:
-            self.image_flow = nn.Sequential(conv3x3(flow_width, flow_width), nn.LeakyReLU(0.1), conv3x3(flow_width, 6))
+            self.image_flow = nn.Sequential(Conv3x3(flow_width, flow_width), nn.LeakyReLU(0.1), Conv3x3(flow_width, 6))
             size = config.kernel_head_size
             self.to_kernels = nn.Conv2d(width, 3 * config.kernel_size**2, size, padding=size // 2)
             self._init_heads(config)
@@ -357,7 +357,7 @@ class RestorationNetwork(nn.Module):
         super().__init__()
         width = config.width
         self.stem = nn.Sequential(
-            conv3x3(width + 3, width),
+            Conv3x3(width + 3, width),
             nn.LeakyReLU(0.1),
             ResidualDenseBlock(width, config.dense_growth, config.dense_layers),
         )
@@ -373,9 +373,9 @@ class RestorationNetwork(nn.Module):
         )
         self.kernel_embeds: nn.ModuleList | None = None
         self.guide: nn.Conv2d | None = None
-        size = config.kernel_head_size
+        size, guides_width = config.kernel_head_size, config.num_blocks * width
         if deployed:
-            self.guide = nn.Conv2d(width, config.num_blocks * width, size, padding=size // 2)
+            self.guide = Conv3x3(width, guides_width) if size == 3 else nn.Conv2d(width, guides_width, 1)
         else:
             self.kernel_embeds = nn.ModuleList(
                 nn.Conv2d(3 * config.kernel_size**2, width, 1, bias=False) for _ in range(config.num_blocks)
@@ -387,13 +387,13 @@ def _upsampler(config: FMANetPPConfig) -> nn.Sequential:
     """Features to residual image. The last layer starts at zero, so a fresh network returns the bilinear image."""
     if config.upsampler == "two_stage":
         layers = [
-            conv3x3(config.width, 256), nn.PixelShuffle(2), nn.LeakyReLU(0.1),
-            conv3x3(64, 256), nn.PixelShuffle(2), nn.LeakyReLU(0.1),
-            conv3x3(64, 64), nn.LeakyReLU(0.1), last := conv3x3(64, 3),
+            Conv3x3(config.width, 256), nn.PixelShuffle(2), nn.LeakyReLU(0.1),
+            Conv3x3(64, 256), nn.PixelShuffle(2), nn.LeakyReLU(0.1),
+            Conv3x3(64, 64), nn.LeakyReLU(0.1), last := Conv3x3(64, 3),
         ]  # fmt: skip
     else:
-        last = conv3x3(config.width, 3 * config.scale**2)
-        layers = [conv3x3(config.width, config.width), nn.LeakyReLU(0.1), last, nn.PixelShuffle(config.scale)]
+        last = Conv3x3(config.width, 3 * config.scale**2)
+        layers = [Conv3x3(config.width, config.width), nn.LeakyReLU(0.1), last, nn.PixelShuffle(config.scale)]
     zero_init(last)
     return nn.Sequential(*layers)
 
@@ -494,8 +494,11 @@ class FMANetPP(nn.Module):
             NetR, M times (N, C, H, W).
         """
         kernel_feat = self.degradation.kernel_feat(feat)
-        weight, bias = self.folded_guide()
-        guides = F.conv2d(kernel_feat, weight.to(kernel_feat.dtype), bias.to(kernel_feat.dtype), padding="same")
+        if self.restoration.guide is not None:
+            guides = self.restoration.guide(kernel_feat)
+        else:
+            weight, bias = self.folded_guide()
+            guides = F.conv2d(kernel_feat, weight.to(kernel_feat.dtype), bias.to(kernel_feat.dtype), padding="same")
         return (
             self.restoration.stem(torch.cat([feat, lr], dim=1)),
             kernel_feat,

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError, ShapeError
-from vsfmanet.networks.blocks import conv3x3, zero_init
+from vsfmanet.networks.blocks import Conv3x3, zero_init
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.ops.matching import match_frames
 from vsfmanet.ops.warp import flow_warp
@@ -195,9 +195,9 @@ class FlowHead(nn.Module):
         half = flow_width // 2
         self.context = nn.Conv2d(width, half, 1)
         self.layers = nn.Sequential(
-            conv3x3((2 * SEARCH + 1) ** 2 + half + 2, flow_width), nn.LeakyReLU(0.1),
-            conv3x3(flow_width, flow_width), nn.LeakyReLU(0.1),
-            conv3x3(flow_width, half), nn.LeakyReLU(0.1), last := conv3x3(half, 2),
+            Conv3x3((2 * SEARCH + 1) ** 2 + half + 2, flow_width), nn.LeakyReLU(0.1),
+            Conv3x3(flow_width, flow_width), nn.LeakyReLU(0.1),
+            Conv3x3(flow_width, half), nn.LeakyReLU(0.1), last := Conv3x3(half, 2),
         )  # fmt: skip
         zero_init(last)
 
@@ -226,7 +226,7 @@ class JFFR(nn.Module):
         self.flow_head = FlowHead(width, config.flow_width) if config.refine_flow else None
         self.flow_feat = nn.Conv2d(4, width, 1) if config.flow_features else None
         self.blocks = nn.Sequential(*(AttentionBlock(width, shifted=i % 2 == 1) for i in range(depth)))
-        self.last = conv3x3(width, width)
+        self.last = Conv3x3(width, width)
         zero_init(self.last)
 
     def forward(self, feat: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -289,9 +289,9 @@ class JFFRA(SequenceNetwork):
         self.up = nn.ModuleList(nn.ConvTranspose2d(*pair, 2, stride=2) for pair in ((low, middle), (middle, width)))
         self.fuse = nn.ModuleList(nn.Conv2d(2 * channels, channels, 1) for channels in (middle, width))
         self.head = nn.Sequential(
-            conv3x3(FRAMES * width, width), nn.LeakyReLU(0.1),
-            conv3x3(width, width), nn.LeakyReLU(0.1),
-            last := conv3x3(width, 12), nn.PixelShuffle(2),
+            Conv3x3(FRAMES * width, width), nn.LeakyReLU(0.1),
+            Conv3x3(width, width), nn.LeakyReLU(0.1),
+            last := Conv3x3(width, 12), nn.PixelShuffle(2),
         )  # fmt: skip
         for part in (self.stem, self.down, self.up, self.fuse):
             _keep_scale(part)

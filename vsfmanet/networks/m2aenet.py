@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.blocks import conv3x3, zero_init
+from vsfmanet.networks.blocks import Conv3x3, zero_init
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.ops.pruning import (
@@ -327,14 +327,14 @@ class Restorer(nn.Module):
     def __init__(self, width: int, depth: int, *, trajectories: bool) -> None:
         super().__init__()
         c, n = width, depth
-        self.enter = conv3x3(4, c)
+        self.enter = Conv3x3(4, c)
         self.stages = nn.ModuleList(
             Stage(w, k, trajectories=trajectories) for w, k in ((c, n), (2 * c, n), (4 * c, 2 * n), (2 * c, n), (c, n))
         )
         self.down = nn.ModuleList([nn.Conv2d(c, 2 * c, 3, 2, 1), nn.Conv2d(2 * c, 4 * c, 3, 2, 1)])
         self.up = nn.ModuleList([nn.ConvTranspose2d(4 * c, 2 * c, 4, 2, 1), nn.ConvTranspose2d(2 * c, c, 4, 2, 1)])
         self.join = nn.ModuleList([nn.Conv2d(4 * c, 2 * c, 1), nn.Conv2d(2 * c, c, 1)])
-        self.leave = conv3x3(c, 3)
+        self.leave = Conv3x3(c, 3)
         _unit_gain(self)
         zero_init(self.leave)
 
@@ -380,8 +380,8 @@ class Stage(nn.Module):
         super().__init__()
         self.reduce = nn.Conv2d(width, width // 2, 1) if trajectories else None
         self.fuse = nn.Conv2d(len(POINTS) * (width // 2), width, 1) if trajectories else None
-        self.first = nn.ModuleList(conv3x3(width, width) for _ in range(depth))
-        self.second = nn.ModuleList(conv3x3(width, width) for _ in range(depth))
+        self.first = nn.ModuleList(Conv3x3(width, width) for _ in range(depth))
+        self.second = nn.ModuleList(Conv3x3(width, width) for _ in range(depth))
 
     def blocks(self) -> list[Pair]:
         """Convolutions of the residual blocks."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.blocks import conv3x3
+from vsfmanet.networks.blocks import Conv3x3
 
 MULTIPLE_OF = 16
 """Sides are filled up to multiples of this by repeating the border, and cropped back."""
@@ -163,7 +163,7 @@ class _TwoConvolutions(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for width, out_width in ((before, after), (after, after)):
-            layers += [conv3x3(width, out_width), *([] if folded else [nn.BatchNorm2d(out_width)]), nn.ReLU()]
+            layers += [Conv3x3(width, out_width), *([] if folded else [nn.BatchNorm2d(out_width)]), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, feat: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class DenseBlock(nn.Module):
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(conv3x3(width + i * growth, growth) for i in range(3))
+        self.convs = nn.ModuleList(Conv3x3(width + i * growth, growth) for i in range(3))
         self.last = nn.Conv2d(width + 3 * growth, width, 1)
 
     def forward(self, feat: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.blocks import conv3x3, zero_init
+from vsfmanet.networks.blocks import Conv3x3, zero_init
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, DenseBlock, MMPNet
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.segments import Reach
@@ -144,7 +144,7 @@ class _Cell(nn.Module):
             for before, growth in ((width, width), (2 * width, 3 * width // 2))
         )
         self.blocks = _DenseChain(5 * width, 2 * width, config.cell_blocks)
-        self.to_hidden = nn.Sequential(conv3x3(5 * width, width), DenseBlock(width, width), conv3x3(width, width))
+        self.to_hidden = nn.Sequential(Conv3x3(5 * width, width), DenseBlock(width, width), Conv3x3(width, width))
 
     def forward(self, frame: Tensor, magnitude: Tensor | None, state: State | None) -> tuple[Tensor, Tensor, Tensor]:
         """Read a frame.
@@ -189,7 +189,7 @@ class _DenseChain(nn.Module):
     def __init__(self, width: int, growth: int, count: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(DenseBlock(width, growth) for _ in range(count))
-        self.merge = nn.Sequential(nn.Conv2d(count * width, width, 1), conv3x3(width, width))
+        self.merge = nn.Sequential(nn.Conv2d(count * width, width, 1), Conv3x3(width, width))
 
     def forward(self, feat: Tensor) -> Tensor:
         """Refine `feat`."""

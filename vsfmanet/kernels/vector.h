@@ -1,0 +1,141 @@
+// Values of images as floats, one at a time and several: what the CPU kernels share.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
+inline float widen(float value) { return value; }
+
+inline float widen(BFloat16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+inline void store(float* to, float value) { *to = value; }
+
+inline void store(BFloat16* to, float value) {  // nearest, ties to even; a NaN as hardware makes it stays one
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    to->bits = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Several values as floats, and back; vectors by name, because compilers make none of groups as short as 12 channels.
+template <class Floats, class Words, class Halves>
+struct Vector {
+    using Values = Floats;
+
+    static void load(const float* from, Floats& to) { std::memcpy(&to, from, sizeof to); }
+
+    static void load(const BFloat16* from, Floats& to) {
+#ifdef __AVX512F__  // two instructions instead of six
+        if constexpr (sizeof to == sizeof(__m512)) {
+            const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+            const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
+            std::memcpy(&to, &wide, sizeof to);
+            return;
+        }
+#endif
+        Halves halves;
+        std::memcpy(&halves, from, sizeof halves);
+        const Words words = __builtin_convertvector(halves, Words) << 16;
+        std::memcpy(&to, &words, sizeof to);
+    }
+
+    static void store(float* to, const Floats& from) { std::memcpy(to, &from, sizeof from); }
+
+    static void store(BFloat16* to, const Floats& from) {
+#ifdef __AVX512BF16__  // one instruction instead of six
+        if constexpr (sizeof from == sizeof(__m512)) {
+            __m512 wide;
+            std::memcpy(&wide, &from, sizeof wide);
+            const __m256bh narrow = _mm512_cvtneps_pbh(wide);
+            std::memcpy(to, &narrow, sizeof narrow);
+            return;
+        }
+#endif
+        Words words;
+        std::memcpy(&words, &from, sizeof words);
+        const Halves halves = __builtin_convertvector((words + 0x7fff + ((words >> 16) & 1)) >> 16, Halves);
+        std::memcpy(to, &halves, sizeof halves);
+    }
+};
+
+#define VECTOR(TYPE, N) TYPE __attribute__((vector_size(N * sizeof(TYPE))))
+using Vector1 = Vector<VECTOR(float, 1), VECTOR(uint32_t, 1), VECTOR(uint16_t, 1)>;
+using Vector4 = Vector<VECTOR(float, 4), VECTOR(uint32_t, 4), VECTOR(uint16_t, 4)>;
+using Vector8 = Vector<VECTOR(float, 8), VECTOR(uint32_t, 8), VECTOR(uint16_t, 8)>;
+using Vector16 = Vector<VECTOR(float, 16), VECTOR(uint32_t, 16), VECTOR(uint16_t, 16)>;
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+using Native = Vector16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+using Native = Vector8;
+#else
+constexpr int kLanes = 4;
+using Native = Vector4;
+#endif
+// As many floats as a register of this processor holds.
+using Lanes = Native::Values;
+
+// The first `count` lanes of a register; nothing is read or written beyond them.
+template <class T>
+Lanes load_some(const T* from, long count) {
+    Lanes out;
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const __mmask16 mask = (1 << count) - 1;
+    T all[kLanes];
+    if constexpr (sizeof(T) == 2) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), _mm256_maskz_loadu_epi16(mask, from));
+    } else {
+        _mm512_storeu_ps(all, _mm512_maskz_loadu_ps(mask, from));
+    }
+#else
+    T all[kLanes] = {};
+    std::memcpy(all, from, count * sizeof(T));
+#endif
+    Native::load(all, out);
+    return out;
+}
+
+template <class T>
+void store_some(T* to, const Lanes& from, long count) {
+    T all[kLanes];
+    Native::store(all, from);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const __mmask16 mask = (1 << count) - 1;
+    if constexpr (sizeof(T) == 2) {
+        _mm256_mask_storeu_epi16(to, mask, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(all)));
+    } else {
+        _mm512_mask_storeu_ps(to, mask, _mm512_loadu_ps(all));
+    }
+#else
+    std::memcpy(to, all, count * sizeof(T));
+#endif
+}
+
+template <class Row>
+void for_rows(long rows, int threads, Row row) {
+    if (threads <= 1) {
+        for (long i = 0; i < rows; ++i) row(i);
+        return;
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; ++i) row(i);
+}
+
+}  // namespace
