@@ -52,8 +52,8 @@ from vsfmanet.networks.jffra import JFFRA
 from vsfmanet.networks.m2aenet import M2AENet
 from vsfmanet.networks.mmprnn import MMPRNN
 from vsfmanet.networks.sequence import SequenceNetwork
-from vsfmanet.ops.depthwise import depthwise_squares_reference, gated_depthwise_reference
 from vsfmanet.ops.norm import pixel_norm_reference
+from vsfmanet.ops.projection import gated_projection_reference, squared_projection_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
 from vsfmanet.restorer import Restorer
 from vsfmanet.weights import load_fmanetpp, save_model
@@ -207,10 +207,8 @@ def row(
 
 def gigamacs(name: str, height: int, width: int) -> float:
     """Multiply-adds of one frame through all of a preset, in 10^9: convolutions and matrix products."""
-    os.environ["VSFMANET_NO_KERNELS"] = "1"  # there is nothing to read in a fake tensor
     with FakeTensorMode(), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         FMANetPP(preset(name), deployed=True).eval()(torch.empty(1, 1, 3, height, width))
-    os.environ["VSFMANET_NO_KERNELS"] = "0"
     return counter.get_total_flops() / 2e9
 
 
@@ -305,28 +303,33 @@ def kernels_section(bench: Bench) -> None:
         made = torch.randn(1, channels, height, width).to(bench.device, bench.dtype)
         return made.contiguous(memory_format=torch.channels_last)
 
-    def taps_for(channels: int) -> Tensor:
-        return torch.randn(channels, 1, 3, 3).to(bench.device, bench.dtype)
+    def weight(outputs: int, inputs: int, side: int) -> Tensor:
+        made = torch.randn(outputs, inputs, side, side).to(bench.device, bench.dtype)
+        return made.contiguous(memory_format=torch.channels_last)
 
     feat, neighbours = like(channels), (like(channels), like(channels))
     coarse = torch.randn(1, 6 * flows, height // 16 + 1, width // 16 + 1) * 4  # motion is smooth
     flow = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
     flow = flow.to(bench.device).contiguous(memory_format=torch.channels_last)
-    wide, taps = like(2 * hidden), taps_for(2 * hidden)
-    three, three_taps = like(3 * channels), taps_for(3 * channels)
     gain = torch.randn(channels).to(bench.device, bench.dtype)
+    aligned, fuse = like(3 * channels), weight(channels, 3 * channels, 3)
+    expand, query = ((weight(wide, channels, 1), weight(wide, 1, 3)) for wide in (2 * hidden, 3 * channels))
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "multi-flow warp": (
             lambda: kernels.warp_neighbours(feat, neighbours, flow, flows),
             lambda: warp_neighbours_reference(feat, neighbours, flow, flows),
         ),
-        "gated depthwise convolution": (
-            lambda: kernels.gated_depthwise(wide, taps),
-            lambda: gated_depthwise_reference(wide, taps),
+        "3x3 convolution": (
+            lambda: kernels.conv3x3(aligned, fuse, gain),
+            lambda: nn.functional.conv2d(aligned, fuse, gain, padding=1),
         ),
-        "depthwise convolution and squares": (
-            lambda: kernels.depthwise_squares(three, three_taps, 2 * channels),
-            lambda: depthwise_squares_reference(three, three_taps, 2 * channels),
+        "gated projection": (
+            lambda: kernels.gated_projection(feat, *expand),
+            lambda: gated_projection_reference(feat, *expand),
+        ),
+        "projection and squares": (
+            lambda: kernels.squared_projection(feat, *query, 2 * channels),
+            lambda: squared_projection_reference(feat, *query, 2 * channels),
         ),
         "pixel norm": (
             lambda: kernels.pixel_norm(feat, gain, gain, 1e-5),

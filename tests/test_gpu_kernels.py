@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vsfmanet.ops.depthwise import depthwise_squares_reference, gated_depthwise_reference
 from vsfmanet.ops.norm import pixel_norm_reference
+from vsfmanet.ops.projection import gated_projection_reference, squared_projection_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -153,16 +153,18 @@ def test_flow_far_outside_repeats_the_border_and_no_number_is_read_at_the_first_
 @pytest.mark.parametrize("channels", [2, 26])
 @pytest.mark.parametrize("size", SIZES)
 @torch.inference_mode()
-def test_the_depthwise_kernels_equal_their_twins(dtype: torch.dtype, channels: int, size: tuple[int, int, int]) -> None:
+def test_the_projections_equal_their_twins(dtype: torch.dtype, channels: int, size: tuple[int, int, int]) -> None:
     from vsfmanet.kernels import gpu
 
     torch.manual_seed(0)
     n, h, w = size
     x = torch.randn(n, channels, h, w, device=DEVICE).to(dtype)
+    pointwise = torch.eye(channels, device=DEVICE)[:, :, None, None].to(dtype)  # nothing is rounded between the two
     weight = (torch.randn(channels, 1, 3, 3, device=DEVICE) / 3).to(dtype)
-    close(gpu.gated_depthwise(x, weight), gated_depthwise_reference(x.float(), weight.float()).to(dtype))
-    out, squares = gpu.depthwise_squares(x, weight, channels // 2)
-    close(out, depthwise_squares_reference(x.float(), weight.float(), 1)[0].to(dtype))
+    exact = x.float(), pointwise.float(), weight.float()
+    close(gpu.gated_projection(x, pointwise, weight), gated_projection_reference(*exact).to(dtype))
+    out, squares = gpu.squared_projection(x, pointwise, weight, channels // 2)
+    close(out, squared_projection_reference(*exact, 1)[0].to(dtype))
     # What was written is what was squared, whatever the type.
     torch.testing.assert_close(squares, out[:, : channels // 2].double().square().sum((2, 3)).float())
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.fakes import ListSource
 from tests.test_networks import TINY, awake, clip
 from vsfmanet import kernels
 from vsfmanet.errors import ShapeError
 from vsfmanet.kernels import build
-from vsfmanet.ops.depthwise import depthwise_squares_reference, gated_depthwise_reference
 from vsfmanet.ops.norm import pixel_norm_reference
+from vsfmanet.ops.projection import gated_projection_reference, squared_projection_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
 from vsfmanet.restorer import Restorer
 
@@ -125,20 +126,30 @@ def test_flow_that_is_no_number_reads_no_address_outside() -> None:
     kernels.warp_neighbours(feat[0], (feat[1], feat[2]), torch.full((1, 12, 6, 5), torch.nan), 2)
 
 
+def projection(inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Random weights of a pointwise and of a depthwise convolution."""
+    return (torch.randn(outputs, inputs, 1, 1) / inputs**0.5).to(dtype), (torch.randn(outputs, 1, 3, 3) / 3).to(dtype)
+
+
 @needs_kernels
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("channels", [2, 26, 192])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 2), (7, 26), (64, 192), (108, 216), (30, 130)])
+@pytest.mark.parametrize("size", [(2, 17, 13), (1, 1, 9), (1, 9, 1), (3, 1, 1), (1, 70, 101)])
 @torch.inference_mode()
-def test_the_depthwise_kernels_equal_their_twins(dtype: torch.dtype, channels: int, size: tuple[int, int, int]) -> None:
+def test_the_projections_equal_their_twins(
+    dtype: torch.dtype, inputs: int, outputs: int, size: tuple[int, int, int]
+) -> None:
     n, h, w = size
-    x, weight = torch.randn(n, channels, h, w).to(dtype), (torch.randn(channels, 1, 3, 3) / 3).to(dtype)
-    close(kernels.gated_depthwise(x, weight), gated_depthwise_reference(x.float(), weight.float()).to(dtype), TOLERANCE)
-    out, squares = kernels.depthwise_squares(x, weight, channels // 2)
-    expected, _ = depthwise_squares_reference(x, weight, channels // 2)
-    close(out, expected, TOLERANCE)
+    x, weights = torch.randn(n, inputs, h, w).to(dtype), projection(inputs, outputs, dtype)
+    exact = x.float(), weights[0].float(), weights[1].float()
+    gated = kernels.gated_projection(x, *weights)
+    close(gated, gated_projection_reference(*exact).to(dtype), TOLERANCE)
+    out, squares = kernels.squared_projection(x, *weights, outputs // 2)
+    close(out, squared_projection_reference(*exact, 1)[0].to(dtype), TOLERANCE)
     # What was written is what was squared, bf16 or not.
-    torch.testing.assert_close(squares, out[:, : channels // 2].double().square().sum((2, 3)).float())
+    torch.testing.assert_close(squares, out[:, : outputs // 2].double().square().sum((2, 3)).float())
+    assert gated.is_contiguous(memory_format=torch.channels_last)
+    assert out.is_contiguous(memory_format=torch.channels_last)
 
 
 @needs_kernels
@@ -274,13 +285,13 @@ def test_shipped_weights_lose_nothing_by_bf16() -> None:
 @needs_kernels
 @torch.inference_mode()
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
-    x, weight = torch.randn(2, 12, 33, 20), torch.randn(12, 1, 3, 3)
+    x, weights = torch.randn(2, 12, 70, 60), projection(12, 40, torch.float32)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = kernels.depthwise_squares(x, weight, 12)
+        one = kernels.squared_projection(x, *weights, 12)
         torch.set_num_threads(3)
-        three = kernels.depthwise_squares(x, weight, 12)
+        three = kernels.squared_projection(x, *weights, 12)
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
@@ -302,6 +313,8 @@ def test_training_and_exports_run_the_twins() -> None:
     with torch.inference_mode():
         assert kernels.kernels_for(x.half()) is None
         assert kernels.kernels_for(x.to("meta")) is None
+        with FakeTensorMode():
+            assert kernels.kernels_for(torch.rand(1, 2, 8, 8)) is None
         with torch.autocast("cpu", torch.bfloat16):
             assert kernels.kernels_for(x) is None
 
@@ -313,7 +326,7 @@ def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch)
         with torch.inference_mode():
             x = torch.randn(1, 4, 8, 8)
             assert kernels.kernels_for(x) is None
-            assert kernels.gated_depthwise(x, torch.randn(4, 1, 3, 3)).shape == (1, 2, 8, 8)
+            assert kernels.gated_projection(x, *projection(4, 4, torch.float32)).shape == (1, 2, 8, 8)
     finally:
         build.library.cache_clear()
 

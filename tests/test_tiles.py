@@ -58,7 +58,7 @@ def out_of_memory_above(pixels: int, monkeypatch: pytest.MonkeyPatch) -> list[in
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore text")
         return pixel_norm(x, weight, bias, epsilon)
 
-    monkeypatch.setattr("vsfmanet.networks.blocks.pixel_norm", norm)
+    monkeypatch.setattr("vsfmanet.kernels.pixel_norm", norm)
     return refused
 
 

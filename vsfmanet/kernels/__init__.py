@@ -18,8 +18,8 @@ from torch import Tensor
 
 from vsfmanet.kernels import cpu
 from vsfmanet.kernels.build import library
-from vsfmanet.ops.depthwise import depthwise_squares_reference, gated_depthwise_reference
 from vsfmanet.ops.norm import pixel_norm_reference
+from vsfmanet.ops.projection import gated_projection_reference, squared_projection_reference
 from vsfmanet.ops.warp import check_neighbours, warp_neighbours_reference
 
 _CUDA_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -37,12 +37,14 @@ class Kernels(Protocol):
         """See `warp_neighbours_reference`; the arguments have been checked."""
         ...
 
-    def gated_depthwise(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `gated_depthwise_reference`."""
+    def gated_projection(self, x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
+        """See `gated_projection_reference`."""
         ...
 
-    def depthwise_squares(self, x: Tensor, weight: Tensor, squared: int) -> tuple[Tensor, Tensor]:
-        """See `depthwise_squares_reference`."""
+    def squared_projection(
+        self, x: Tensor, pointwise: Tensor, depthwise: Tensor, squared: int
+    ) -> tuple[Tensor, Tensor]:
+        """See `squared_projection_reference`."""
         ...
 
     def pixel_norm(self, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
@@ -58,7 +60,8 @@ def kernels_for(x: Tensor) -> Kernels | None:
     `VSFMANET_NO_KERNELS=1` in the environment says no to all.
     """
     if (
-        x.device.type not in ("cpu", "cuda")
+        type(x) is not Tensor  # a fake tensor has nothing to read
+        or x.device.type not in ("cpu", "cuda")
         or torch.compiler.is_compiling()
         or torch.onnx.is_in_onnx_export()
         or torch.is_grad_enabled()
@@ -103,16 +106,20 @@ def _probe(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
     feat, following, previous = like(1, 8, 5, 6), like(1, 8, 5, 6), like(1, 8, 5, 6)
-    pair, flow, taps, gain = (following, previous), like(1, 12, 5, 6).float(), like(8, 1, 3, 3), like(8)
+    pair, flow, gain = (following, previous), like(1, 12, 5, 6).float(), like(8)
+    mix, taps = like(8, 8, 1, 1), like(8, 1, 3, 3)
     found = {
         "warp_neighbours": (
             kernels.warp_neighbours(feat, pair, flow, 2, (0, 0)),
             warp_neighbours_reference(feat, pair, flow, 2),
         ),
-        "gated_depthwise": (kernels.gated_depthwise(feat, taps), gated_depthwise_reference(feat, taps)),
-        "depthwise_squares": (
-            kernels.depthwise_squares(feat, taps, 8)[0],
-            depthwise_squares_reference(feat, taps, 8)[0],
+        "gated_projection": (
+            kernels.gated_projection(feat, mix, taps),
+            gated_projection_reference(feat, mix, taps),
+        ),
+        "squared_projection": (
+            kernels.squared_projection(feat, mix, taps, 8)[0],
+            squared_projection_reference(feat, mix, taps, 8)[0],
         ),
         "pixel_norm": (kernels.pixel_norm(feat, gain, gain, 1e-5), pixel_norm_reference(feat, gain, gain, 1e-5)),
     }
@@ -137,18 +144,20 @@ def warp_neighbours(
     return kernels.warp_neighbours(feat, neighbours, flow, num_flows, origin)
 
 
-def gated_depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Depthwise convolution, then a GELU gate; see `gated_depthwise_reference`."""
-    kernels = kernels_for(x)
-    return gated_depthwise_reference(x, weight) if kernels is None else kernels.gated_depthwise(x, weight)
-
-
-def depthwise_squares(x: Tensor, weight: Tensor, squared: int) -> tuple[Tensor, Tensor]:
-    """Depthwise convolution and the sums of its squares; see `depthwise_squares_reference`."""
+def gated_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
+    """Pointwise and depthwise convolution, then a GELU gate; see `gated_projection_reference`."""
     kernels = kernels_for(x)
     if kernels is None:
-        return depthwise_squares_reference(x, weight, squared)
-    return kernels.depthwise_squares(x, weight, squared)
+        return gated_projection_reference(x, pointwise, depthwise)
+    return kernels.gated_projection(x, pointwise, depthwise)
+
+
+def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared: int) -> tuple[Tensor, Tensor]:
+    """Pointwise and depthwise convolution, and sums of squares; see `squared_projection_reference`."""
+    kernels = kernels_for(x)
+    if kernels is None:
+        return squared_projection_reference(x, pointwise, depthwise, squared)
+    return kernels.squared_projection(x, pointwise, depthwise, squared)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:

@@ -15,25 +15,6 @@ inline float clamped(float value, float high) {  // a NaN becomes 0: never an ad
     return value > 0 ? (value < high ? value : high) : 0.0f;
 }
 
-// erf as a ratio of polynomials in x^2, |error| < 4e-7 (the form and coefficients of Eigen's float erf).
-inline float erf_ratio(float x) {
-    x = x < -4.0f ? -4.0f : (x > 4.0f ? 4.0f : x);
-    const float s = x * x;
-    float above = -2.72614225801306e-10f;
-    above = above * s + 2.77068142495902e-08f;
-    above = above * s - 2.10102402082508e-06f;
-    above = above * s - 5.69250639462346e-05f;
-    above = above * s - 7.34990630326855e-04f;
-    above = above * s - 2.95459980854025e-03f;
-    above = above * s - 1.60960333262415e-02f;
-    float below = -1.45660718464996e-05f;
-    below = below * s - 2.13374055278905e-04f;
-    below = below * s - 1.68282697438203e-03f;
-    below = below * s - 7.37332916720468e-03f;
-    below = below * s - 1.42647390514189e-02f;
-    return x * above / below;
-}
-
 // sigmoid by way of 2^x = 2^whole (1 + polynomial of the rest), |error| < 1e-6; unlike std::exp it makes vectors.
 inline float sigmoid(float z) {
     z = z < 87.0f ? z : 87.0f;
@@ -63,20 +44,6 @@ void blend(const T* from, long right, long down, const float (&weight)[4], T* to
     Vector::load(from + down, c);
     Vector::load(from + down + right, d);
     Vector::store(to, weight[0] * a + weight[1] * b + weight[2] * c + weight[3] * d);
-}
-
-// Copies values as another type.
-template <class From, class To>
-void convert(const From* from, To* to, long count) {
-    const auto copy = [=](auto vector, long i) {
-        typename decltype(vector)::Values values;
-        vector.load(from + i, values);
-        vector.store(to + i, values);
-    };
-    long i = 0;
-    for (; i + 16 <= count; i += 16) copy(Vector16{}, i);
-    for (; i + 4 <= count; i += 4) copy(Vector4{}, i);
-    for (; i < count; ++i) copy(Vector1{}, i);
 }
 
 // `flow` is channels-last as images are; `place` is the row and column at which `feat` lies in the neighbours, and their
@@ -134,89 +101,49 @@ void warp_neighbours(const T* feat, const T* next, const T* previous, const floa
     });
 }
 
-// One pixel of a 3x3 depthwise convolution with zeros outside. `weight` is (9, C); `zeros` are C of them.
-template <class T>
-void depthwise_pixel(const T* image, const float* weight, const T* zeros, float* sum, long y, long x, long height,
-                     long width, long channels) {
-    const T* tap[9];
-    for (long i = 0; i < 9; ++i) {
-        const long row = y + i / 3 - 1, column = x + i % 3 - 1;
-        const bool inside = row >= 0 && row < height && column >= 0 && column < width;
-        tap[i] = inside ? image + (row * width + column) * channels : zeros;
-    }
-    const long c = channels;
-#pragma omp simd
-    for (long i = 0; i < channels; ++i) {
-        sum[i] = weight[i] * widen(tap[0][i]) + weight[c + i] * widen(tap[1][i]) + weight[2 * c + i] * widen(tap[2][i]) +
-                 weight[3 * c + i] * widen(tap[3][i]) + weight[4 * c + i] * widen(tap[4][i]) +
-                 weight[5 * c + i] * widen(tap[5][i]) + weight[6 * c + i] * widen(tap[6][i]) +
-                 weight[7 * c + i] * widen(tap[7][i]) + weight[8 * c + i] * widen(tap[8][i]);
-    }
-}
-
-template <class T>
-void gated_depthwise(const T* in, const float* weight, T* out, long count, long height, long width, long channels,
-                     int threads) {
-    const std::vector<T> zeros(channels, T{});
-    const T* zero = zeros.data();
-    for_rows(count * height, threads, [=](long index) {
-        const long n = index / height, y = index % height, half = channels / 2;
-        std::vector<float> sums(channels);
-        float* sum = sums.data();
-        for (long x = 0; x < width; ++x) {
-            depthwise_pixel(in + n * height * width * channels, weight, zero, sum, y, x, height, width, channels);
-            T* to = out + (index * width + x) * half;
-#pragma omp simd
-            for (long i = 0; i < half; ++i) {
-                const float gate = sum[i];
-                store(to + i, 0.5f * gate * (1.0f + erf_ratio(gate * 0.70710678f)) * sum[half + i]);
-            }
-        }
-    });
-}
-
-// `squares` (N, H, C) receives the sum of squares of each row of `out`.
-template <class T>
-void depthwise_squares(const T* in, const float* weight, T* out, float* squares, long count, long height, long width,
-                       long channels, int threads) {
-    const std::vector<T> zeros(channels, T{});
-    const T* zero = zeros.data();
-    for_rows(count * height, threads, [=](long index) {
-        const long n = index / height, y = index % height;
-        std::vector<float> sums(2 * channels);
-        float *sum = sums.data(), *square = sum + channels;
-        for (long x = 0; x < width; ++x) {
-            depthwise_pixel(in + n * height * width * channels, weight, zero, sum, y, x, height, width, channels);
-            T* to = out + (index * width + x) * channels;
-#pragma omp simd
-            for (long i = 0; i < channels; ++i) {
-                store(to + i, sum[i]);
-                const float stored = widen(to[i]);
-                square[i] += stored * stored;
-            }
-        }
-        std::memcpy(squares + index * channels, square, channels * sizeof(float));
-    });
+inline float total(const Lanes& values) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)values);
+#else
+    float sum = 0;
+    for (int i = 0; i < kLanes; ++i) sum += values[i];
+    return sum;
+#endif
 }
 
 template <class T>
 void pixel_norm(const T* in, const float* weight, const float* bias, T* out, float epsilon, long rows, long width,
                 long channels, int threads) {
     for_rows(rows, threads, [=](long index) {
-        std::vector<float> values(channels);
-        float* const value = values.data();
+        const long whole = channels / kLanes, rest = channels % kLanes;
+        std::vector<Lanes> values(whole + 1);
+        Lanes inside;  // which lanes of the last vector are channels
+        for (int i = 0; i < kLanes; ++i) inside[i] = i < rest;
         for (long x = 0; x < width; ++x) {
-            convert(in + (index * width + x) * channels, value, channels);
-            float mean = 0, variance = 0;
-#pragma omp simd reduction(+ : mean)
-            for (long i = 0; i < channels; ++i) mean += value[i];
-            mean /= channels;
-#pragma omp simd reduction(+ : variance)
-            for (long i = 0; i < channels; ++i) variance += (value[i] - mean) * (value[i] - mean);
-            const float scale = 1.0f / std::sqrt(variance / channels + epsilon);
-#pragma omp simd
-            for (long i = 0; i < channels; ++i) value[i] = (value[i] - mean) * scale * weight[i] + bias[i];
-            convert(value, out + (index * width + x) * channels, channels);
+            const T* const from = in + (index * width + x) * channels;
+            T* const to = out + (index * width + x) * channels;
+            Lanes sum{}, square{};
+            for (long v = 0; v < whole; ++v) {
+                Native::load(from + v * kLanes, values[v]);
+                sum += values[v];
+            }
+            values[whole] = load_some(from + whole * kLanes, rest);
+            const float mean = total(sum + values[whole]) / channels;
+            for (long v = 0; v < whole; ++v) {
+                values[v] -= mean;
+                square += values[v] * values[v];
+            }
+            values[whole] = (values[whole] - mean) * inside;
+            const float variance = total(square + values[whole] * values[whole]) / channels;
+            const float scale = 1.0f / std::sqrt(variance + epsilon);
+            for (long v = 0; v < whole; ++v) {
+                Lanes gain, shift;
+                Native::load(weight + v * kLanes, gain);
+                Native::load(bias + v * kLanes, shift);
+                Native::store(to + v * kLanes, values[v] * scale * gain + shift);
+            }
+            const Lanes gain = load_some(weight + whole * kLanes, rest), shift = load_some(bias + whole * kLanes, rest);
+            store_some(to + whole * kLanes, values[whole] * scale * gain + shift, rest);
         }
     });
 }
@@ -228,14 +155,6 @@ void pixel_norm(const T* in, const float* weight, const float* bias, T* out, flo
                                              const long* place, long count, long height, long width, long channels,      \
                                              long groups, int threads) {                                                 \
         warp_neighbours(feat, next, previous, flow, out, place, count, height, width, channels, groups, threads);        \
-    }                                                                                                                    \
-    extern "C" void gated_depthwise_##SUFFIX(const T* in, const float* weight, T* out, long count, long height,          \
-                                             long width, long channels, int threads) {                                   \
-        gated_depthwise(in, weight, out, count, height, width, channels, threads);                                       \
-    }                                                                                                                    \
-    extern "C" void depthwise_squares_##SUFFIX(const T* in, const float* weight, T* out, float* squares, long count,     \
-                                               long height, long width, long channels, int threads) {                    \
-        depthwise_squares(in, weight, out, squares, count, height, width, channels, threads);                            \
     }                                                                                                                    \
     extern "C" void pixel_norm_##SUFFIX(const T* in, const float* weight, const float* bias, T* out, float epsilon,      \
                                         long rows, long width, long channels, int threads) {                             \

@@ -1,4 +1,4 @@
-"""The kernels for CPUs, in C++ (`cpu.cpp`, `conv3x3.cpp`): what hands them their tensors.
+"""The kernels for CPUs, in C++ (`cpu.cpp`, `conv3x3.cpp`, `projection.cpp`): what hands them their tensors.
 
 Arguments are those of the twins in `vsfmanet.ops`.
 """
@@ -9,6 +9,7 @@ from ctypes import c_float, c_int, c_long, c_void_p
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -33,20 +34,42 @@ def warp_neighbours(
     return out
 
 
-def gated_depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """See `gated_depthwise_reference`."""
-    n, channels, h, w = x.shape
-    out = _like(x, channels // 2)
-    _call("gated_depthwise", x, _packed(x), _taps(weight, channels), out, n, h, w, channels)
+def gated_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
+    """See `gated_projection_reference`."""
+    n, _, h, w = x.shape
+    outputs = len(pointwise) // 2
+    out = _like(x, outputs)
+    x, weight, taps = _projected_by(x, pointwise, depthwise, matrices=2)
+    _call("gated_projection", x, x, weight, taps, out, n, h, w, x.shape[1], outputs)
     return out
 
 
-def depthwise_squares(x: Tensor, weight: Tensor, squared: int) -> tuple[Tensor, Tensor]:
-    """See `depthwise_squares_reference`."""
-    n, channels, h, w = x.shape
-    out, squares = _like(x, channels), torch.empty(n, h, channels)
-    _call("depthwise_squares", x, _packed(x), _taps(weight, channels), out, squares, n, h, w, channels)
+def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared: int) -> tuple[Tensor, Tensor]:
+    """See `squared_projection_reference`."""
+    n, _, h, w = x.shape
+    outputs = len(pointwise)
+    kernels = library()
+    assert kernels is not None
+    parts = kernels.projection_parts(*map(c_long, (1, h, w)))
+    out, squares = _like(x, outputs), torch.empty(n, parts, outputs)
+    x, weight, taps = _projected_by(x, pointwise, depthwise, matrices=1)
+    _call("squared_projection", x, x, weight, taps, out, squares, n, h, w, x.shape[1], outputs)
     return out, squares[..., :squared].sum(dim=1)
+
+
+def _projected_by(x: Tensor, pointwise: Tensor, depthwise: Tensor, *, matrices: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What `projection.cpp` takes: image, packed weights of so many matrices, and taps (9, channels), fp32."""
+    channels, projected = x.shape[1], len(pointwise)
+    assert pointwise.shape == (projected, channels, 1, 1)  # a kernel would read beyond it
+    assert depthwise.shape == (projected, 1, 3, 3)
+    if channels % 2:  # bf16 is multiplied by pairs
+        x, pointwise = F.pad(x, (0, 0, 0, 0, 0, 1)), F.pad(pointwise, (0, 0, 0, 0, 0, 1))
+    shape = (matrices, x.shape[1], projected // matrices)
+    return (
+        _packed(x),
+        _prepared("projection", pointwise.to(x.dtype), shape),
+        depthwise.flatten(1).t().float().contiguous(),
+    )
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
@@ -70,38 +93,50 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     outputs = len(weight)
     assert weight.shape == (outputs, channels, 3, 3)
     out, shift = _like(x, outputs), torch.zeros(outputs) if bias is None else bias.float()
-    _call("conv3x3", x, _packed(x), _evaluated(weight), shift, out, n, h, w, channels, outputs)
+    _call(
+        "conv3x3",
+        x,
+        _packed(x),
+        _prepared("conv3x3", weight, (channels, outputs)),
+        shift,
+        out,
+        n,
+        h,
+        w,
+        channels,
+        outputs,
+    )
     return out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Evaluated:
-    """Weights at the points of Winograd's algorithm, and what they were made from."""
+class _Prepared:
+    """Weights as a kernel reads them, and what they were made from."""
 
     values: Tensor
     origin: Tensor
     """Kept, so that no other weight takes its place in memory."""
-    version: int
+    made_for: tuple[object, ...]
+    """Kernel, shape, and version of the weight."""
 
 
-_evaluations = WeakTensorKeyDictionary()
+_prepared_weights = WeakTensorKeyDictionary()
 
 
-def _evaluated(weight: Tensor) -> Tensor:
-    """Weight (outputs, inputs, 3, 3) as `conv3x3.cpp` packs it; made once, and again when it has changed."""
-    version = 0 if weight.is_inference() else weight._version
-    found: _Evaluated | None = _evaluations.get(weight)
-    if found is None or found.version != version or found.origin.data_ptr() != weight.data_ptr():
-        kernels, name, (outputs, inputs) = library(), SUFFIXES[weight.dtype], weight.shape[:2]
+def _prepared(kernel: str, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A weight as `kernel` packs it for a `shape`; made once, and again when it has changed."""
+    wanted = (kernel, *shape, 0 if weight.is_inference() else weight._version)
+    found: _Prepared | None = _prepared_weights.get(weight)
+    if found is None or found.made_for != wanted or found.origin.data_ptr() != weight.data_ptr():
+        kernels, name, sizes = library(), SUFFIXES[weight.dtype], [c_long(size) for size in shape]
         assert kernels is not None
-        size = kernels[f"conv3x3_packed_bytes_{name}"]
-        size.restype = c_long
-        values = torch.empty(size(c_long(inputs), c_long(outputs)), dtype=torch.uint8)
-        taps = weight.detach().float().contiguous()
-        pointers = c_void_p(taps.data_ptr()), c_void_p(values.data_ptr())
-        kernels[f"conv3x3_pack_{name}"](*pointers, c_long(inputs), c_long(outputs))
-        found = _Evaluated(values=values, origin=weight.detach(), version=version)
-        _evaluations[weight] = found
+        count = kernels[f"{kernel}_packed_bytes_{name}"]
+        count.restype = c_long
+        values = torch.empty(count(*sizes), dtype=torch.uint8)
+        plain = weight.detach().float().contiguous()
+        kernels[f"{kernel}_pack_{name}"](c_void_p(plain.data_ptr()), c_void_p(values.data_ptr()), *sizes)
+        found = _Prepared(values=values, origin=weight.detach(), made_for=wanted)
+        _prepared_weights[weight] = found
     return found.values
 
 
@@ -113,12 +148,6 @@ def _like(x: Tensor, channels: int) -> Tensor:
     """Uninitialised (N, channels, H, W), channels-last."""
     n, _, h, w = x.shape
     return torch.empty(n, channels, h, w, dtype=x.dtype, memory_format=torch.channels_last)
-
-
-def _taps(weight: Tensor, channels: int) -> Tensor:
-    """Depthwise weight (C, 1, 3, 3) as (9, C), fp32."""
-    assert weight.shape == (channels, 1, 3, 3)  # a kernel would read beyond it
-    return weight.flatten(1).t().float().contiguous()
 
 
 def _call(name: str, x: Tensor, *args: object) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -155,21 +156,23 @@ def warp_neighbours(
     return out
 
 
-def gated_depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """See `gated_depthwise_reference`."""
+def gated_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
+    """See `gated_projection_reference`."""
+    x = F.conv2d(x, pointwise)
     n, channels, height, width = x.shape
     half = channels // 2
     out = _like(x, half)
     pixels, wide = _block(half)
     with _on(x):
         _gated[triton.cdiv(n * height * width, pixels), triton.cdiv(half, wide)](
-            _packed(x), _taps(weight), out, n * height * width, height, width, HALF=half, PIXELS=pixels, WIDE=wide
+            _packed(x), _taps(depthwise), out, n * height * width, height, width, HALF=half, PIXELS=pixels, WIDE=wide
         )
     return out
 
 
-def depthwise_squares(x: Tensor, weight: Tensor, squared: int) -> tuple[Tensor, Tensor]:
-    """See `depthwise_squares_reference`."""
+def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared: int) -> tuple[Tensor, Tensor]:
+    """See `squared_projection_reference`."""
+    x = F.conv2d(x, pointwise)
     n, channels, height, width = x.shape
     out = _like(x, channels)
     pixels, wide = _block(channels)
@@ -177,7 +180,7 @@ def depthwise_squares(x: Tensor, weight: Tensor, squared: int) -> tuple[Tensor, 
     squares = torch.empty(n, blocks, channels, device=x.device)
     with _on(x):
         _squares[blocks, triton.cdiv(channels, wide), n](
-            _packed(x), _taps(weight), out, squares, height, width, CHANNELS=channels, PIXELS=pixels, WIDE=wide
+            _packed(x), _taps(depthwise), out, squares, height, width, CHANNELS=channels, PIXELS=pixels, WIDE=wide
         )
     return out, squares[..., :squared].sum(dim=1)
 

@@ -74,7 +74,6 @@ struct Vector {
 };
 
 #define VECTOR(TYPE, N) TYPE __attribute__((vector_size(N * sizeof(TYPE))))
-using Vector1 = Vector<VECTOR(float, 1), VECTOR(uint32_t, 1), VECTOR(uint16_t, 1)>;
 using Vector4 = Vector<VECTOR(float, 4), VECTOR(uint32_t, 4), VECTOR(uint16_t, 4)>;
 using Vector8 = Vector<VECTOR(float, 8), VECTOR(uint32_t, 8), VECTOR(uint16_t, 8)>;
 using Vector16 = Vector<VECTOR(float, 16), VECTOR(uint32_t, 16), VECTOR(uint16_t, 16)>;

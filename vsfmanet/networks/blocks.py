@@ -13,8 +13,8 @@ from vsfmanet import kernels
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of stride 1 that keeps the size."""
 
-    def __init__(self, in_width: int, out_width: int) -> None:
-        super().__init__(in_width, out_width, 3, padding=1)
+    def __init__(self, in_width: int, out_width: int, *, bias: bool = True) -> None:
+        super().__init__(in_width, out_width, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (N, C, H, W); returns (N, outputs, H, W)."""
@@ -135,8 +135,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 def _project(projection: nn.Sequential, x: Tensor, squared: int) -> tuple[Tensor, Tensor]:
     """Run `projection` on `x` (N, C, H, W); also the sums of squares (N, squared), fp32, of its first channels."""
-    pointwise, depthwise = projection
-    return kernels.depthwise_squares(pointwise(x), next(depthwise.parameters()), squared)
+    pointwise, depthwise = projection.parameters()
+    return kernels.squared_projection(x, pointwise, depthwise, squared)
 
 
 def _projection(in_width: int, out_width: int) -> nn.Sequential:
@@ -157,8 +157,8 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x` (N, C, H, W); same shape."""
-        pointwise, depthwise = self.expand
-        return self.reduce(kernels.gated_depthwise(pointwise(x), next(depthwise.parameters())))
+        pointwise, depthwise = self.expand.parameters()
+        return self.reduce(kernels.gated_projection(x, pointwise, depthwise))
 
 
 class FeatureModulation(nn.Module):

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vsfmanet.networks.blocks import Conv3x3
+
 LEVELS = 5
 """Exposure levels 5:1 ... 5:5 of REDS-ME; level N is an open-shutter time of N/5 of the frame interval."""
 
@@ -16,10 +18,12 @@ class BasicBlock(nn.Module):
     def __init__(self, in_width: int, out_width: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(in_width, out_width, 3, stride, padding=1, bias=False),
+            Conv3x3(in_width, out_width, bias=False)
+            if stride == 1
+            else nn.Conv2d(in_width, out_width, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(out_width),
             nn.ReLU(),
-            nn.Conv2d(out_width, out_width, 3, padding=1, bias=False),
+            Conv3x3(out_width, out_width, bias=False),
             nn.BatchNorm2d(out_width),
         )
         self.shortcut: nn.Module = nn.Identity()
@@ -59,6 +63,8 @@ class ExposureExtractor(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         """Embed frames `lr` (N, 3, H, W) in [0, 1]; returns (N, U) of length 1, fp32."""
+        if not torch.is_grad_enabled():  # backward from it, torch 2.15 writes beyond its memory on CPUs
+            lr = lr.contiguous(memory_format=torch.channels_last)
         return F.normalize(self.centre(self.stages(self.stem(lr)).float().mean(dim=(2, 3))), dim=1)
 
 

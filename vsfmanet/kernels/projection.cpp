@@ -1,0 +1,182 @@
+// A pointwise convolution, a depthwise one of 3x3 on what it gives, and what follows at once: what Restormer's networks
+// are made of. Their twins are in vsfmanet/ops/projection.py.
+//
+// Images are channels-last, (N, H, W, C) in memory, of float or bfloat16, with zeros outside. They are done in parts, and
+// in each part a few channels at a time, so that what lies between the two convolutions, which is several times as wide
+// as what goes in, never leaves the cache: three of its rows at once, in float. The border of a part is computed in its
+// neighbours too. Parts do not depend on each other, so results are the same for any number of threads.
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "product.h"
+
+namespace {
+
+constexpr long kWide = 46, kTall = 32;  // pixels of a part; with its borders a multiple of what `kRows` can be
+constexpr long kRing = 3 * (kWide + 2) * kMostVectors * kLanes;
+
+// erf as a ratio of polynomials in x^2, |error| < 4e-7 (the form and coefficients of Eigen's float erf).
+inline Lanes erf_ratio(Lanes x) {
+    x = x < -4.0f ? Lanes{} - 4.0f : x;
+    x = x > 4.0f ? Lanes{} + 4.0f : x;
+    const Lanes s = x * x;
+    Lanes above = s * -2.72614225801306e-10f + 2.77068142495902e-08f;
+    above = above * s - 2.10102402082508e-06f;
+    above = above * s - 5.69250639462346e-05f;
+    above = above * s - 7.34990630326855e-04f;
+    above = above * s - 2.95459980854025e-03f;
+    above = above * s - 1.60960333262415e-02f;
+    Lanes below = s * -1.45660718464996e-05f - 2.13374055278905e-04f;
+    below = below * s - 1.68282697438203e-03f;
+    below = below * s - 7.37332916720468e-03f;
+    below = below * s - 1.42647390514189e-02f;
+    return x * above / below;
+}
+
+// The pointwise convolution of some pixels of a row, for one group of vectors of outputs.
+template <int kVectors, class T, class P>
+void pointwise(const T* in, const P* weight, float* out, long pixels, const Packing& packing) {
+    constexpr int kRows = rows_for(kVectors);
+    constexpr long stride = kVectors * kLanes;
+    const P* from;
+    std::vector<P> converted;
+    if constexpr (std::is_same_v<T, P>) {
+        from = in;
+    } else {
+        for (long i = 0; i < pixels * packing.inputs; ++i) converted.push_back(widen(in[i]));
+        from = converted.data();
+    }
+    const auto some = [&](long pixel, auto rows) {
+        multiply<kVectors, decltype(rows)::value>(from + pixel * packing.inputs, packing.inputs, kLanes, weight,
+                                                  out + pixel * stride, stride, packing.steps<P>());
+    };
+    const long last = pixels - kRows;
+    for (long pixel = 0; pixel <= last; pixel += kRows) some(pixel, std::integral_constant<int, kRows>{});
+    if (last >= 0 && pixels % kRows) some(last, std::integral_constant<int, kRows>{});  // some of them once more
+    for (long pixel = 0; last < 0 && pixel < pixels; ++pixel) some(pixel, std::integral_constant<int, 1>{});
+}
+
+template <int kMatrices>
+struct Taps {
+    Taps(const float* taps, long outputs, long channel, long some) {
+        for (int m = 0; m < kMatrices; ++m) {
+            for (int tap = 0; tap < 9; ++tap) {
+                weight[m][tap] = load_some(taps + (tap * kMatrices + m) * outputs + channel, some);
+            }
+        }
+    }
+
+    Lanes weight[kMatrices][9];
+};
+
+// `weight` has two matrices where `kGated`, the gates first, and one else; `taps` are (9, matrices, outputs). Without
+// gates, `squares` (parts, outputs) receives the sums of the squares of what is written.
+template <bool kGated, class T>
+void project(const T* in, const Factor<T>* weight, const float* taps, T* out, float* squares, long count, long height,
+             long width, long inputs, long outputs, int threads) {
+    constexpr int kMatrices = kGated ? 2 : 1;
+    const Packing packing(inputs, outputs);
+    const long across = (width + kWide - 1) / kWide, down = (height + kTall - 1) / kTall;
+    for_rows(count * down * across, threads, [=](long part) {
+        static thread_local std::vector<float> scratch;  // kept: fresh memory is slow
+        scratch.resize(std::max<size_t>(scratch.size(), kMatrices * kRing));
+        const long left = part % across * kWide, right = std::min(width, left + kWide);
+        const long top = part / across % down * kTall, bottom = std::min(height, top + kTall);
+        const long image = part / across / down * height;  // its first row
+        const long first = std::max(left - 1, 0L), last = std::min(right + 1, width);  // pixels read of each row
+
+        for (long group = 0; group < packing.groups; ++group) {
+            const long vectors = packing.first(group + 1) - packing.first(group), stride = vectors * kLanes;
+            const auto line = [&](int matrix, long y) { return &scratch[matrix * kRing + (y + 3) % 3 * (kWide + 2) * stride]; };
+            for (long y = top - 1; y <= bottom; ++y) {
+                for (int m = 0; m < kMatrices; ++m) {
+                    float* const to = line(m, y);
+                    if (y < 0 || y >= height) {
+                        std::fill(to, to + (kWide + 2) * stride, 0.0f);
+                        continue;
+                    }
+                    std::fill(to, to + stride, 0.0f);
+                    std::fill(to + (right - left + 1) * stride, to + (right - left + 2) * stride, 0.0f);
+                    with_vectors(vectors, [&](auto many) {
+                        pointwise<decltype(many)::value>(in + ((image + y) * width + first) * inputs,
+                                                         weight + packing.start<Factor<T>>(m, group),
+                                                         to + (first - left + 1) * stride, last - first, packing);
+                    });
+                }
+                if (y <= top) continue;
+                for (long v = 0; v < vectors; ++v) {
+                    const long channel = (packing.first(group) + v) * kLanes;
+                    const long some = std::min<long>(kLanes, outputs - channel);
+                    const Taps<kMatrices> by(taps, outputs, channel, some);
+                    const float* from[kMatrices][3];
+                    for (int m = 0; m < kMatrices; ++m) {
+                        for (int row = 0; row < 3; ++row) from[m][row] = line(m, y - 2 + row) + v * kLanes;
+                    }
+                    T* to = out + ((image + y - 1) * width + left) * outputs + channel;
+                    Lanes square{};
+                    for (long x = 0; x < right - left; ++x, to += outputs) {
+                        Lanes sum[kMatrices] = {};
+#pragma GCC unroll 2
+                        for (int m = 0; m < kMatrices; ++m) {
+#pragma GCC unroll 9
+                            for (int tap = 0; tap < 9; ++tap) {
+                                Lanes value;
+                                Native::load(from[m][tap / 3] + (x + tap % 3) * stride, value);
+                                sum[m] += by.weight[m][tap] * value;
+                            }
+                        }
+                        if constexpr (kGated) {
+                            sum[0] = 0.5f * sum[0] * (1.0f + erf_ratio(sum[0] * 0.70710678f)) * sum[kMatrices - 1];
+                        }
+                        if (some == kLanes) {
+                            Native::store(to, sum[0]);
+                        } else {
+                            store_some(to, sum[0], some);
+                        }
+                        if constexpr (!kGated) {
+                            const Lanes stored = load_some(to, some);
+                            square += stored * stored;
+                        }
+                    }
+                    if constexpr (!kGated) {
+                        float* const total = squares + part * outputs + channel;
+                        store_some(total, y == top + 1 ? square : load_some(total, some) + square, some);
+                    }
+                }
+            }
+        }
+    });
+}
+
+}  // namespace
+
+extern "C" long projection_parts(long count, long height, long width) {
+    return count * ((width + kWide - 1) / kWide) * ((height + kTall - 1) / kTall);
+}
+
+#define ENTRY_POINTS(T, SUFFIX)                                                                                         \
+    extern "C" long projection_packed_bytes_##SUFFIX(long matrices, long inputs, long outputs) {                        \
+        return Packing(inputs, outputs).start<Factor<T>>(matrices, 0) * sizeof(Factor<T>);                              \
+    }                                                                                                                   \
+    extern "C" void projection_pack_##SUFFIX(const float* weight, Factor<T>* packed, long matrices, long inputs,        \
+                                             long outputs) {                                                            \
+        pack(packed, Packing(inputs, outputs), matrices, weight,                                                        \
+             [](const float* from, const Packing& packing, long matrix, long output, long input) {                      \
+                 return from[(matrix * packing.outputs + output) * packing.inputs + input];                             \
+             });                                                                                                        \
+    }                                                                                                                   \
+    extern "C" void gated_projection_##SUFFIX(const T* in, const Factor<T>* weight, const float* taps, T* out,          \
+                                              long count, long height, long width, long inputs, long outputs,           \
+                                              int threads) {                                                            \
+        project<true>(in, weight, taps, out, nullptr, count, height, width, inputs, outputs, threads);                  \
+    }                                                                                                                   \
+    extern "C" void squared_projection_##SUFFIX(const T* in, const Factor<T>* weight, const float* taps, T* out,        \
+                                                float* squares, long count, long height, long width, long inputs,       \
+                                                long outputs, int threads) {                                            \
+        project<false>(in, weight, taps, out, squares, count, height, width, inputs, outputs, threads);                 \
+    }
+
+ENTRY_POINTS(float, float32)
+ENTRY_POINTS(BFloat16, bfloat16)

@@ -1,0 +1,49 @@
+"""A pointwise, then a depthwise 3x3 convolution, both without bias, with what follows them at once.
+
+Source: Restormer (arXiv 2111.09881), Eq. 1-3.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gated_projection_reference(x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
+    """Project `x`; the GELU of the first half of the channels times the second half.
+
+    Args:
+        x: (N, C, H, W).
+        pointwise: (2h, C, 1, 1).
+        depthwise: (2h, 1, 3, 3).
+
+    Returns:
+        (N, h, H, W).
+    """
+    gate, content = _project(x, pointwise, depthwise).chunk(2, dim=1)
+    return F.gelu(gate) * content
+
+
+def squared_projection_reference(
+    x: Tensor, pointwise: Tensor, depthwise: Tensor, squared: int
+) -> tuple[Tensor, Tensor]:
+    """Project `x`; also the sums over the image of the squares of the first channels.
+
+    Args:
+        x: (N, C, H, W).
+        pointwise: (D, C, 1, 1).
+        depthwise: (D, 1, 3, 3).
+        squared: How many channels are squared, 1 ... D.
+
+    Returns:
+        The result (N, D, H, W), and the sums (N, squared), fp32.
+    """
+    out = _project(x, pointwise, depthwise)
+    with torch.autocast(x.device.type, enabled=False):
+        # On the CPU a norm over strided pixels takes three times as long.
+        return out, out[:, :squared].float().square().sum(dim=(2, 3))
+
+
+def _project(x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
+    return F.conv2d(F.conv2d(x, pointwise), depthwise, padding=1, groups=len(depthwise))
