@@ -173,9 +173,7 @@ void conv3x3(const T* in, const Factor<T>* weight, const float* bias, T* out, lo
     const long in_bytes = plane_bytes(chunks * kTiles * kLanes * sizeof(P));
     const long out_bytes = plane_bytes(kTiles * stride * sizeof(float));
     for_rows((grid.tiles + kTiles - 1) / kTiles, threads, [=](long block) {
-        static thread_local std::vector<char> scratch;  // kept: fresh memory is slow
-        scratch.resize(std::max<size_t>(scratch.size(), kPoints * (in_bytes + out_bytes) + 64));
-        char* const start = scratch.data() + 64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64;
+        char* const start = scratch(kPoints * (in_bytes + out_bytes));
         P* const points = reinterpret_cast<P*>(start);
         float* const sums = reinterpret_cast<float*>(start + kPoints * in_bytes);
         const long plane = in_bytes / sizeof(P), sum_plane = out_bytes / sizeof(float);

@@ -15,7 +15,9 @@
 namespace {
 
 constexpr long kWide = 46, kTall = 32;  // pixels of a part; with its borders a multiple of what `kRows` can be
-constexpr long kRing = 3 * (kWide + 2) * kMostVectors * kLanes;
+// Pixels between the convolutions are an odd number of vectors apart: an even one would crowd a part of the cache.
+constexpr long stride_for(long vectors) { return (vectors | 1) * kLanes; }
+constexpr long kRing = 3 * (kWide + 2) * stride_for(kMostVectors);
 
 // erf as a ratio of polynomials in x^2, |error| < 4e-7 (the form and coefficients of Eigen's float erf).
 inline Lanes erf_ratio(Lanes x) {
@@ -39,7 +41,7 @@ inline Lanes erf_ratio(Lanes x) {
 template <int kVectors, class T, class P>
 void pointwise(const T* in, const P* weight, float* out, long pixels, const Packing& packing) {
     constexpr int kRows = rows_for(kVectors);
-    constexpr long stride = kVectors * kLanes;
+    constexpr long stride = stride_for(kVectors);
     const P* from;
     std::vector<P> converted;
     if constexpr (std::is_same_v<T, P>) {
@@ -80,16 +82,15 @@ void project(const T* in, const Factor<T>* weight, const float* taps, T* out, fl
     const Packing packing(inputs, outputs);
     const long across = (width + kWide - 1) / kWide, down = (height + kTall - 1) / kTall;
     for_rows(count * down * across, threads, [=](long part) {
-        static thread_local std::vector<float> scratch;  // kept: fresh memory is slow
-        scratch.resize(std::max<size_t>(scratch.size(), kMatrices * kRing));
+        float* const ring = reinterpret_cast<float*>(scratch(kMatrices * kRing * sizeof(float)));
         const long left = part % across * kWide, right = std::min(width, left + kWide);
         const long top = part / across % down * kTall, bottom = std::min(height, top + kTall);
         const long image = part / across / down * height;  // its first row
         const long first = std::max(left - 1, 0L), last = std::min(right + 1, width);  // pixels read of each row
 
         for (long group = 0; group < packing.groups; ++group) {
-            const long vectors = packing.first(group + 1) - packing.first(group), stride = vectors * kLanes;
-            const auto line = [&](int matrix, long y) { return &scratch[matrix * kRing + (y + 3) % 3 * (kWide + 2) * stride]; };
+            const long vectors = packing.first(group + 1) - packing.first(group), stride = stride_for(vectors);
+            const auto line = [&](int matrix, long y) { return ring + matrix * kRing + (y + 3) % 3 * (kWide + 2) * stride; };
             for (long y = top - 1; y <= bottom; ++y) {
                 for (int m = 0; m < kMatrices; ++m) {
                     float* const to = line(m, y);
@@ -136,8 +137,10 @@ void project(const T* in, const Factor<T>* weight, const float* taps, T* out, fl
                             store_some(to, sum[0], some);
                         }
                         if constexpr (!kGated) {
-                            const Lanes stored = load_some(to, some);
-                            square += stored * stored;
+                            T stored[kLanes];
+                            Native::store(stored, sum[0]);
+                            Native::load(stored, sum[0]);
+                            square += sum[0] * sum[0];
                         }
                     }
                     if constexpr (!kGated) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -125,6 +126,13 @@ void store_some(T* to, const Lanes& from, long count) {
 #else
     std::memcpy(to, all, count * sizeof(T));
 #endif
+}
+
+// Memory of this thread from the start of a cache line on, kept from call to call: fresh memory is slow.
+inline char* scratch(size_t bytes) {
+    static thread_local std::vector<char> kept;
+    if (kept.size() < bytes + 64) kept.resize(bytes + 64);
+    return kept.data() + 64 - reinterpret_cast<uintptr_t>(kept.data()) % 64;
 }
 
 template <class Row>
