@@ -19,7 +19,12 @@ from vsfmanet import kernels
 from vsfmanet.errors import ShapeError
 from vsfmanet.kernels import build
 from vsfmanet.ops.norm import pixel_norm_reference
-from vsfmanet.ops.projection import gated_projection_reference, squared_projection_reference
+from vsfmanet.ops.projection import (
+    add_pointwise_reference,
+    add_product_reference,
+    gated_projection_reference,
+    squared_projection_reference,
+)
 from vsfmanet.ops.warp import warp_neighbours_reference
 from vsfmanet.restorer import Restorer
 
@@ -150,6 +155,25 @@ def test_the_projections_equal_their_twins(
     torch.testing.assert_close(squares, out[:, : outputs // 2].double().square().sum((2, 3)).float())
     assert gated.is_contiguous(memory_format=torch.channels_last)
     assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 2), (7, 26), (96, 64), (108, 108), (30, 130)])
+@pytest.mark.parametrize("size", [(2, 17, 13), (1, 1, 1), (1, 1, 9), (1, 40, 101)])
+@torch.inference_mode()
+def test_sums_with_a_shortcut_equal_their_twins(
+    dtype: torch.dtype, inputs: int, outputs: int, size: tuple[int, int, int]
+) -> None:
+    n, h, w = size
+    shortcut, wide = torch.randn(n, outputs, h, w).to(dtype), torch.randn(n, 3 * inputs, h, w).to(dtype)
+    weight, matrix = projection(inputs, outputs, dtype)[0], (torch.randn(n, inputs, outputs) / inputs**0.5).to(dtype)
+    for x in (wide[:, inputs : 2 * inputs], wide.contiguous(memory_format=torch.channels_last)[:, 2 * inputs :]):
+        exact = shortcut.float(), x.float()
+        expected = add_pointwise_reference(*exact, weight.float()).to(dtype)
+        close(kernels.add_pointwise(shortcut, x, weight), expected, TOLERANCE)
+        expected = add_product_reference(*exact, matrix.float()).to(dtype)
+        close(kernels.add_product(shortcut, x, matrix), expected, TOLERANCE)
 
 
 @needs_kernels

@@ -295,12 +295,13 @@ def test_channel_attention_equals_its_definition() -> None:
         q, k = F.normalize(query[:, head], dim=2), F.normalize(key[:, head], dim=2)
         heads.append((tau * q @ k.transpose(1, 2)).softmax(dim=2) @ value[:, head])
     expected = attention.to_out(torch.cat(heads, dim=1).view(2, 6, 5, 4))
-    torch.testing.assert_close(attention(x), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(attention(2 * x, x), 2 * x + expected, atol=1e-5, rtol=0)
 
 
 def test_a_query_of_zeros_gives_uniform_attention_not_nan() -> None:
     attention = ChannelAttention(4, 2, guided=True)
-    assert attention(torch.randn(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)).isfinite().all()
+    x = torch.randn(1, 4, 8, 8)
+    assert attention(x, x, torch.zeros(1, 4, 8, 8)).isfinite().all()
 
 
 def test_exposure_modulation_starts_as_the_identity() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vsfmanet import kernels
 from vsfmanet.networks.blocks import ChannelAttention, gram
 from vsfmanet.networks.fmanetpp import FMANetPP, HRBABlock
 from vsfmanet.tiling import Box, assemble, tiles
@@ -119,7 +120,7 @@ class TiledEngine(EagerEngine):
 
                 def modulated(box: Box) -> tuple[Tensor]:
                     part = block.guided_mix(box.of(source), box.of(given))
-                    return (part + forward(norm(part)),)
+                    return (forward(part, norm(part)),)
 
                 [x] = self._assemble(x, 3, modulated)
         if block.modulation is not None:
@@ -178,8 +179,8 @@ class TiledEngine(EagerEngine):
 
         def part(box: Box) -> tuple[Tensor]:
             _, _, value, _ = project(box)
-            mixed = box.of(x) + attention.mix(value, matrix)
-            return (mixed + forward(forward_norm(mixed)),)
+            mixed = kernels.add_product(box.of(x), value, matrix.to(value.dtype))
+            return (forward(mixed, forward_norm(mixed)),)
 
         [out] = self._assemble(x, 2, part)
         return out

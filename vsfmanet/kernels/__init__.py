@@ -19,7 +19,12 @@ from torch import Tensor
 from vsfmanet.kernels import cpu
 from vsfmanet.kernels.build import library
 from vsfmanet.ops.norm import pixel_norm_reference
-from vsfmanet.ops.projection import gated_projection_reference, squared_projection_reference
+from vsfmanet.ops.projection import (
+    add_pointwise_reference,
+    add_product_reference,
+    gated_projection_reference,
+    squared_projection_reference,
+)
 from vsfmanet.ops.warp import check_neighbours, warp_neighbours_reference
 
 _CUDA_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -166,6 +171,23 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     if kernels is None:
         return pixel_norm_reference(x, weight, bias, epsilon)
     return kernels.pixel_norm(x, weight, bias, epsilon)
+
+
+def add_pointwise(shortcut: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """A pointwise convolution, added to a shortcut; on CUDA torch's. See `add_pointwise_reference`."""
+    if x.device.type == "cpu" and kernels_for(x) is not None and cpu.adds(shortcut, x, weight):
+        return cpu.add_pointwise(shortcut, x, weight)
+    return add_pointwise_reference(shortcut, x, weight)
+
+
+def add_product(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+    """A product with a matrix of each image, added to a shortcut; on CUDA torch's. See `add_product_reference`."""
+    if x.device.type == "cpu" and kernels_for(x) is not None and cpu.adds(shortcut, x, matrix):
+        weights = matrix.mT[..., None, None]
+        frames = zip(shortcut.split(1), x.split(1), weights, strict=True)
+        parts = [cpu.add_pointwise(own, frame, weight) for own, frame, weight in frames]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+    return add_product_reference(shortcut, x, matrix)
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

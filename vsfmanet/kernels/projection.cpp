@@ -1,5 +1,5 @@
-// A pointwise convolution, a depthwise one of 3x3 on what it gives, and what follows at once: what Restormer's networks
-// are made of. Their twins are in vsfmanet/ops/projection.py.
+// What Restormer's networks are made of: a pointwise convolution, a depthwise one of 3x3 on what it gives, and what
+// follows at once; and a pointwise convolution that is added to a shortcut. Their twins are in vsfmanet/ops/projection.py.
 //
 // Images are channels-last, (N, H, W, C) in memory, of float or bfloat16, with zeros outside. They are done in parts, and
 // in each part a few channels at a time, so that what lies between the two convolutions, which is several times as wide
@@ -14,6 +14,7 @@
 
 namespace {
 
+constexpr long kPixels = 96;            // of a part of a pointwise convolution
 constexpr long kWide = 46, kTall = 32;  // pixels of a part; with its borders a multiple of what `kRows` can be
 // Pixels between the convolutions are an odd number of vectors apart: an even one would crowd a part of the cache.
 constexpr long stride_for(long vectors) { return (vectors | 1) * kLanes; }
@@ -37,9 +38,9 @@ inline Lanes erf_ratio(Lanes x) {
     return x * above / below;
 }
 
-// The pointwise convolution of some pixels of a row, for one group of vectors of outputs.
+// The pointwise convolution of some pixels, `step` values apart, for one group of vectors of outputs.
 template <int kVectors, class T, class P>
-void pointwise(const T* in, const P* weight, float* out, long pixels, const Packing& packing) {
+void pointwise(const T* in, long step, const P* weight, float* out, long pixels, const Packing& packing) {
     constexpr int kRows = rows_for(kVectors);
     constexpr long stride = stride_for(kVectors);
     const P* from;
@@ -47,17 +48,52 @@ void pointwise(const T* in, const P* weight, float* out, long pixels, const Pack
     if constexpr (std::is_same_v<T, P>) {
         from = in;
     } else {
-        for (long i = 0; i < pixels * packing.inputs; ++i) converted.push_back(widen(in[i]));
+        for (long pixel = 0; pixel < pixels; ++pixel) {
+            for (long i = 0; i < packing.inputs; ++i) converted.push_back(widen(in[pixel * step + i]));
+        }
         from = converted.data();
+        step = packing.inputs;
     }
     const auto some = [&](long pixel, auto rows) {
-        multiply<kVectors, decltype(rows)::value>(from + pixel * packing.inputs, packing.inputs, kLanes, weight,
-                                                  out + pixel * stride, stride, packing.steps<P>());
+        multiply<kVectors, decltype(rows)::value>(from + pixel * step, step, kLanes, weight, out + pixel * stride, stride,
+                                                  packing.steps<P>());
     };
     const long last = pixels - kRows;
     for (long pixel = 0; pixel <= last; pixel += kRows) some(pixel, std::integral_constant<int, kRows>{});
     if (last >= 0 && pixels % kRows) some(last, std::integral_constant<int, kRows>{});  // some of them once more
     for (long pixel = 0; last < 0 && pixel < pixels; ++pixel) some(pixel, std::integral_constant<int, 1>{});
+}
+
+// Pixels of `in` are `step` values apart, those of `shortcut` and `out` next to each other.
+template <class T>
+void add_pointwise(const T* in, long step, const Factor<T>* weight, const T* shortcut, T* out, long pixels, long inputs,
+                   long outputs, int threads) {
+    const Packing packing(inputs, outputs);
+    for_rows((pixels + kPixels - 1) / kPixels, threads, [=](long part) {
+        float* const sums = reinterpret_cast<float*>(scratch(kPixels * stride_for(kMostVectors) * sizeof(float)));
+        const long first = part * kPixels, count = std::min(kPixels, pixels - first);
+        for (long group = 0; group < packing.groups; ++group) {
+            const long vectors = packing.first(group + 1) - packing.first(group), stride = stride_for(vectors);
+            with_vectors(vectors, [&](auto many) {
+                pointwise<decltype(many)::value>(in + first * step, step, weight + packing.start<Factor<T>>(0, group), sums,
+                                                 count, packing);
+            });
+            for (long pixel = 0; pixel < count; ++pixel) {
+                for (long v = 0; v < vectors; ++v) {
+                    const long channel = (packing.first(group) + v) * kLanes;
+                    const long some = std::min<long>(kLanes, outputs - channel), at = (first + pixel) * outputs + channel;
+                    Lanes sum, add;
+                    Native::load(sums + pixel * stride + v * kLanes, sum);
+                    if (some == kLanes) {
+                        Native::load(shortcut + at, add);
+                        Native::store(out + at, sum + add);
+                    } else {
+                        store_some(out + at, sum + load_some(shortcut + at, some), some);
+                    }
+                }
+            }
+        }
+    });
 }
 
 template <int kMatrices>
@@ -101,7 +137,7 @@ void project(const T* in, const Factor<T>* weight, const float* taps, T* out, fl
                     std::fill(to, to + stride, 0.0f);
                     std::fill(to + (right - left + 1) * stride, to + (right - left + 2) * stride, 0.0f);
                     with_vectors(vectors, [&](auto many) {
-                        pointwise<decltype(many)::value>(in + ((image + y) * width + first) * inputs,
+                        pointwise<decltype(many)::value>(in + ((image + y) * width + first) * inputs, inputs,
                                                          weight + packing.start<Factor<T>>(m, group),
                                                          to + (first - left + 1) * stride, last - first, packing);
                     });
@@ -169,6 +205,10 @@ extern "C" long projection_parts(long count, long height, long width) {
              [](const float* from, const Packing& packing, long matrix, long output, long input) {                      \
                  return from[(matrix * packing.outputs + output) * packing.inputs + input];                             \
              });                                                                                                        \
+    }                                                                                                                   \
+    extern "C" void add_pointwise_##SUFFIX(const T* in, long step, const Factor<T>* weight, const T* shortcut, T* out,  \
+                                           long pixels, long inputs, long outputs, int threads) {                       \
+        add_pointwise(in, step, weight, shortcut, out, pixels, inputs, outputs, threads);                               \
     }                                                                                                                   \
     extern "C" void gated_projection_##SUFFIX(const T* in, const Factor<T>* weight, const float* taps, T* out,          \
                                               long count, long height, long width, long inputs, long outputs,           \

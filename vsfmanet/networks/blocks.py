@@ -77,10 +77,10 @@ class ChannelAttention(nn.Module):
         self.temperature = nn.Parameter(torch.ones(heads))
         self.to_out = nn.Conv2d(width, width, 1, bias=False)
 
-    def forward(self, x: Tensor, guide: Tensor | None = None) -> Tensor:
-        """Mix the channels of `x` (N, C, H, W), guided by `guide` (N, C, H, W) if built so; same shape."""
+    def forward(self, shortcut: Tensor, x: Tensor, guide: Tensor | None = None) -> Tensor:
+        """Mix the channels of `x` (N, C, H, W), guided by `guide` (N, C, H, W) if built so, and add `shortcut`."""
         query, key, value, squares = self.project(x, guide)
-        return self.mix(value, self.matrix(gram(query, key), squares))
+        return kernels.add_product(shortcut, value, self.matrix(gram(query, key), squares).to(value.dtype))
 
     def project(self, x: Tensor, guide: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Query, key and value, (N, C, H, W) each, and the sums of squares (N, 2C), fp32, of query and key."""
@@ -112,25 +112,12 @@ class ChannelAttention(nn.Module):
             out_weight = rearrange(self.to_out.weight.float(), "o (h c) 1 1 -> o h c", h=self.heads)
             return torch.einsum("ohc,ncdh->nhdo", out_weight, attention).flatten(1, 2)
 
-    def mix(self, value: Tensor, matrix: Tensor) -> Tensor:
-        """Values (N, C, H, W), each pixel's channels times `matrix` (N, C in, C out); same shape."""
-        out = _product(_pixels(value), matrix.to(value.dtype))
-        return out.unflatten(1, value.shape[2:]).permute(0, 3, 1, 2)
-
 
 def gram(query: Tensor, key: Tensor) -> Tensor:
     """Products of channels (N, C, H, W), summed over the pixels: (N, C, C), fp32."""
-    return _product(_pixels(query).transpose(1, 2), _pixels(key)).float()  # CPUs and GPUs add up in fp32
-
-
-def _pixels(feat: Tensor) -> Tensor:
-    """(N, C, H, W) as (N, HW, C): a view, channels-last."""
-    return feat.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Matrices `left` (N, I, K) times `right` (N, K, J); (N, I, J). For one frame `bmm` would copy slices first."""
-    return torch.mm(left[0], right[0])[None] if len(left) == 1 else torch.bmm(left, right)
+    left, right = (feat.permute(0, 2, 3, 1).flatten(1, 2) for feat in (query, key))
+    # For one frame `bmm` would copy slices first. CPUs and GPUs add up in fp32.
+    return (torch.mm(left[0].T, right[0])[None] if len(left) == 1 else torch.bmm(left.mT, right)).float()
 
 
 def _project(projection: nn.Sequential, x: Tensor, squared: int) -> tuple[Tensor, Tensor]:
@@ -155,10 +142,10 @@ class GatedFeedForward(nn.Module):
         self.expand = _projection(width, 2 * hidden)
         self.reduce = nn.Conv2d(hidden, width, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform `x` (N, C, H, W); same shape."""
+    def forward(self, shortcut: Tensor, x: Tensor) -> Tensor:
+        """Transform `x` (N, C, H, W) and add `shortcut`; same shape."""
         pointwise, depthwise = self.expand.parameters()
-        return self.reduce(kernels.gated_projection(x, pointwise, depthwise))
+        return kernels.add_pointwise(shortcut, kernels.gated_projection(x, pointwise, depthwise), self.reduce.weight)
 
 
 class FeatureModulation(nn.Module):

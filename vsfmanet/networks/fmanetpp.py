@@ -233,16 +233,16 @@ class HRBABlock(nn.Module):
             Features (N, C, H, W) and flow (N, 6n, H, W) of the next level.
         """
         x, flow = self.aligned(feat, neighbours, flow, update_flow=update_flow)
-        x = x + self.attention(self.attention_norm(x))
-        x = x + self.feed_forward(self.feed_forward_norm(x))
+        x = self.attention(x, self.attention_norm(x))
+        x = self.feed_forward(x, self.feed_forward_norm(x))
         if self.guided:
             if guide is None:
                 raise ShapeError("HRBABlock: a restoration block needs the kernel guide, got none")
             if self.guided_by_attention:
-                x = x + self.guided_mix(self.guided_norm(x), guide)
+                x = self.guided_mix(x, self.guided_norm(x), guide)
             else:
                 x = self.guided_mix(x, guide)
-            x = x + self.guided_feed_forward(self.guided_feed_forward_norm(x))
+            x = self.guided_feed_forward(x, self.guided_feed_forward_norm(x))
         if self.modulation is not None:
             if embed is None:
                 raise ShapeError("HRBABlock: an exposure-aware block needs the exposure embedding, got none")

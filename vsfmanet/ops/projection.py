@@ -1,4 +1,4 @@
-"""A pointwise, then a depthwise 3x3 convolution, both without bias, with what follows them at once.
+"""Pointwise convolutions with what follows them at once: a depthwise one of 3x3, or a shortcut. None has a bias.
 
 Source: Restormer (arXiv 2111.09881), Eq. 1-3.
 """
@@ -43,6 +43,37 @@ def squared_projection_reference(
     with torch.autocast(x.device.type, enabled=False):
         # On the CPU a norm over strided pixels takes three times as long.
         return out, out[:, :squared].float().square().sum(dim=(2, 3))
+
+
+def add_pointwise_reference(shortcut: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Mix the channels of `x` and add it.
+
+    Args:
+        shortcut: (N, D, H, W).
+        x: (N, C, H, W).
+        weight: (D, C, 1, 1).
+
+    Returns:
+        (N, D, H, W).
+    """
+    return shortcut + F.conv2d(x, weight)
+
+
+def add_product_reference(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+    """The same with a matrix of its own for each image.
+
+    Args:
+        shortcut: (N, D, H, W).
+        x: (N, C, H, W).
+        matrix: (N, C, D).
+
+    Returns:
+        (N, D, H, W).
+    """
+    rows = x.permute(0, 2, 3, 1).flatten(1, 2)
+    # For one image `bmm` would copy slices first.
+    product = torch.mm(rows[0], matrix[0])[None] if len(rows) == 1 else torch.bmm(rows, matrix)
+    return shortcut + product.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 def _project(x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
