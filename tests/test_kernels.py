@@ -190,12 +190,12 @@ def test_the_pixel_norm_equals_its_twin(dtype: torch.dtype, channels: int) -> No
 CONV_SIZES = [(2, 17, 13), (1, 1, 1), (1, 1, 9), (1, 9, 1), (3, 4, 4), (1, 61, 130)]
 
 
-def conv_error(x: Tensor, weight: Tensor, bias: Tensor | None) -> float:
+def conv_error(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 1) -> float:
     """How far the kernel is off, as a part of what is right: the root of the mean of squares."""
-    out = kernels.conv3x3(x, weight, bias)
+    out = kernels.conv3x3(x, weight, bias, padding)
     assert out.dtype is x.dtype
     assert out.is_contiguous(memory_format=torch.channels_last)
-    expected = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
+    expected = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=padding)
     return float((out - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
@@ -219,6 +219,8 @@ def test_the_convolution_equals_torch(
     x, weight = torch.randn(n, inputs, h, w).to(dtype), (torch.randn(outputs, inputs, 3, 3) / inputs**0.5).to(dtype)
     assert conv_error(x, weight, torch.randn(outputs).to(dtype)) < most
     assert conv_error(x.contiguous(memory_format=torch.channels_last)[..., :1], weight, None) < most
+    if min(h, w) > 2:
+        assert conv_error(x, weight, None, padding=0) < most
 
 
 @needs_kernels
@@ -228,9 +230,10 @@ def test_the_convolution_does_not_read_beyond_its_image() -> None:
         whole = torch.full((3, 17, h, w), torch.nan).contiguous(memory_format=torch.channels_last)
         whole[1] = torch.randn(17, h, w)
         weight = torch.randn(5, 17, 3, 3)
-        torch.testing.assert_close(
-            kernels.conv3x3(whole[1:2], weight, None), F.conv2d(whole[1:2], weight, padding=1), atol=1e-4, rtol=1e-4
-        )
+        for padding in (0, 1) if h > 2 else (1,):
+            found = kernels.conv3x3(whole[1:2], weight, None, padding)
+            expected = F.conv2d(whole[1:2], weight, padding=padding)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @needs_kernels

@@ -5,8 +5,8 @@
 // result is brought back to pixels. Source: Lavin and Gray (arXiv 1509.09308); the points 0, 3/4, -3/4, 3/2, -3/2 and
 // infinity, rather than the usual 0, 1, -1, 2, -2, lose less where bfloat16 is multiplied.
 //
-// Images are channels-last, (N, H, W, C) in memory, of float or bfloat16, with zeros outside. Tiles are done in blocks
-// that stay in the cache, and no tile depends on the others, so results are the same for any number of threads.
+// Images are channels-last, (N, H, W, C) in memory, of float or bfloat16. Tiles are done in blocks that stay in the cache,
+// and no tile depends on the others, so results are the same for any number of threads.
 
 #include <algorithm>
 #include <type_traits>
@@ -63,33 +63,35 @@ inline float weight_at(const float* weight, const Packing& packing, long point, 
     return static_cast<float>(sum);
 }
 
-// Where tiles lie in images (N, H, W, C).
+// Where tiles lie in images of outputs (N, H, W).
 struct Grid {
     Grid(long count, long height, long width)
-        : height(height), width(width), down((height + 3) / 4), across((width + 3) / 4), tiles(count * down * across) {}
+        : down((height + 3) / 4), across((width + 3) / 4), tiles(count * down * across) {}
 
     long image(long tile) const { return tile / across / down; }
     long top(long tile) const { return tile / across % down * 4; }
     long left(long tile) const { return tile % across * 4; }
 
-    // Has a part of what a block of tiles reads or writes brought into the cache, as its points are gone through.
-    template <int kWrite, class T>
-    void announce(const T* images, long tile, long point, long rows, long above, long channels) const {
-        const long y = top(tile) + point % rows - above, x = left(tile);
-        if (tile >= tiles || y < 0 || y >= height) return;
-        const long parts = kPoints / rows, part = point / rows;
-        const long bytes = std::min(kTiles * 4, width - x) * channels * sizeof(T);
-        const char* row = reinterpret_cast<const char*>(images + ((image(tile) * height + y) * width + x) * channels);
-        for (long i = bytes * part / parts; i < bytes * (part + 1) / parts; i += 64) {
-            __builtin_prefetch(row + i, kWrite, 2);
-        }
-    }
-
-    long height, width, down, across, tiles;
+    long down, across, tiles;
 };
 
-// Evaluates so many vectors of channels, from `channel` on, of tiles that lie side by side. `into` takes the first of
-// them, as (point, chunk of lanes, tile, lane). What is loaded is read by `get`.
+// Has a part of what a block of tiles reads or writes brought into the cache, as its points are gone through: of so many
+// rows, the first of which is `above` that of the tiles.
+template <int kWrite, class T>
+void announce(const Grid& grid, const T* images, long tile, long point, long rows, long above, long height, long width,
+              long channels) {
+    const long y = grid.top(tile) + point % rows - above, x = grid.left(tile);
+    if (tile >= grid.tiles || y < 0 || y >= height) return;
+    const long parts = kPoints / rows, part = point / rows;
+    const long bytes = std::min(kTiles * 4, width - x) * channels * sizeof(T);
+    const char* row = reinterpret_cast<const char*>(images + ((grid.image(tile) * height + y) * width + x) * channels);
+    for (long i = bytes * part / parts; i < bytes * (part + 1) / parts; i += 64) {
+        __builtin_prefetch(row + i, kWrite, 2);
+    }
+}
+
+// Evaluates so many vectors of channels, from `channel` on, of tiles that lie side by side from column `left` on, which
+// may be outside as may the last ones. `into` takes the first of them, as (point, chunk of lanes, tile, lane). What is loaded is read by `get`.
 template <int kSide, class T, class P, class Get>
 void evaluate(const T* const (&rows)[6], const long (&next)[6], long left, long width, long tiles, long channel, P* into,
               long plane, Get get) {
@@ -109,18 +111,18 @@ void evaluate(const T* const (&rows)[6], const long (&next)[6], long left, long 
             for (int r = 0; r < 6; ++r) to[side][r] = point[r];
         }
     };
-    column(left - 1, ring[0]);
-    column(left, ring[1]);
+    column(left, ring[0]);
+    column(left + 1, ring[1]);
     long now = 0;
     for (long tile = 0; tile < tiles; ++tile, left += 4, into += kLanes) {
         for (long x = left + kAhead; x < std::min(left + kAhead + 4, width); ++x) {
             for (int r = 0; r < 6; ++r) __builtin_prefetch(rows[r] + x * next[r] + (next[r] ? channel : 0));
         }
         const long after = now == 8 ? 0 : now + 4;
-        column(left + 1, ring[now + 2]);
-        column(left + 2, ring[now + 3]);
-        column(left + 3, ring[after]);
-        column(left + 4, ring[after + 1]);
+        column(left + 2, ring[now + 2]);
+        column(left + 3, ring[now + 3]);
+        column(left + 4, ring[after]);
+        column(left + 5, ring[after + 1]);
 #pragma GCC unroll 2
         for (int side = 0; side < kSide; ++side) {
             P* to = into + side * kTiles * kLanes;
@@ -161,12 +163,14 @@ void finish(const float* from, long plane, const Lanes& bias, T* to, long tall, 
 // Bytes that a point takes in a block: whole cache lines, an odd number, so that not all points fall in the same sets.
 inline long plane_bytes(long bytes) { return ((bytes + 63) / 64 | 1) * 64; }
 
+// Around the images (N, height, width, inputs) there are `border` zeros, 1 or 0; without, outputs are fewer by two.
 template <class T>
 void conv3x3(const T* in, const Factor<T>* weight, const float* bias, T* out, long count, long height, long width,
-             long inputs, long outputs, int threads) {
+             long inputs, long outputs, long border, int threads) {
     using P = Factor<T>;
     const Packing packing(inputs, outputs);
-    const Grid grid(count, height, width);
+    const long rows_out = height - 2 + 2 * border, columns_out = width - 2 + 2 * border;
+    const Grid grid(count, rows_out, columns_out);
     const std::vector<T> zero(2 * kLanes, T{});
     const T* const zeros = zero.data();
     const long chunks = (inputs + kLanes - 1) / kLanes, stride = packing.vectors * kLanes;
@@ -185,7 +189,7 @@ void conv3x3(const T* in, const Factor<T>* weight, const float* bias, T* out, lo
             const T* rows[6];
             long next[6];
             for (int r = 0; r < 6; ++r) {
-                const long y = grid.top(tile) + r - 1;
+                const long y = grid.top(tile) + r - border;
                 const bool inside = y >= 0 && y < height;
                 rows[r] = inside ? image + y * width * inputs : zeros;
                 next[r] = inside ? inputs : 0;
@@ -193,7 +197,7 @@ void conv3x3(const T* in, const Factor<T>* weight, const float* bias, T* out, lo
             constexpr int kLine = 64 / (kLanes * sizeof(T));  // vectors in a cache line
             P* const into = points + (tile - first) * kLanes;
             const auto part = [&](auto side, long c, auto get) {
-                evaluate<decltype(side)::value>(rows, next, grid.left(tile), width, end - tile, c, into + c * kTiles,
+                evaluate<decltype(side)::value>(rows, next, grid.left(tile) - border, width, end - tile, c, into + c * kTiles,
                                                 plane, get);
             };
             long c = 0;
@@ -212,8 +216,8 @@ void conv3x3(const T* in, const Factor<T>* weight, const float* bias, T* out, lo
         }
 
         for (long point = 0; point < kPoints; ++point) {
-            grid.announce<0>(in, stop, point, 6, 1, inputs);
-            grid.announce<1>(out, first, point, 4, 0, outputs);
+            announce<0>(grid, in, stop, point, 6, border, height, width, inputs);
+            announce<1>(grid, out, first, point, 4, 0, rows_out, columns_out, outputs);
             for (long group = 0; group < packing.groups; ++group) {
                 const long from = packing.first(group), vectors = packing.first(group + 1) - from;
                 const P* const factors = weight + packing.start<P>(point, group);
@@ -230,13 +234,14 @@ void conv3x3(const T* in, const Factor<T>* weight, const float* bias, T* out, lo
 
         for (long tile = first; tile < stop; ++tile) {
             const long top = grid.top(tile), left = grid.left(tile);
-            const long tall = std::min<long>(4, height - top), wide = std::min<long>(4, width - left);
+            const long tall = std::min<long>(4, rows_out - top), wide = std::min<long>(4, columns_out - left);
             for (long c = 0; c < outputs; c += kLanes) {
                 const long some = std::min<long>(kLanes, outputs - c);
                 const float* const from = sums + (tile - first) * stride + c;
-                T* const to = out + ((grid.image(tile) * height + top) * width + left) * outputs + c;
+                T* const to = out + ((grid.image(tile) * rows_out + top) * columns_out + left) * outputs + c;
                 const auto run = [&](auto put) {
-                    finish(from, sum_plane, load_some(bias + c, some), to, tall, wide, width * outputs, outputs, put);
+                    finish(from, sum_plane, load_some(bias + c, some), to, tall, wide, columns_out * outputs,
+                           outputs, put);
                 };
                 if (some == kLanes) {
                     run([](T* pixel, const Lanes& values) { Native::store(pixel, values); });
@@ -258,8 +263,8 @@ void conv3x3(const T* in, const Factor<T>* weight, const float* bias, T* out, lo
         pack(packed, Packing(inputs, outputs), kPoints, weight, weight_at);                                             \
     }                                                                                                                   \
     extern "C" void conv3x3_##SUFFIX(const T* in, const Factor<T>* weight, const float* bias, T* out, long count,       \
-                                     long height, long width, long inputs, long outputs, int threads) {                 \
-        conv3x3(in, weight, bias, out, count, height, width, inputs, outputs, threads);                                 \
+                                     long height, long width, long inputs, long outputs, long border, int threads) {    \
+        conv3x3(in, weight, bias, out, count, height, width, inputs, outputs, border, threads);                         \
     }
 
 ENTRY_POINTS(float, float32)

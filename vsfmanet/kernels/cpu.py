@@ -106,25 +106,16 @@ def convolves(x: Tensor, weight: Tensor) -> bool:
     return weight.dtype is x.dtype and weight.shape[1] >= _FEWEST_INPUTS and not by_tiles
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
     """See `vsfmanet.kernels.conv3x3`."""
     n, channels, h, w = x.shape
-    outputs = len(weight)
+    outputs, less = len(weight), 2 - 2 * padding
     assert weight.shape == (outputs, channels, 3, 3)
-    out, shift = _like(x, outputs), torch.zeros(outputs) if bias is None else bias.float()
-    _call(
-        "conv3x3",
-        x,
-        _packed(x),
-        _prepared("conv3x3", weight, (channels, outputs)),
-        shift,
-        out,
-        n,
-        h,
-        w,
-        channels,
-        outputs,
-    )
+    assert padding in (0, 1)
+    out = torch.empty(n, outputs, h - less, w - less, dtype=x.dtype, memory_format=torch.channels_last)
+    shift = torch.zeros(outputs) if bias is None else bias.float()
+    packed = _prepared("conv3x3", weight, (channels, outputs))
+    _call("conv3x3", x, _packed(x), packed, shift, out, n, h, w, channels, outputs, padding)
     return out
 
 

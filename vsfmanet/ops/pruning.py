@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vsfmanet import kernels
+
 type Pruning = Literal["none", "pixel", "tile"]
 """How a mask is obeyed: on a dense result, by gathering pixels, or by gathering tiles (dense where most are active)."""
 
@@ -203,7 +205,7 @@ def _chunks(area: Area) -> list[tuple[tuple[Tensor, ...], Tensor]]:
 
 def _valid(tiles: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3x3 convolution without padding: the result is two pixels smaller."""
-    return F.conv2d(tiles, conv.weight, conv.bias)
+    return kernels.conv3x3(tiles, conv.weight, conv.bias, padding=0)
 
 
 def _whole(height: int, width: int) -> tuple[int, int]:
