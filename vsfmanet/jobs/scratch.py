@@ -91,11 +91,18 @@ class Scratch:
     def launch(self, line: list[str]) -> subprocess.Popen[bytes]:
         """Start an encoder, in a group of its own: Ctrl-C must not reach it, or it would end as if all were well.
 
+        It holds this process's stderr open too, so that whoever reads that knows when both have ended: an encoder that
+        outlives its job for a moment may still make its file.
+
         Raises:
             OutputError: It cannot be started.
         """
         with self._lock:
             self._check_open()
+            shared: list[int] = []
+            if sys.platform != "win32":
+                with suppress(OSError):  # there may be none
+                    shared.append(os.dup(2))
             try:
                 self._process = subprocess.Popen(
                     line,
@@ -103,9 +110,13 @@ class Scratch:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     start_new_session=True,
+                    pass_fds=shared,
                 )
             except OSError as error:
                 raise OutputError(f"restore: {line[0]} must start, but does not ({error}); install ffmpeg") from error
+            finally:
+                for handle in shared:
+                    os.close(handle)
             return self._process
 
     def publish(self, part: Path, target: Path, record: Record, *, overwrite: bool) -> None:
