@@ -317,6 +317,19 @@ def test_case_43_an_encoder_that_closes_its_input_is_told_with_its_last_words(
     assert nothing_but(tmp_path / "out")
 
 
+def test_case_39_an_encoder_that_makes_its_file_after_its_job_died_leaves_nothing(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    late = 'for last; do :; done\ncat > /dev/null\nsleep 1\necho late > "${last#file:}"\ncp "${last#file:}" "$0.made"'
+    with encoder(tmp_path / "bin", monkeypatch, late):
+        job = start(film, tmp_path / "out" / "made.mkv", fault="SIGSEGV")
+        job.communicate(timeout=60)
+    assert job.returncode == 6
+    assert (tmp_path / "bin" / "ffmpeg.made").read_text() == "late\n"  # before the job was over
+    assert nothing_but(tmp_path / "out")
+
+
 @pytest.mark.parametrize("who", ["encoder", "job"])
 def test_case_44_what_hangs_is_stopped_by_the_watchdog(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], who: str
