@@ -609,6 +609,26 @@ def test_nothing_is_written_to_stdout() -> None:
     assert done.stderr.count(b"the clip does not say its matrix") == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux tells them")
+def test_a_single_thread_has_torch_spread_its_work() -> None:
+    threads = 7  # of torch; three of VapourSynth
+    done = run(
+        sys.executable,
+        "-c",
+        f"import os, torch; torch.set_num_threads({threads})\n"
+        "import vapoursynth as vs; vs.core.num_threads = 3\n"
+        "from vsfmanet import blur_map, restore\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "clip = vs.core.std.BlankClip(width=160, height=120, format=vs.YUV420P8, length=6, keep=True)\n"
+        "clip = restore(clip, model='fmanetpp_x1_fast', exposure='estimate', skip=True, segment=2)\n"
+        "list(vs.core.std.Splice([blur_map(clip), clip], mismatch=True).frames(prefetch=3))\n"
+        "print(len(os.listdir('/proc/self/task')) - before)",
+    )
+    assert done.returncode == 0, done.stderr
+    others = threads - 1
+    assert others < int(done.stdout) < 2 * others
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere VSScript cannot be set up for one test")
 def test_a_range_read_by_vspipe_has_the_pixels_of_the_whole(tmp_path: Path) -> None:
     script = tmp_path / "script.vpy"

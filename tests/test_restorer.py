@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests import test_jffra, test_m2aenet, test_mmprnn
 from tests.test_networks import TINY, awake
-from vsfmanet.devices import device_thread, has_fast_bf16, pick_device, pick_precision
+from vsfmanet.devices import Worker, has_fast_bf16, pick_device, pick_precision
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.networks.fmanetpp import deploy
 from vsfmanet.networks.sequence import SequenceNetwork
@@ -192,9 +192,17 @@ def test_work_for_a_device_is_done_where_that_device_is_chosen(monkeypatch: pyte
         torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread().name, device))
     )
     for device in (torch.device("cuda", 1), torch.device("cpu")):
-        with device_thread(device) as thread:
-            name = thread.submit(lambda: threading.current_thread().name).result()
+        worker = Worker(device)
+        name = worker.run(lambda: threading.current_thread().name)
+        worker.close()
     assert chosen == [(name, torch.device("cuda", 1))]
+
+
+def test_all_work_on_the_cpu_is_done_in_one_thread() -> None:
+    first, second = Worker(torch.device("cpu")), Worker(torch.device("cpu"))
+    thread = first.run(threading.current_thread)
+    first.close()
+    assert second.run(threading.current_thread) is thread is not threading.current_thread()
 
 
 def test_a_frame_is_delivered_as_it_is_encoded(restorer: Restorer) -> None:

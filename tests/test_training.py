@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,7 @@ def test_stage_2_trains_netd_alone_reports_and_gives_stage_3_its_start(
 
 SECOND_PROCESS = """
 import sys
+import threading
 from training import loop, train_restoration
 def close(run, leave=loop.Run.close):
     loop.save_checkpoint(run.args.out / "second.pt", run.network.state_dict())
@@ -463,8 +465,9 @@ def test_a_run_that_diverges_ends_and_keeps_what_was_good(tmp_path: Path) -> Non
     training.close()
 
 
-def test_batches_come_in_order_and_errors_come_through() -> None:
-    assert list(ahead(lambda step: step * step, 2, 6)) == [(2, 4), (3, 9), (4, 16), (5, 25)]
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_come_in_order_and_errors_come_through(device: str) -> None:
+    assert list(ahead(lambda step: step * step, 2, 6, device)) == [(2, 4), (3, 9), (4, 16), (5, 25)]
 
     def broken(step: int) -> int:
         if step == 3:
@@ -473,7 +476,12 @@ def test_batches_come_in_order_and_errors_come_through() -> None:
 
     seen: list[tuple[int, int]] = []
     with pytest.raises(ValueError, match="no more"):
-        seen.extend(ahead(broken, 0, 10))
+        seen.extend(ahead(broken, 0, 10, device))
+
+
+def test_where_the_cpu_trains_no_second_thread_uses_torch() -> None:
+    made_by = [thread for _, thread in ahead(lambda _: threading.current_thread(), 0, 2, "cpu")]
+    assert made_by == [threading.current_thread()] * 2
 
 
 def test_a_checkpoint_is_whole_or_the_old_one(tmp_path: Path) -> None:

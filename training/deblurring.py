@@ -103,7 +103,7 @@ def train[N: SequenceNetwork](
     def autocast() -> torch.autocast:
         return torch.autocast(workers.device.split(":")[0], torch.bfloat16)
 
-    for step, clips in ahead(sample, run.first, args.steps):
+    for step, clips in ahead(sample, run.first, args.steps, workers.device):
         batch = clips.to(workers.device)
         with autocast():
             values = dict(losses(network, batch, step))

@@ -282,7 +282,7 @@ def main() -> None:
 
     progress = Progress(args.steps, first, 100)
     saved = time.monotonic()
-    for step, crops in ahead(batch, first, args.steps):
+    for step, crops in ahead(batch, first, args.steps, args.device):
         rate = args.learning_rate * learning_rate_factor(step, steps=args.steps, warmup=args.warmup, decay=args.decay)
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -109,7 +109,7 @@ def main() -> None:
         rebuilt = generator.integers((args.clips, args.frames), size=(args.degradation_frames, 2))
         return clips, guidance_exposure(clips.exposure, generator, args.known_exposure), torch.from_numpy(rebuilt)
 
-    for step, (clips, exposure, rebuilt) in ahead(batch, run.first, args.steps):
+    for step, (clips, exposure, rebuilt) in ahead(batch, run.first, args.steps, workers.device):
         clips, exposure, rebuilt = clips.to(workers.device), exposure.to(workers.device), rebuilt.to(workers.device)
         with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
             out = estimate_degradation(network, clips.lr, exposure)

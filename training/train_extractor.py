@@ -189,7 +189,7 @@ def main() -> None:
         return draw(pool, training, np.random.default_rng((args.seed, step)), args.crops, args.crop)[0]
 
     progress = Progress(args.steps, 0, 25)
-    for step, crops in ahead(batch, 0, args.steps):
+    for step, crops in ahead(batch, 0, args.steps, args.device):
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * learning_rate_factor(step, steps=args.steps, warmup=100, decay=0.7)
         with torch.autocast(args.device.split(":")[0], torch.bfloat16):

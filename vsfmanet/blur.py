@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import vapoursynth as vs
 from torch import Tensor
 
 from vsfmanet import frames
-from vsfmanet.devices import device_thread, pick_device
+from vsfmanet.devices import Worker, pick_device
 from vsfmanet.errors import FormatError, VsfmanetError
 from vsfmanet.exposures.props import SIGHT, SIGHT_CONFIDENCE
 from vsfmanet.exposures.shutter import REACH, Reading, Step, read_exposure, settle
@@ -56,8 +55,8 @@ def blur_map(clip: vs.VideoNode, *, device: str = "auto", device_index: int = 0)
         if not isinstance(clip, vs.VideoNode):
             raise FormatError(f"clip must be a video clip, got {type(clip).__name__}; pass what a source returns")
         source = frames.check_clip(clip)
-        worker = Worker(device, device_index)
-        analyser = load_analyser().to(worker.device).to(memory_format=torch.channels_last)
+        worker = Worker(pick_device(device, device_index))
+        analyser = worker.run(lambda: load_analyser().to(worker.device).to(memory_format=torch.channels_last))
     except VsfmanetError as error:
         raise vs.Error(f"blur_map: {str(error).removeprefix('restore: ')}") from error
 
@@ -100,7 +99,7 @@ def with_exposures_by_sight(marked: vs.VideoNode, *, device: str = "auto", devic
         WeightsError: the weights of the reader are missing.
         DeviceError: there is no such device.
     """
-    worker, reader = Worker(device, device_index), load_reader()
+    worker, reader = Worker(pick_device(device, device_index)), load_reader()
     small = reduced(marked)
     width, height = small.width, small.height
     following = shifted(small, 1)
@@ -178,27 +177,13 @@ def reduced(marked: vs.VideoNode) -> vs.VideoNode:
     return small
 
 
-class Worker:
-    """A device and its thread, see `device_thread`."""
-
-    def __init__(self, device: str, device_index: int) -> None:
-        self.device = pick_device(device, device_index)
-        self._thread = device_thread(self.device)
-
-    def run[Result](self, work: Callable[[], Result]) -> Result:
-        """Do `work` in the thread."""
-        return self._thread.submit(torch.inference_mode()(work)).result()
-
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(wait=False)
-
-
+@torch.inference_mode()
 def _extent(analyser: BlurAnalyser, picture: Tensor) -> Tensor:
     """Blur extent in pixels (1, 1, H, W), on the CPU, of a picture (1, 3, H, W)."""
     return analyser.extent(picture.contiguous(memory_format=torch.channels_last)).cpu()
 
 
+@torch.inference_mode()
 def motion(first: Tensor, second: Tensor) -> Tensor:
     """Flow there and back, (2, 2, H, W) on the CPU, between two pictures (1, 3, H, W)."""
     return match_frames(torch.cat([first, second]), torch.cat([second, first])).cpu()
@@ -209,7 +194,8 @@ def picture_of(frame: vs.VideoFrame, n: int) -> Tensor:
     rgb = frames.read_frame(frame)
     if not frames.is_finite(rgb):
         raise FormatError(f"finite samples are needed, got NaN or infinity in frame {n} of the clip; mend the source")
-    return rgb.clamp(0, 1)[None]
+    np.clip(rgb, 0, 1, out=rgb.numpy())  # by numpy, see `Worker`
+    return rgb[None]
 
 
 def _steps(motions: list[vs.VideoFrame]) -> list[Step]:

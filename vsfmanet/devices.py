@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from vsfmanet.errors import ConfigError, DeviceError
 
 BACKENDS = ("torch", "onnx", "tensorrt")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_THREAD_NAME = "vsfmanet"
 
 
 def pick_backend(name: str) -> str:
@@ -75,14 +78,38 @@ def device_indices(given: object) -> tuple[int, ...]:
     return numbers
 
 
-def device_thread(device: torch.device) -> ThreadPoolExecutor:
-    """A thread for all work on a device.
+class Worker:
+    """A device, and the thread in which all work on it is done.
 
-    torch keeps a pool of threads per calling thread, and VapourSynth calls from many; and what is launched by name of
-    no device goes to the one that the thread has chosen.
+    On a CPU it is the same thread for all workers of the process, with all of torch's own threads: OpenMP gives a team
+    to each thread that asks for one, and once there are more threads in teams than cores, every team waits asleep, so
+    that each small operation takes three times as long. VapourSynth calls from as many threads as there are cores; so
+    nothing that torch would spread over cores may be done in its callbacks. On CUDA each worker has a thread of its
+    own: what is launched by name of no device goes to the one that the thread has chosen.
+
+    Args:
+        device: What to work on.
     """
-    choose = (lambda: torch.cuda.set_device(device)) if device.type == "cuda" else None
-    return ThreadPoolExecutor(1, thread_name_prefix="vsfmanet", initializer=choose)
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._own = device.type == "cuda"
+        choose = partial(torch.cuda.set_device, device)
+        self._thread = ThreadPoolExecutor(1, _THREAD_NAME, choose) if self._own else _cpu_thread()
+
+    def run[Result](self, work: Callable[[], Result]) -> Result:
+        """Do `work` in the thread, when what was given to it before is done. Not to be called from the thread."""
+        return self._thread.submit(work).result()
+
+    def close(self) -> None:
+        """End the thread, if it is the worker's own."""
+        if self._own:
+            self._thread.shutdown(wait=False)
+
+
+@functools.cache
+def _cpu_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, _THREAD_NAME)
 
 
 def has_fast_bf16() -> bool:

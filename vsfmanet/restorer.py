@@ -6,12 +6,13 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vsfmanet.devices import device_thread, free_memory, pick_backend, pick_device, pick_precision
+from vsfmanet.devices import Worker, free_memory, pick_backend, pick_device, pick_precision
 from vsfmanet.engines import Engine
 from vsfmanet.engines.cache import EngineCache
 from vsfmanet.engines.cuda import CudaGraphEngine, Transfers
@@ -20,6 +21,7 @@ from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.kernels.build import cache_folder
 from vsfmanet.networks.blocks import channels_last
 from vsfmanet.networks.fmanetpp import FMANetPP
+from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.segments import Reach
 from vsfmanet.streams import FrameSource, Restored, Streams
 from vsfmanet.streams.levels import LevelStreams
@@ -51,7 +53,7 @@ class FrameRestorer(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the state, the network and the worker thread."""
+        """Release the state, the network and the worker."""
         ...
 
 
@@ -62,7 +64,7 @@ class Restorer:
     new stream as far back as it depends on. Frames pass the network one at a time, so the arithmetic is the same
     whichever way they come: so are the pixels, to the last bit.
 
-    All work runs in one thread of its own, see `device_thread`.
+    All work is done in the thread of its device, see `Worker`.
 
     When the device's memory is short, the restorer becomes more sparing, step by step and for good: frames in 2, 4 and
     8 parts, then features kept in the host's memory. The frame at which that happens, and all after it, are the same
@@ -102,24 +104,18 @@ class Restorer:
             raise ConfigError(f"restore: tile is for backend 'torch', got {backend!r}; leave one of them out")
         self.device = pick_device(device, device_index, backend=self._backend)
         self.dtype = pick_precision(precision, self.device, backend=self._backend)
-        loaded = load_model(model)
+        self._worker = Worker(self.device)
+        loaded = self._worker.run(partial(load_model, model))
         self.name, self.sha256, self.scale = loaded.name, loaded.sha256, loaded.scale
         network = loaded.network
         self.reach = network.reach
-        network.to(self.device)
-        if isinstance(network, FMANetPP):
-            # The extractor stays in fp32: it is cheap, and levels differ by little.
-            for part in (network.degradation, network.restoration):
-                channels_last(part.to(self.dtype))
-        else:
-            if self._backend != "torch":
-                raise ConfigError(f"restore: backend {backend!r} is for FMA-Net++, got model {model!r}; leave it out")
-            channels_last(network.to(self.dtype))
+        if self._backend != "torch" and not isinstance(network, FMANetPP):
+            raise ConfigError(f"restore: backend {backend!r} is for FMA-Net++, got model {model!r}; leave it out")
+        self._worker.run(partial(_settle, network, self.device, self.dtype))
         self._network = network
         self.transfers = Transfers(self.device)
         """To the device and back, for those who give frames that are there already."""
         self._streams: Streams | None = self._make_streams()
-        self._thread = device_thread(self.device)
         self._source = _SourceInUse()
         self._stream: Iterator[Restored] | None = None
         self._next = -1
@@ -135,17 +131,17 @@ class Restorer:
     def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
         """Restore frames `first` ... `stop - 1` of `source`, in order; see `FrameRestorer`.
 
-        `encode` is called in the restorer's thread, between the frames: it should enqueue work, and wait for none.
+        `encode` is called in the worker's thread, between the frames: it should enqueue work, and wait for none.
         """
         try:
-            return self._thread.submit(self._restore, source, first, stop, encode).result()
+            return self._worker.run(partial(self._restore, source, first, stop, encode))
         finally:
             while self._notices:
                 self._notify(self._notices.pop(0))
 
     def close(self) -> None:
-        """Release state, network and thread; the restorer cannot be used after that."""
-        self._thread.shutdown()
+        """Release state, network and worker; the restorer cannot be used after that."""
+        self._worker.close()
         self._stream = self._streams = None
         del self._network
 
@@ -245,6 +241,15 @@ class Restorer:
         from vsfmanet.engines.tensorrt import tensorrt_engine
 
         return tensorrt_engine(network, weights_sha256=self.sha256, cache=cache, device=self.device)
+
+
+def _settle(network: FMANetPP | SequenceNetwork, device: torch.device, dtype: torch.dtype) -> None:
+    """Bring a network to where and to how it computes."""
+    network.to(device)
+    # The extractor stays in fp32: it is cheap, and levels differ by little.
+    parts = (network.degradation, network.restoration) if isinstance(network, FMANetPP) else (network,)
+    for part in parts:
+        channels_last(part.to(dtype))
 
 
 class _SourceInUse:

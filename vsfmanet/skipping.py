@@ -16,7 +16,8 @@ import weakref
 import numpy as np
 import vapoursynth as vs
 
-from vsfmanet.blur import Worker, motion, picture_of, reduced, starts_scene
+from vsfmanet.blur import motion, picture_of, reduced, starts_scene
+from vsfmanet.devices import Worker, pick_device
 from vsfmanet.exposures import Exposures
 from vsfmanet.filter import SCENE_START, shifted
 
@@ -62,7 +63,8 @@ def pass_sharp_frames(
     Raises:
         DeviceError: there is no such device.
     """
-    worker, small = Worker(device, device_index), reduced(marked)
+    worker, small = Worker(pick_device(device, device_index)), reduced(marked)
+    enlarged = np.array([marked.width / small.width, marked.height / small.height], np.float32).reshape(2, 1, 1)
     dot = small.std.BlankClip(width=1, height=1, format=vs.GRAY8, keep=True)
 
     def move(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
@@ -70,9 +72,8 @@ def pass_sharp_frames(
         frame = f[0].copy()
         if n + 1 < marked.num_frames and not starts_scene(f[2]):
             own, other = (picture_of(one, k).to(worker.device) for one, k in ((f[1], n), (f[2], n + 1)))
-            flow = worker.run(lambda: motion(own, other))
-            flow = flow * flow.new_tensor([marked.width / small.width, marked.height / small.height]).view(2, 1, 1)
-            lengths = np.hypot(*flow.movedim(1, 0).flatten(2).numpy())
+            flow = worker.run(lambda: motion(own, other)).numpy() * enlarged
+            lengths = np.hypot(flow[:, 0], flow[:, 1]).reshape(2, -1)
             frame.props[_MOTION] = float(np.quantile(lengths, 1 - BLURRED_PART, axis=1).max())
         return frame
 

@@ -71,6 +71,7 @@ class Step:
     """(1, 2, H, W) pixels: flow towards it."""
 
 
+@torch.inference_mode()
 def read_exposure(frame: Tensor, after: Sequence[Step], before: Sequence[Step], reader: ShutterReader) -> Reading:
     """Read the exposure of one frame.
 
