@@ -43,7 +43,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vsfmanet import kernels
-from vsfmanet.devices import pick_device, pick_precision
+from vsfmanet.devices import Worker, pick_device, pick_precision
 from vsfmanet.jobs.child import KEPT_BUFFERS
 from vsfmanet.networks import jffra, m2aenet, mmprnn
 from vsfmanet.networks.blocks import channels_last
@@ -52,6 +52,7 @@ from vsfmanet.networks.jffra import JFFRA
 from vsfmanet.networks.m2aenet import M2AENet
 from vsfmanet.networks.mmprnn import MMPRNN
 from vsfmanet.networks.sequence import SequenceNetwork
+from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.projection import gated_projection_reference, squared_projection_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
@@ -331,6 +332,10 @@ def kernels_section(bench: Bench) -> None:
             lambda: kernels.squared_projection(feat, *query, 2 * channels),
             lambda: squared_projection_reference(feat, *query, 2 * channels),
         ),
+        "products of heads": (
+            lambda: kernels.head_grams(feat, neighbours[0], config.heads),
+            lambda: head_grams_reference(feat, neighbours[0], config.heads),
+        ),
         "pixel norm": (
             lambda: kernels.pixel_norm(feat, gain, gain, 1e-5),
             lambda: pixel_norm_reference(feat, gain, gain, 1e-5),
@@ -603,9 +608,9 @@ def main(arguments: list[str] | None = None) -> None:
             folder=Path(folder),
             processes=processes,
         )
+        worker = Worker(device)  # where all restorers of a CPU work: what is compared shares its threads
         for section in args.sections:
-            with torch.inference_mode():
-                SECTIONS[section](bench)
+            worker.run(torch.inference_mode()(partial(SECTIONS[section], bench)))
     print(f"machine load {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores")
 
 

@@ -18,6 +18,7 @@ from tests.test_networks import TINY, awake, clip
 from vsfmanet import kernels
 from vsfmanet.errors import ShapeError
 from vsfmanet.kernels import build
+from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.projection import (
     add_pointwise_reference,
@@ -129,6 +130,26 @@ def test_flow_far_outside_repeats_the_border(reach: float) -> None:
 def test_flow_that_is_no_number_reads_no_address_outside() -> None:
     feat = torch.rand(3, 1, 4, 6, 5)
     kernels.warp_neighbours(feat[0], (feat[1], feat[2]), torch.full((1, 12, 6, 5), torch.nan), 2)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("heads", "own"), [(4, 16), (6, 18), (2, 5), (1, 33), (3, 1)])
+@pytest.mark.parametrize("size", SIZES)
+@torch.inference_mode()
+def test_products_of_channels_equal_their_twin(
+    dtype: torch.dtype, heads: int, own: int, size: tuple[int, int, int]
+) -> None:
+    n, h, w = size
+    channels = heads * own
+    lying = torch.randn(n, 3 * channels + 1, h, w).to(dtype).contiguous(memory_format=torch.channels_last)
+    views = lying[:, 1 : channels + 1], lying[:, 2 * channels + 1 :]  # as a projection leaves query and key
+    apart = torch.randn(n, channels, h, w).to(dtype), torch.randn(n, channels, h, w).to(dtype)
+    for query, key in (views, apart):
+        found = kernels.head_grams(query, key, heads)
+        assert found.dtype is torch.float32
+        expected = head_grams_reference(query.double(), key.double(), heads)
+        torch.testing.assert_close(found, expected, atol=1e-5 * (h * w) ** 0.5, rtol=1e-5)
 
 
 def projection(inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

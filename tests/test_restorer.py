@@ -203,6 +203,8 @@ def test_all_work_on_the_cpu_is_done_in_one_thread() -> None:
     thread = first.run(threading.current_thread)
     first.close()
     assert second.run(threading.current_thread) is thread is not threading.current_thread()
+    inside = second.run(lambda: Worker(torch.device("cpu")).run(threading.current_thread))
+    assert inside is thread  # which does not wait for itself
 
 
 def test_a_frame_is_delivered_as_it_is_encoded(restorer: Restorer) -> None:

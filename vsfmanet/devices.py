@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,7 +16,6 @@ from vsfmanet.errors import ConfigError, DeviceError
 
 BACKENDS = ("torch", "onnx", "tensorrt")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_THREAD_NAME = "vsfmanet"
 
 
 def pick_backend(name: str) -> str:
@@ -95,11 +95,11 @@ class Worker:
         self.device = device
         self._own = device.type == "cuda"
         choose = partial(torch.cuda.set_device, device)
-        self._thread = ThreadPoolExecutor(1, _THREAD_NAME, choose) if self._own else _cpu_thread()
+        self._thread, self._number = _started(choose) if self._own else _cpu_thread()
 
     def run[Result](self, work: Callable[[], Result]) -> Result:
-        """Do `work` in the thread, when what was given to it before is done. Not to be called from the thread."""
-        return self._thread.submit(work).result()
+        """Do `work` in the thread, when what was given to it before is done; at once where that is the caller's own."""
+        return work() if threading.get_ident() == self._number else self._thread.submit(work).result()
 
     def close(self) -> None:
         """End the thread, if it is the worker's own."""
@@ -107,9 +107,15 @@ class Worker:
             self._thread.shutdown(wait=False)
 
 
+def _started(first: Callable[[], None] | None = None) -> tuple[ThreadPoolExecutor, int]:
+    """A new thread, which does `first` first, and its number."""
+    thread = ThreadPoolExecutor(1, "vsfmanet", first)
+    return thread, thread.submit(threading.get_ident).result()
+
+
 @functools.cache
-def _cpu_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, _THREAD_NAME)
+def _cpu_thread() -> tuple[ThreadPoolExecutor, int]:
+    return _started()
 
 
 def has_fast_bf16() -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vsfmanet import kernels
-from vsfmanet.networks.blocks import ChannelAttention, gram
+from vsfmanet.networks.blocks import ChannelAttention
 from vsfmanet.networks.fmanetpp import FMANetPP, HRBABlock
 from vsfmanet.tiling import Box, assemble, tiles
 
@@ -173,7 +173,7 @@ class TiledEngine(EagerEngine):
             outer = inner.grown(1, height, width)
             query, key, _, _ = project(outer)
             query, key = inner.within(outer).of(query), inner.within(outer).of(key)
-            grams.append(gram(query, key))
+            grams.append(kernels.head_grams(query, key, attention.heads))
             sums.append(torch.cat([query, key], dim=1).float().square().sum(dim=(2, 3)))
         matrix = attention.matrix(torch.stack(grams).sum(dim=0), torch.stack(sums).sum(dim=0))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vsfmanet.kernels import cpu
 from vsfmanet.kernels.build import library
+from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.projection import (
     add_pointwise_reference,
@@ -188,6 +189,13 @@ def add_product(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
         parts = [cpu.add_pointwise(own, frame, weight) for own, frame, weight in frames]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
     return add_product_reference(shortcut, x, matrix)
+
+
+def head_grams(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """Products of the channels of each head, summed; on CUDA torch's. See `head_grams_reference`."""
+    if query.device.type == "cpu" and kernels_for(query) is not None and query.dtype is key.dtype:
+        return cpu.head_grams(query, key, heads)
+    return head_grams_reference(query, key, heads)
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 1) -> Tensor:

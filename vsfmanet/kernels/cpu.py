@@ -1,4 +1,4 @@
-"""The kernels for CPUs, in C++ (`cpu.cpp`, `conv3x3.cpp`, `projection.cpp`): what hands them their tensors.
+"""The kernels for CPUs, in C++ (the `.cpp` files beside this one): what hands them their tensors.
 
 Arguments are those of the twins in `vsfmanet.ops`.
 """
@@ -83,12 +83,23 @@ def add_pointwise(shortcut: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     outputs = len(weight)
     assert weight.shape == (outputs, channels, 1, 1)
     assert shortcut.shape == (n, outputs, h, w)
-    step = x.stride(3)
-    if x.stride() != (h * w * step, 1, w * step, step):  # channels of a wider image are welcome
-        x, step = _packed(x), channels
+    x, step = _stepped(x)
     out, packed = _like(x, outputs), _prepared("projection", weight, (1, channels, outputs))
     _call("add_pointwise", x, x, step, packed, _packed(shortcut), out, n * h * w, channels, outputs)
     return out
+
+
+def head_grams(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """See `head_grams_reference`."""
+    n, channels, h, w = query.shape
+    own = channels // heads
+    assert key.shape == query.shape
+    assert own * heads == channels
+    kernels = library()
+    assert kernels is not None
+    sums = torch.empty(n, kernels.head_grams_parts(c_long(h * w)), heads, own, own)
+    _call("head_grams", query, *_stepped(query), *_stepped(key), sums, n, h * w, heads, own)
+    return sums.sum(dim=1)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
@@ -152,6 +163,13 @@ def _prepared(kernel: str, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _packed(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def _stepped(x: Tensor) -> tuple[Tensor, int]:
+    """`x` channels-last, and how far its pixels are apart: channels of a wider image are welcome as they lie."""
+    _, channels, h, w = x.shape
+    step = x.stride(3)
+    return (x, step) if x.stride() == (h * w * step, 1, w * step, step) else (_packed(x), channels)
 
 
 def _like(x: Tensor, channels: int) -> Tensor:

@@ -29,6 +29,7 @@ from vsfmanet.networks.blocks import (
     GatedFeedForward,
     PixelNorm,
     ResidualDenseBlock,
+    leaky_relu,
     zero_init,
 )
 from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor, anchor_embedding, read_exposure
@@ -158,7 +159,7 @@ class FlowUpdate(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             Conv3x3(width + 6 * num_flows, 6 * num_flows),
-            nn.LeakyReLU(0.1),
+            leaky_relu(),
             last := Conv3x3(6 * num_flows, 6 * num_flows),
         )
         zero_init(last)
@@ -190,7 +191,7 @@ class HRBABlock(nn.Module):
             zero_init(self.flow_feat)
         fuse: list[nn.Module] = [Conv3x3(3 * width, width)]
         if config.fuse_convs == 2:
-            fuse += [nn.LeakyReLU(0.1), Conv3x3(width, width)]
+            fuse += [leaky_relu(), Conv3x3(width, width)]
         self.fuse = nn.Sequential(*fuse)
         self.flow_update = FlowUpdate(width, config.num_flows) if build_flow_update else None
         self.attention_norm = PixelNorm(width)
@@ -288,17 +289,17 @@ class DegradationNetwork(nn.Module):
         self.num_flows = config.num_flows
         self.flow_is_matched = config.initial_flow == "matching"
         self.stem = nn.Sequential(
-            Conv3x3(3, width), nn.LeakyReLU(0.1), ResidualDenseBlock(width, config.dense_growth, config.dense_layers)
+            Conv3x3(3, width), leaky_relu(), ResidualDenseBlock(width, config.dense_growth, config.dense_layers)
         )
         self.blocks = nn.ModuleList(
             HRBABlock(config, guided=False, build_flow_update=True, embed_width=embed_width)
             for _ in range(config.num_blocks)
         )
-        self.kernel_feat = nn.Sequential(Conv3x3(width, width), nn.LeakyReLU(0.1))
+        self.kernel_feat = nn.Sequential(Conv3x3(width, width), leaky_relu())
         self.image_flow: nn.Sequential | None = None
         self.to_kernels: nn.Conv2d | None = None
         if not deployed:
-            self.image_flow = nn.Sequential(Conv3x3(flow_width, flow_width), nn.LeakyReLU(0.1), Conv3x3(flow_width, 6))
+            self.image_flow = nn.Sequential(Conv3x3(flow_width, flow_width), leaky_relu(), Conv3x3(flow_width, 6))
             size = config.kernel_head_size
             self.to_kernels = nn.Conv2d(width, 3 * config.kernel_size**2, size, padding=size // 2)
             self._init_heads(config)
@@ -358,7 +359,7 @@ class RestorationNetwork(nn.Module):
         width = config.width
         self.stem = nn.Sequential(
             Conv3x3(width + 3, width),
-            nn.LeakyReLU(0.1),
+            leaky_relu(),
             ResidualDenseBlock(width, config.dense_growth, config.dense_layers),
         )
         last = config.num_blocks - 1
@@ -387,13 +388,13 @@ def _upsampler(config: FMANetPPConfig) -> nn.Sequential:
     """Features to residual image. The last layer starts at zero, so a fresh network returns the bilinear image."""
     if config.upsampler == "two_stage":
         layers = [
-            Conv3x3(config.width, 256), nn.PixelShuffle(2), nn.LeakyReLU(0.1),
-            Conv3x3(64, 256), nn.PixelShuffle(2), nn.LeakyReLU(0.1),
-            Conv3x3(64, 64), nn.LeakyReLU(0.1), last := Conv3x3(64, 3),
+            Conv3x3(config.width, 256), nn.PixelShuffle(2), leaky_relu(),
+            Conv3x3(64, 256), nn.PixelShuffle(2), leaky_relu(),
+            Conv3x3(64, 64), leaky_relu(), last := Conv3x3(64, 3),
         ]  # fmt: skip
     else:
         last = Conv3x3(config.width, 3 * config.scale**2)
-        layers = [Conv3x3(config.width, config.width), nn.LeakyReLU(0.1), last, nn.PixelShuffle(config.scale)]
+        layers = [Conv3x3(config.width, config.width), leaky_relu(), last, nn.PixelShuffle(config.scale)]
     zero_init(last)
     return nn.Sequential(*layers)
 

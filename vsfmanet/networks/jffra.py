@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError, ShapeError
-from vsfmanet.networks.blocks import Conv3x3, zero_init
+from vsfmanet.networks.blocks import Conv3x3, leaky_relu, zero_init
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.ops.matching import match_frames
 from vsfmanet.ops.warp import flow_warp
@@ -195,9 +195,9 @@ class FlowHead(nn.Module):
         half = flow_width // 2
         self.context = nn.Conv2d(width, half, 1)
         self.layers = nn.Sequential(
-            Conv3x3((2 * SEARCH + 1) ** 2 + half + 2, flow_width), nn.LeakyReLU(0.1),
-            Conv3x3(flow_width, flow_width), nn.LeakyReLU(0.1),
-            Conv3x3(flow_width, half), nn.LeakyReLU(0.1), last := Conv3x3(half, 2),
+            Conv3x3((2 * SEARCH + 1) ** 2 + half + 2, flow_width), leaky_relu(),
+            Conv3x3(flow_width, flow_width), leaky_relu(),
+            Conv3x3(flow_width, half), leaky_relu(), last := Conv3x3(half, 2),
         )  # fmt: skip
         zero_init(last)
 
@@ -279,7 +279,7 @@ class JFFRA(SequenceNetwork):
         self.config = config
         width, middle, low = config.widths
         self.stem = nn.Sequential(
-            nn.Conv3d(3, _STEM_WIDTH, 3, padding=1), nn.LeakyReLU(0.1),
+            nn.Conv3d(3, _STEM_WIDTH, 3, padding=1), leaky_relu(),
             nn.Conv3d(_STEM_WIDTH, width, 3, stride=(1, 2, 2), padding=1),
         )  # fmt: skip
         depth, bottom_depth = config.depth, config.bottom_depth
@@ -289,8 +289,8 @@ class JFFRA(SequenceNetwork):
         self.up = nn.ModuleList(nn.ConvTranspose2d(*pair, 2, stride=2) for pair in ((low, middle), (middle, width)))
         self.fuse = nn.ModuleList(nn.Conv2d(2 * channels, channels, 1) for channels in (middle, width))
         self.head = nn.Sequential(
-            Conv3x3(FRAMES * width, width), nn.LeakyReLU(0.1),
-            Conv3x3(width, width), nn.LeakyReLU(0.1),
+            Conv3x3(FRAMES * width, width), leaky_relu(),
+            Conv3x3(width, width), leaky_relu(),
             last := Conv3x3(width, 12), nn.PixelShuffle(2),
         )  # fmt: skip
         for part in (self.stem, self.down, self.up, self.fuse):
