@@ -321,7 +321,7 @@ def kernels_section(bench: Bench) -> None:
             lambda: warp_neighbours_reference(feat, neighbours, flow, flows),
         ),
         "3x3 convolution": (
-            lambda: kernels.conv3x3(aligned, fuse, gain),
+            lambda: kernels.conv3x3([aligned], fuse, gain),
             lambda: nn.functional.conv2d(aligned, fuse, gain, padding=1),
         ),
         "gated projection": (

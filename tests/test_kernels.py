@@ -213,7 +213,7 @@ CONV_SIZES = [(2, 17, 13), (1, 1, 1), (1, 1, 9), (1, 9, 1), (3, 4, 4), (1, 61, 1
 
 def conv_error(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 1) -> float:
     """How far the kernel is off, as a part of what is right: the root of the mean of squares."""
-    out = kernels.conv3x3(x, weight, bias, padding)
+    out = kernels.conv3x3([x], weight, bias, padding)
     assert out.dtype is x.dtype
     assert out.is_contiguous(memory_format=torch.channels_last)
     expected = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=padding)
@@ -245,6 +245,35 @@ def test_the_convolution_equals_torch(
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("widths", [(64, 24), (32, 16, 48, 3), (12, 30), (108, 54)])
+@torch.inference_mode()
+def test_parts_are_convolved_as_if_they_were_one(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, widths: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(kernels.cpu, "convolves", lambda x, weight: True)
+    parts = [torch.randn(2, width, 9, 61).to(dtype) for width in widths]
+    weight, whole = torch.randn(20, sum(widths), 3, 3).to(dtype), torch.cat(parts, dim=1)
+    for padding in (0, 1):
+        assert torch.equal(
+            kernels.conv3x3(parts, weight, None, padding), kernels.conv3x3([whole], weight, None, padding)
+        )
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_parts_of_other_types_are_left_to_torch() -> None:
+    weight, own, other = (
+        torch.randn(8, 32, 3, 3).bfloat16(),
+        torch.randn(1, 16, 9, 9).bfloat16(),
+        torch.randn(1, 16, 9, 9),
+    )
+    for parts in ([own, other], [other, own], [other, other]):
+        with pytest.raises(RuntimeError, match="type"):
+            kernels.conv3x3(parts, weight, None)
+
+
+@needs_kernels
 @torch.inference_mode()
 def test_the_convolution_does_not_read_beyond_its_image() -> None:
     for h, w in ((5, 7), (8, 8), (1, 50)):
@@ -252,7 +281,7 @@ def test_the_convolution_does_not_read_beyond_its_image() -> None:
         whole[1] = torch.randn(17, h, w)
         weight = torch.randn(5, 17, 3, 3)
         for padding in (0, 1) if h > 2 else (1,):
-            found = kernels.conv3x3(whole[1:2], weight, None, padding)
+            found = kernels.conv3x3([whole[1:2]], weight, None, padding)
             expected = F.conv2d(whole[1:2], weight, padding=padding)
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -264,7 +293,7 @@ def test_the_convolution_runs_by_winograd_only_where_that_pays(monkeypatch: pyte
         with monkeypatch.context() as patch:
             patch.setattr(kernels.cpu, "conv3x3", lambda *_: used_it.append(True))
             used_it: list[bool] = []
-            kernels.conv3x3(x, weight, None)
+            kernels.conv3x3([x], weight, None)
         return bool(used_it)
 
     x, weight = torch.randn(1, 32, 8, 8), torch.randn(8, 32, 3, 3)
@@ -285,7 +314,7 @@ def test_the_convolution_follows_its_weights_when_they_change() -> None:
 
     def check() -> None:
         with torch.no_grad():
-            found = kernels.conv3x3(x, layer.weight, layer.bias)
+            found = kernels.conv3x3([x], layer.weight, layer.bias)
             torch.testing.assert_close(found, layer(x), atol=1e-4, rtol=1e-4)
 
     check()
@@ -309,10 +338,10 @@ def test_the_convolution_does_not_depend_on_the_number_of_threads_or_on_other_fr
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append(kernels.conv3x3(x, weight, None))
+            found.append(kernels.conv3x3([x], weight, None))
     finally:
         torch.set_num_threads(threads)
-    found.append(torch.cat([kernels.conv3x3(frame[None], weight, None) for frame in x]))
+    found.append(torch.cat([kernels.conv3x3([frame[None]], weight, None) for frame in x]))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

@@ -9,6 +9,7 @@
 // and no tile depends on the others, so results are the same for any number of threads.
 
 #include <algorithm>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -163,11 +164,13 @@ void finish(const float* from, long plane, const Lanes& bias, T* to, long tall, 
 // Bytes that a point takes in a block: whole cache lines, an odd number, so that not all points fall in the same sets.
 inline long plane_bytes(long bytes) { return ((bytes + 63) / 64 | 1) * 64; }
 
-// Around the images (N, height, width, inputs) there are `border` zeros, 1 or 0; without, outputs are fewer by two.
+// The inputs are so many images side by side, (N, height, width, widths[i]) in memory; where another follows, the width is
+// a multiple of a register's lanes. Around them are `border` zeros, 1 or 0; without, outputs are fewer by two.
 template <class T>
-void conv3x3(const T* in, const Factor<T>* weight, const float* bias, T* out, long count, long height, long width,
-             long inputs, long outputs, long border, int threads) {
+void conv3x3(const T* const* images, const long* widths, long parts, const Factor<T>* weight, const float* bias, T* out,
+             long count, long height, long width, long outputs, long border, int threads) {
     using P = Factor<T>;
+    const long inputs = std::accumulate(widths, widths + parts, 0L);
     const Packing packing(inputs, outputs);
     const long rows_out = height - 2 + 2 * border, columns_out = width - 2 + 2 * border;
     const Grid grid(count, rows_out, columns_out);
@@ -185,38 +188,44 @@ void conv3x3(const T* in, const Factor<T>* weight, const float* bias, T* out, lo
 
         for (long tile = first; tile < stop;) {
             const long end = std::min(stop, (tile / grid.across + 1) * grid.across);  // of those side by side
-            const T* const image = in + grid.image(tile) * height * width * inputs;
-            const T* rows[6];
-            long next[6];
-            for (int r = 0; r < 6; ++r) {
-                const long y = grid.top(tile) + r - border;
-                const bool inside = y >= 0 && y < height;
-                rows[r] = inside ? image + y * width * inputs : zeros;
-                next[r] = inside ? inputs : 0;
-            }
-            constexpr int kLine = 64 / (kLanes * sizeof(T));  // vectors in a cache line
-            P* const into = points + (tile - first) * kLanes;
-            const auto part = [&](auto side, long c, auto get) {
-                evaluate<decltype(side)::value>(rows, next, grid.left(tile) - border, width, end - tile, c, into + c * kTiles,
-                                                plane, get);
-            };
-            long c = 0;
-            for (; c + kLine * kLanes <= inputs; c += kLine * kLanes) {
-                part(std::integral_constant<int, kLine>{}, c, [](const T* from) {
-                    Lanes values;
-                    Native::load(from, values);
-                    return values;
-                });
-            }
-            for (; c < inputs; c += kLanes) {
-                const long some = std::min<long>(kLanes, inputs - c);
-                part(std::integral_constant<int, 1>{}, c, [=](const T* from) { return load_some(from, some); });
+            P* into = points + (tile - first) * kLanes;
+            for (long part = 0; part < parts; ++part) {
+                const long channels = widths[part];
+                const T* const image = images[part] + grid.image(tile) * height * width * channels;
+                const T* rows[6];
+                long next[6];
+                for (int r = 0; r < 6; ++r) {
+                    const long y = grid.top(tile) + r - border;
+                    const bool inside = y >= 0 && y < height;
+                    rows[r] = inside ? image + y * width * channels : zeros;
+                    next[r] = inside ? channels : 0;
+                }
+                constexpr int kLine = 64 / (kLanes * sizeof(T));  // vectors in a cache line
+                const auto run = [&](auto side, long c, auto get) {
+                    evaluate<decltype(side)::value>(rows, next, grid.left(tile) - border, width, end - tile, c,
+                                                    into + c * kTiles, plane, get);
+                };
+                long c = 0;
+                for (; c + kLine * kLanes <= channels; c += kLine * kLanes) {
+                    run(std::integral_constant<int, kLine>{}, c, [](const T* from) {
+                        Lanes values;
+                        Native::load(from, values);
+                        return values;
+                    });
+                }
+                for (; c < channels; c += kLanes) {
+                    const long some = std::min<long>(kLanes, channels - c);
+                    run(std::integral_constant<int, 1>{}, c, [=](const T* from) { return load_some(from, some); });
+                }
+                into += channels * kTiles;
             }
             tile = end;
         }
 
         for (long point = 0; point < kPoints; ++point) {
-            announce<0>(grid, in, stop, point, 6, border, height, width, inputs);
+            for (long part = 0; part < parts; ++part) {
+                announce<0>(grid, images[part], stop, point, 6, border, height, width, widths[part]);
+            }
             announce<1>(grid, out, first, point, 4, 0, rows_out, columns_out, outputs);
             for (long group = 0; group < packing.groups; ++group) {
                 const long from = packing.first(group), vectors = packing.first(group + 1) - from;
@@ -262,9 +271,10 @@ void conv3x3(const T* in, const Factor<T>* weight, const float* bias, T* out, lo
     extern "C" void conv3x3_pack_##SUFFIX(const float* weight, Factor<T>* packed, long inputs, long outputs) {          \
         pack(packed, Packing(inputs, outputs), kPoints, weight, weight_at);                                             \
     }                                                                                                                   \
-    extern "C" void conv3x3_##SUFFIX(const T* in, const Factor<T>* weight, const float* bias, T* out, long count,       \
-                                     long height, long width, long inputs, long outputs, long border, int threads) {    \
-        conv3x3(in, weight, bias, out, count, height, width, inputs, outputs, border, threads);                         \
+    extern "C" void conv3x3_##SUFFIX(const T* const* images, const long* widths, long parts, const Factor<T>* weight,   \
+                                     const float* bias, T* out, long count, long height, long width, long outputs,      \
+                                     long border, int threads) {                                                        \
+        conv3x3(images, widths, parts, weight, bias, out, count, height, width, outputs, border, threads);              \
     }
 
 ENTRY_POINTS(float, float32)

@@ -5,6 +5,7 @@ Arguments are those of the twins in `vsfmanet.ops`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import c_float, c_int, c_long, c_void_p
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 _FEWEST_INPUTS = 16
 """Channels from which Winograd's algorithm saves more than its transforms cost."""
+
+_MOST_LANES = 16
+"""Floats that a register holds, on any processor at most."""
 
 
 def warp_neighbours(
@@ -111,22 +115,33 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     return out
 
 
-def convolves(x: Tensor, weight: Tensor) -> bool:
-    """Whether `conv3x3` is the quickest for `x` and `weight`: not where AMX multiplies, or few channels are read."""
-    by_tiles = x.dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported()
-    return weight.dtype is x.dtype and weight.shape[1] >= _FEWEST_INPUTS and not by_tiles
+def convolves(parts: Sequence[Tensor], weight: Tensor) -> bool:
+    """Whether `conv3x3` is the quickest for them: not where AMX multiplies, or few channels are read."""
+    alike = all(part.dtype is weight.dtype for part in parts)
+    by_tiles = weight.dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    return alike and weight.shape[1] >= _FEWEST_INPUTS and not by_tiles
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """See `vsfmanet.kernels.conv3x3`."""
-    n, channels, h, w = x.shape
+def reads_apart(parts: Sequence[Tensor]) -> bool:
+    """Whether `conv3x3` can take `parts` as they are: a register holds channels of one of them."""
+    return all(part.shape[1] % _MOST_LANES == 0 for part in parts[:-1])
+
+
+def conv3x3(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    """See `vsfmanet.kernels.conv3x3`; `convolves` and `reads_apart` have been asked."""
+    n, _, h, w = parts[0].shape
+    widths = [part.shape[1] for part in parts]
     outputs, less = len(weight), 2 - 2 * padding
-    assert weight.shape == (outputs, channels, 3, 3)
+    assert weight.shape == (outputs, sum(widths), 3, 3)
+    assert all(part.shape == (n, width, h, w) for part, width in zip(parts, widths, strict=True))
     assert padding in (0, 1)
-    out = torch.empty(n, outputs, h - less, w - less, dtype=x.dtype, memory_format=torch.channels_last)
+    out = torch.empty(n, outputs, h - less, w - less, dtype=weight.dtype, memory_format=torch.channels_last)
     shift = torch.zeros(outputs) if bias is None else bias.float()
-    packed = _prepared("conv3x3", weight, (channels, outputs))
-    _call("conv3x3", x, _packed(x), packed, shift, out, n, h, w, channels, outputs, padding)
+    packed = _prepared("conv3x3", weight, (sum(widths), outputs))
+    images = [_packed(part) for part in parts]
+    places = (c_void_p * len(parts))(*(image.data_ptr() for image in images))
+    numbers = (c_long * len(parts))(*widths)
+    _call("conv3x3", out, places, numbers, len(parts), packed, shift, out, n, h, w, outputs, padding)
     return out
 
 

@@ -16,9 +16,9 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, in_width: int, out_width: int, *, bias: bool = True) -> None:
         super().__init__(in_width, out_width, 3, padding=1, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve `x` (N, C, H, W); returns (N, outputs, H, W)."""
-        return kernels.conv3x3(x, self.weight, self.bias)
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Convolve `parts` (N, C, H, W), whose channels are read one after the other; returns (N, outputs, H, W)."""
+        return kernels.conv3x3(parts, self.weight, self.bias)
 
 
 def leaky_relu() -> nn.LeakyReLU:
@@ -60,8 +60,8 @@ class ResidualDenseBlock(nn.Module):
         """Refine `x` (N, C, H, W); same shape."""
         feats = [x]
         for conv in self.convs:
-            feats.append(F.leaky_relu(conv(torch.cat(feats, dim=1)), 0.2, inplace=True))
-        return torch.add(x, self.last(torch.cat(feats, dim=1)), alpha=0.2)
+            feats.append(F.leaky_relu(conv(*feats), 0.2, inplace=True))
+        return torch.add(x, self.last(*feats), alpha=0.2)
 
 
 class ChannelAttention(nn.Module):

@@ -166,7 +166,8 @@ class FlowUpdate(nn.Module):
 
     def forward(self, fused: Tensor, flow: Tensor) -> Tensor:
         """Update `flow` (N, 6n, H, W), fp32, by `fused` (N, C, H, W); fp32 keeps the small steps."""
-        return flow + self.body(torch.cat([fused, flow.to(fused.dtype)], dim=1)).float()
+        first, activation, last = self.body
+        return flow + last(activation(first(fused, flow.to(fused.dtype)))).float()
 
 
 class HRBABlock(nn.Module):

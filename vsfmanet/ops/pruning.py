@@ -205,7 +205,7 @@ def _chunks(area: Area) -> list[tuple[tuple[Tensor, ...], Tensor]]:
 
 def _valid(tiles: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3x3 convolution without padding: the result is two pixels smaller."""
-    return kernels.conv3x3(tiles, conv.weight, conv.bias, padding=0)
+    return kernels.conv3x3([tiles], conv.weight, conv.bias, padding=0)
 
 
 def _whole(height: int, width: int) -> tuple[int, int]:
