@@ -28,10 +28,12 @@ ASLEEP = 5.0
 """Seconds between two looks after which whoever looks must have been stopped."""
 
 KEPT_BUFFERS = {
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.top_pad=67108864:glibc.malloc.trim_threshold=2147483647"
+    "GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.top_pad=67108864"
+    ":glibc.malloc.trim_threshold=2147483647"
 }
-"""Lets glibc keep freed memory for the next buffers. By itself it keeps none above 32 MiB, and the system clears each
-page that it gives out: a fifth of the CPU time of `paper` at 320x180. It must be set before a process starts."""
+"""Lets glibc keep freed memory for the next buffers, of all threads alike. By itself it keeps none above 32 MiB, and
+the system clears each page that it gives out: a fifth of the CPU time of `paper` at 320x180. It must be set before a
+process starts."""
 
 PROGRAM: tuple[str, ...] = (sys.executable, "-P", "-m", "vsfmanet")
 """What runs one job; with `-P` no module is taken from the working folder. Tests put something light here."""
