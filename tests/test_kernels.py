@@ -18,6 +18,7 @@ from tests.test_networks import TINY, awake, clip
 from vsfmanet import kernels
 from vsfmanet.errors import ShapeError
 from vsfmanet.kernels import build
+from vsfmanet.networks.blocks import Conv3x3, Layers, leaky_relu
 from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.projection import (
@@ -258,6 +259,42 @@ def test_parts_are_convolved_as_if_they_were_one(
         assert torch.equal(
             kernels.conv3x3(parts, weight, None, padding), kernels.conv3x3([whole], weight, None, padding)
         )
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "shuffle"), [(16, 20, 1), (24, 64, 2), (64, 256, 2), (32, 48, 4), (8, 64, 2)]
+)
+@torch.inference_mode()
+def test_what_follows_a_convolution_is_done_with_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inputs: int, outputs: int, shuffle: int
+) -> None:
+    monkeypatch.setattr(kernels.cpu, "convolves", lambda x, weight: True)
+    x, weight = torch.randn(2, inputs, 9, 61).to(dtype), torch.randn(outputs, inputs, 3, 3).to(dtype)
+    bias = torch.randn(outputs).to(dtype)
+    for padding in (0, 1):
+        plain = kernels.conv3x3([x], weight, bias, padding)
+        assert torch.equal(
+            kernels.conv3x3([x], weight, bias, padding, shuffle=shuffle), F.pixel_shuffle(plain, shuffle)
+        )
+        found = kernels.conv3x3([x], weight, bias, padding, slope=0.1, shuffle=shuffle)
+        close(found, F.leaky_relu(F.pixel_shuffle(plain, shuffle), 0.1), TOLERANCE)
+        with monkeypatch.context() as patch:
+            patch.setenv("VSFMANET_NO_KERNELS", "1")
+            twin = kernels.conv3x3([x.float()], weight.float(), bias.float(), padding, slope=0.1, shuffle=shuffle)
+        exact = F.conv2d(x.float(), weight.float(), bias.float(), padding=padding)
+        assert torch.equal(twin, F.leaky_relu(F.pixel_shuffle(exact, shuffle), 0.1))
+
+
+@torch.inference_mode()
+def test_layers_give_what_they_give_in_turn() -> None:
+    layers: list[nn.Module] = [
+        Conv3x3(24, 64), nn.PixelShuffle(2), leaky_relu(), nn.Conv2d(16, 32, 1), leaky_relu(), Conv3x3(32, 12),
+        nn.PixelShuffle(2),
+    ]  # fmt: skip
+    x = torch.randn(1, 24, 11, 13)
+    torch.testing.assert_close(Layers(*layers)(x[:, :8], x[:, 8:]), nn.Sequential(*layers)(x), atol=1e-5, rtol=1e-5)
 
 
 @needs_kernels

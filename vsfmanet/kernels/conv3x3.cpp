@@ -20,6 +20,7 @@ namespace {
 constexpr long kPoints = 36;
 constexpr long kTiles = 12;  // in a block; a multiple of what `kRows` can be
 constexpr long kAhead = 8;   // pixels by which reading is announced
+constexpr long kLine = 64;   // bytes in a line of the cache
 
 // The points are 0, a, -a, b, -b and infinity.
 constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB, kA3 = kA2 * kA, kB3 = kB2 * kB;
@@ -77,22 +78,21 @@ struct Grid {
 };
 
 // Has a part of what a block of tiles reads or writes brought into the cache, as its points are gone through: of so many
-// rows, the first of which is `above` that of the tiles.
+// rows, the first of which is `above` that of the tiles. `by` times as many rows as the grid has are in an image.
 template <int kWrite, class T>
-void announce(const Grid& grid, const T* images, long tile, long point, long rows, long above, long height, long width,
-              long channels) {
-    const long y = grid.top(tile) + point % rows - above, x = grid.left(tile);
-    if (tile >= grid.tiles || y < 0 || y >= height) return;
+void announce(const Grid& grid, const T* images, long tile, long point, long rows, long above, long by, long height,
+              long width, long channels) {
+    const long y = grid.top(tile) * by + point % rows - above, x = grid.left(tile);
     const long parts = kPoints / rows, part = point / rows;
-    const long bytes = std::min(kTiles * 4, width - x) * channels * sizeof(T);
-    const char* row = reinterpret_cast<const char*>(images + ((grid.image(tile) * height + y) * width + x) * channels);
-    for (long i = bytes * part / parts; i < bytes * (part + 1) / parts; i += 64) {
-        __builtin_prefetch(row + i, kWrite, 2);
-    }
+    if (tile >= grid.tiles || y < 0 || y >= height || part >= parts) return;
+    const long values = std::min(kTiles * 4, width - x) * channels, first = values * part / parts;
+    announce<kWrite>(images + ((grid.image(tile) * height + y) * width + x) * channels + first,
+                     values * (part + 1) / parts - first);
 }
 
 // Evaluates so many vectors of channels, from `channel` on, of tiles that lie side by side from column `left` on, which
-// may be outside as may the last ones. `into` takes the first of them, as (point, chunk of lanes, tile, lane). What is loaded is read by `get`.
+// may be outside as may the last ones. `into` takes the first of them, as (point, chunk of lanes, tile, lane). What is
+// loaded is read by `get`.
 template <int kSide, class T, class P, class Get>
 void evaluate(const T* const (&rows)[6], const long (&next)[6], long left, long width, long tiles, long channel, P* into,
               long plane, Get get) {
@@ -117,7 +117,13 @@ void evaluate(const T* const (&rows)[6], const long (&next)[6], long left, long 
     long now = 0;
     for (long tile = 0; tile < tiles; ++tile, left += 4, into += kLanes) {
         for (long x = left + kAhead; x < std::min(left + kAhead + 4, width); ++x) {
-            for (int r = 0; r < 6; ++r) __builtin_prefetch(rows[r] + x * next[r] + (next[r] ? channel : 0));
+            for (int r = 0; r < 6; ++r) {
+                // The line in which the channels end, for the one in which they begin was read with those before them;
+                // and already now, less near, the one in which those after them end.
+                const auto start = reinterpret_cast<const char*>(rows[r] + x * next[r] + (next[r] ? channel : 0));
+                __builtin_prefetch(start + kLine - 1);
+                __builtin_prefetch(start + 2 * kLine - 1, 0, 2);
+            }
         }
         const long after = now == 8 ? 0 : now + 4;
         column(left + 2, ring[now + 2]);
@@ -141,9 +147,11 @@ void evaluate(const T* const (&rows)[6], const long (&next)[6], long left, long 
     }
 }
 
-// Brings so many channels of a tile, found in `from` at each point, back to pixels of `to`.
+// Brings so many channels of a tile, found in `from` at each point, back to pixels; those below zero are multiplied by
+// `slope`. Pixels of `to` are `step` values apart, its rows `row`.
 template <class T, class Put>
-void finish(const float* from, long plane, const Lanes& bias, T* to, long tall, long wide, long row, long channels, Put put) {
+void finish(const float* from, long plane, const Lanes& bias, float slope, T* to, long tall, long wide, long row, long step,
+            Put put) {
     Lanes half[4][6];
 #pragma GCC unroll 6
     for (int j = 0; j < 6; ++j) {
@@ -157,22 +165,27 @@ void finish(const float* from, long plane, const Lanes& bias, T* to, long tall, 
     for (int i = 0; i < tall; ++i, to += row) {
         Lanes pixel[4];
         to_pixels(half[i], pixel);
-        for (int j = 0; j < wide; ++j) put(to + j * channels, pixel[j] + bias);
+        for (int j = 0; j < wide; ++j) {
+            const Lanes value = pixel[j] + bias, less = value * slope;
+            put(to + j * step, value > less ? value : less);
+        }
     }
 }
 
 // Bytes that a point takes in a block: whole cache lines, an odd number, so that not all points fall in the same sets.
-inline long plane_bytes(long bytes) { return ((bytes + 63) / 64 | 1) * 64; }
+inline long plane_bytes(long bytes) { return ((bytes + kLine - 1) / kLine | 1) * kLine; }
 
 // The inputs are so many images side by side, (N, height, width, widths[i]) in memory; where another follows, the width is
-// a multiple of a register's lanes. Around them are `border` zeros, 1 or 0; without, outputs are fewer by two.
+// a multiple of a register's lanes. Around them are `border` zeros, 1 or 0; without, outputs are fewer by two. Values below
+// zero are multiplied by `slope`, from 0 to 1. Outputs go to squares of `side` by `side` pixels, whose channels are then so
+// many fewer (a pixel shuffle; the weights are packed for it): multiples of a register's lanes, unless `side` is 1.
 template <class T>
-void conv3x3(const T* const* images, const long* widths, long parts, const Factor<T>* weight, const float* bias, T* out,
-             long count, long height, long width, long outputs, long border, int threads) {
+void conv3x3(const T* const* images, const long* widths, long parts, const Factor<T>* weight, const float* bias, float slope,
+             T* out, long count, long height, long width, long outputs, long border, long side, int threads) {
     using P = Factor<T>;
     const long inputs = std::accumulate(widths, widths + parts, 0L);
     const Packing packing(inputs, outputs);
-    const long rows_out = height - 2 + 2 * border, columns_out = width - 2 + 2 * border;
+    const long rows_out = height - 2 + 2 * border, columns_out = width - 2 + 2 * border, channels = outputs / (side * side);
     const Grid grid(count, rows_out, columns_out);
     const std::vector<T> zero(2 * kLanes, T{});
     const T* const zeros = zero.data();
@@ -200,14 +213,14 @@ void conv3x3(const T* const* images, const long* widths, long parts, const Facto
                     rows[r] = inside ? image + y * width * channels : zeros;
                     next[r] = inside ? channels : 0;
                 }
-                constexpr int kLine = 64 / (kLanes * sizeof(T));  // vectors in a cache line
+                constexpr int kSide = kLine / (kLanes * sizeof(T));  // vectors in a line
                 const auto run = [&](auto side, long c, auto get) {
                     evaluate<decltype(side)::value>(rows, next, grid.left(tile) - border, width, end - tile, c,
                                                     into + c * kTiles, plane, get);
                 };
                 long c = 0;
-                for (; c + kLine * kLanes <= channels; c += kLine * kLanes) {
-                    run(std::integral_constant<int, kLine>{}, c, [](const T* from) {
+                for (; c + kSide * kLanes <= channels; c += kSide * kLanes) {
+                    run(std::integral_constant<int, kSide>{}, c, [](const T* from) {
                         Lanes values;
                         Native::load(from, values);
                         return values;
@@ -224,18 +237,19 @@ void conv3x3(const T* const* images, const long* widths, long parts, const Facto
 
         for (long point = 0; point < kPoints; ++point) {
             for (long part = 0; part < parts; ++part) {
-                announce<0>(grid, images[part], stop, point, 6, border, height, width, widths[part]);
+                announce<0>(grid, images[part], stop, point, 6, border, 1, height, width, widths[part]);
             }
-            announce<1>(grid, out, first, point, 4, 0, rows_out, columns_out, outputs);
+            announce<1>(grid, out, first, point, 4 * side, 0, side, rows_out * side, columns_out, side * channels);
             for (long group = 0; group < packing.groups; ++group) {
                 const long from = packing.first(group), vectors = packing.first(group + 1) - from;
                 const P* const factors = weight + packing.start<P>(point, group);
                 with_vectors(vectors, [&](auto many) {
                     constexpr int kVectors = decltype(many)::value, kRows = rows_for(kVectors);
                     for (long tile = 0; tile < stop - first; tile += kRows) {
-                        multiply<kVectors, kRows>(points + point * plane + tile * kLanes, kLanes, kTiles * kLanes, factors,
-                                                  sums + point * sum_plane + tile * stride + from * kLanes, stride,
-                                                  packing.steps<P>());
+                        float* const to = sums + point * sum_plane + tile * stride + from * kLanes;
+                        multiply<kVectors, kRows>(
+                            points + point * plane + tile * kLanes, kLanes, kTiles * kLanes, factors, packing.steps<P>(),
+                            [=](int row, int v, const Lanes& sum) { Native::store(to + row * stride + v * kLanes, sum); });
                     }
                 });
             }
@@ -247,10 +261,12 @@ void conv3x3(const T* const* images, const long* widths, long parts, const Facto
             for (long c = 0; c < outputs; c += kLanes) {
                 const long some = std::min<long>(kLanes, outputs - c);
                 const float* const from = sums + (tile - first) * stride + c;
-                T* const to = out + ((grid.image(tile) * rows_out + top) * columns_out + left) * outputs + c;
+                const long y = (grid.image(tile) * rows_out + top) * side + c / channels / side;
+                const long x = left * side + c / channels % side;
+                T* const to = out + (y * columns_out * side + x) * channels + c % channels;
                 const auto run = [&](auto put) {
-                    finish(from, sum_plane, load_some(bias + c, some), to, tall, wide, columns_out * outputs,
-                           outputs, put);
+                    const long step = side * channels, row = side * columns_out * step;
+                    finish(from, sum_plane, load_some(bias + c, some), slope, to, tall, wide, row, step, put);
                 };
                 if (some == kLanes) {
                     run([](T* pixel, const Lanes& values) { Native::store(pixel, values); });
@@ -265,16 +281,21 @@ void conv3x3(const T* const* images, const long* widths, long parts, const Facto
 }  // namespace
 
 #define ENTRY_POINTS(T, SUFFIX)                                                                                         \
-    extern "C" long conv3x3_packed_bytes_##SUFFIX(long inputs, long outputs) {                                          \
+    extern "C" long conv3x3_packed_bytes_##SUFFIX(long inputs, long outputs, long) {                                    \
         return Packing(inputs, outputs).start<Factor<T>>(kPoints, 0) * sizeof(Factor<T>);                               \
     }                                                                                                                   \
-    extern "C" void conv3x3_pack_##SUFFIX(const float* weight, Factor<T>* packed, long inputs, long outputs) {          \
-        pack(packed, Packing(inputs, outputs), kPoints, weight, weight_at);                                             \
+    extern "C" void conv3x3_pack_##SUFFIX(const float* weight, Factor<T>* packed, long inputs, long outputs,            \
+                                          long side) {                                                                  \
+        const long places = side * side, channels = outputs / places;                                                   \
+        pack(packed, Packing(inputs, outputs), kPoints, weight,                                                         \
+             [=](const float* from, const Packing& packing, long point, long output, long input) {                      \
+                 return weight_at(from, packing, point, output % channels * places + output / channels, input);         \
+             });                                                                                                        \
     }                                                                                                                   \
     extern "C" void conv3x3_##SUFFIX(const T* const* images, const long* widths, long parts, const Factor<T>* weight,   \
-                                     const float* bias, T* out, long count, long height, long width, long outputs,      \
-                                     long border, int threads) {                                                        \
-        conv3x3(images, widths, parts, weight, bias, out, count, height, width, outputs, border, threads);              \
+                                     const float* bias, float slope, T* out, long count, long height, long width,       \
+                                     long outputs, long border, long side, int threads) {                               \
+        conv3x3(images, widths, parts, weight, bias, slope, out, count, height, width, outputs, border, side, threads); \
     }
 
 ENTRY_POINTS(float, float32)

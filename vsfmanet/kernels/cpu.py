@@ -127,21 +127,30 @@ def reads_apart(parts: Sequence[Tensor]) -> bool:
     return all(part.shape[1] % _MOST_LANES == 0 for part in parts[:-1])
 
 
-def conv3x3(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """See `vsfmanet.kernels.conv3x3`; `convolves` and `reads_apart` have been asked."""
+def shuffles(weight: Tensor, shuffle: int) -> bool:
+    """Whether `conv3x3` can shuffle pixels too: a register holds channels of one of them."""
+    return shuffle == 1 or len(weight) % (_MOST_LANES * shuffle**2) == 0
+
+
+def conv3x3(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: int, slope: float, shuffle: int
+) -> Tensor:
+    """See `vsfmanet.kernels.conv3x3`; `convolves`, `reads_apart` and `shuffles` have been asked."""
     n, _, h, w = parts[0].shape
     widths = [part.shape[1] for part in parts]
     outputs, less = len(weight), 2 - 2 * padding
     assert weight.shape == (outputs, sum(widths), 3, 3)
     assert all(part.shape == (n, width, h, w) for part, width in zip(parts, widths, strict=True))
     assert padding in (0, 1)
-    out = torch.empty(n, outputs, h - less, w - less, dtype=weight.dtype, memory_format=torch.channels_last)
-    shift = torch.zeros(outputs) if bias is None else bias.float()
-    packed = _prepared("conv3x3", weight, (sum(widths), outputs))
+    shape = (n, outputs // shuffle**2, (h - less) * shuffle, (w - less) * shuffle)
+    out = torch.empty(shape, dtype=weight.dtype, memory_format=torch.channels_last)
+    shift = torch.zeros(outputs) if bias is None else bias.float().unflatten(0, (-1, shuffle**2)).t().contiguous()
+    packed = _prepared("conv3x3", weight, (sum(widths), outputs, shuffle))
     images = [_packed(part) for part in parts]
     places = (c_void_p * len(parts))(*(image.data_ptr() for image in images))
     numbers = (c_long * len(parts))(*widths)
-    _call("conv3x3", out, places, numbers, len(parts), packed, shift, out, n, h, w, outputs, padding)
+    settings = (n, h, w, outputs, padding, shuffle)
+    _call("conv3x3", out, places, numbers, len(parts), packed, shift, c_float(slope), out, *settings)
     return out
 
 

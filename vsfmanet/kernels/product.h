@@ -76,10 +76,10 @@ void with_vectors(long vectors, Run run) {
     }
 }
 
-// Products of several rows of inputs with so many vectors of outputs. Rows, and in each row chunks of as many inputs as
-// there are lanes, are so far apart; rows of `out` are `stride` apart.
-template <int kVectors, int kRows, class P>
-void multiply(const P* in, long row_step, long chunk_step, const P* weight, float* out, long stride, long steps) {
+// Products of several rows of inputs with so many vectors of outputs; `put` is given each with its row and vector. Rows, and
+// in each row chunks of as many inputs as there are lanes, are so far apart.
+template <int kVectors, int kRows, class P, class Put>
+void multiply(const P* in, long row_step, long chunk_step, const P* weight, long steps, Put put) {
     constexpr long kInner = kLanes / kStep<P>;
     Lanes sum[kRows][kVectors] = {};
     for (long done = 0; done < steps; done += kInner, in += chunk_step) {
@@ -118,7 +118,7 @@ void multiply(const P* in, long row_step, long chunk_step, const P* weight, floa
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) Native::store(out + row * stride + v * kLanes, sum[row][v]);
+        for (int v = 0; v < kVectors; ++v) put(row, v, sum[row][v]);
     }
 }
 

@@ -2,9 +2,10 @@
 // follows at once; and a pointwise convolution that is added to a shortcut. Their twins are in vsfmanet/ops/projection.py.
 //
 // Images are channels-last, (N, H, W, C) in memory, of float or bfloat16, with zeros outside. They are done in parts, and
-// in each part a few channels at a time, so that what lies between the two convolutions, which is several times as wide
-// as what goes in, never leaves the cache: three of its rows at once, in float. The border of a part is computed in its
-// neighbours too. Parts do not depend on each other, so results are the same for any number of threads.
+// each part row by row, so that what lies between the two convolutions, which is several times as wide as what goes in,
+// never leaves the cache: three of its rows at once, in float. What is read or written next is announced meanwhile. The
+// border of a part is computed in its neighbours too. Parts do not depend on each other, so results are the same for any
+// number of threads.
 
 #include <algorithm>
 #include <type_traits>
@@ -15,7 +16,7 @@
 namespace {
 
 constexpr long kPixels = 96;            // of a part of a pointwise convolution
-constexpr long kWide = 46, kTall = 32;  // pixels of a part; with its borders a multiple of what `kRows` can be
+constexpr long kWide = 46, kTall = 48;  // pixels of a part at most; with its borders a multiple of what `kRows` can be
 // Pixels between the convolutions are an odd number of vectors apart: an even one would crowd a part of the cache.
 constexpr long stride_for(long vectors) { return (vectors | 1) * kLanes; }
 constexpr long kRing = 3 * (kWide + 2) * stride_for(kMostVectors);
@@ -38,12 +39,13 @@ inline Lanes erf_ratio(Lanes x) {
     return x * above / below;
 }
 
-// The pointwise convolution of some pixels, `step` values apart, for one group of vectors of outputs.
-template <int kVectors, class T, class P>
-void pointwise(const T* in, long step, const P* weight, float* out, long pixels, const Packing& packing) {
+// The pointwise convolution of some pixels, `step` values apart, for one group of vectors of outputs: `put` is given each
+// sum with its pixel and vector, some of them twice. Those `ahead` pixels further on are brought into the cache.
+template <int kVectors, class T, class P, class Put>
+void pointwise(const T* in, long step, const P* weight, long pixels, long ahead, const Packing& packing, Put put) {
     constexpr int kRows = rows_for(kVectors);
-    constexpr long stride = stride_for(kVectors);
-    const P* from;
+    const P* from = nullptr;
+    long from_step = step;
     std::vector<P> converted;
     if constexpr (std::is_same_v<T, P>) {
         from = in;
@@ -52,11 +54,15 @@ void pointwise(const T* in, long step, const P* weight, float* out, long pixels,
             for (long i = 0; i < packing.inputs; ++i) converted.push_back(widen(in[pixel * step + i]));
         }
         from = converted.data();
-        step = packing.inputs;
+        from_step = packing.inputs;
     }
     const auto some = [&](long pixel, auto rows) {
-        multiply<kVectors, decltype(rows)::value>(from + pixel * step, step, kLanes, weight, out + pixel * stride, stride,
-                                                  packing.steps<P>());
+        constexpr int kSome = decltype(rows)::value;
+        for (int row = 0; ahead && row < kSome; ++row) {
+            announce<0>(in + (pixel + row + ahead) * step, packing.inputs);
+        }
+        multiply<kVectors, kSome>(from + pixel * from_step, from_step, kLanes, weight, packing.steps<P>(),
+                                  [=](int row, int v, const Lanes& sum) { put(pixel + row, v, sum); });
     };
     const long last = pixels - kRows;
     for (long pixel = 0; pixel <= last; pixel += kRows) some(pixel, std::integral_constant<int, kRows>{});
@@ -70,28 +76,27 @@ void add_pointwise(const T* in, long step, const Factor<T>* weight, const T* sho
                    long outputs, int threads) {
     const Packing packing(inputs, outputs);
     for_rows((pixels + kPixels - 1) / kPixels, threads, [=](long part) {
-        float* const sums = reinterpret_cast<float*>(scratch(kPixels * stride_for(kMostVectors) * sizeof(float)));
         const long first = part * kPixels, count = std::min(kPixels, pixels - first);
         for (long group = 0; group < packing.groups; ++group) {
-            const long vectors = packing.first(group + 1) - packing.first(group), stride = stride_for(vectors);
+            const long from = packing.first(group), vectors = packing.first(group + 1) - from;
+            const long ahead = group ? 0 : kPixels;
             with_vectors(vectors, [&](auto many) {
-                pointwise<decltype(many)::value>(in + first * step, step, weight + packing.start<Factor<T>>(0, group), sums,
-                                                 count, packing);
+                pointwise<decltype(many)::value>(
+                    in + first * step, step, weight + packing.start<Factor<T>>(0, group), count, ahead, packing,
+                    [=](long pixel, int v, const Lanes& sum) {
+                        const long channel = (from + v) * kLanes, at = (first + pixel) * outputs + channel;
+                        __builtin_prefetch(shortcut + at + kPixels * outputs);
+                        __builtin_prefetch(out + at + kPixels * outputs, 1);
+                        if (channel + kLanes <= outputs) {
+                            Lanes add;
+                            Native::load(shortcut + at, add);
+                            Native::store(out + at, sum + add);
+                        } else {
+                            const long some = outputs - channel;
+                            store_some(out + at, sum + load_some(shortcut + at, some), some);
+                        }
+                    });
             });
-            for (long pixel = 0; pixel < count; ++pixel) {
-                for (long v = 0; v < vectors; ++v) {
-                    const long channel = (packing.first(group) + v) * kLanes;
-                    const long some = std::min<long>(kLanes, outputs - channel), at = (first + pixel) * outputs + channel;
-                    Lanes sum, add;
-                    Native::load(sums + pixel * stride + v * kLanes, sum);
-                    if (some == kLanes) {
-                        Native::load(shortcut + at, add);
-                        Native::store(out + at, sum + add);
-                    } else {
-                        store_some(out + at, sum + load_some(shortcut + at, some), some);
-                    }
-                }
-            }
         }
     });
 }
@@ -109,6 +114,14 @@ struct Taps {
     Lanes weight[kMatrices][9];
 };
 
+// How an image is cut into parts, of much the same size.
+struct Cut {
+    Cut(long height, long width)
+        : down((height + kTall - 1) / kTall), across((width + kWide - 1) / kWide), tall((height + down - 1) / down) {}
+
+    long down, across, tall;
+};
+
 // `weight` has two matrices where `kGated`, the gates first, and one else; `taps` are (9, matrices, outputs). Without
 // gates, `squares` (parts, outputs) receives the sums of the squares of what is written.
 template <bool kGated, class T>
@@ -116,18 +129,22 @@ void project(const T* in, const Factor<T>* weight, const float* taps, T* out, fl
              long width, long inputs, long outputs, int threads) {
     constexpr int kMatrices = kGated ? 2 : 1;
     const Packing packing(inputs, outputs);
-    const long across = (width + kWide - 1) / kWide, down = (height + kTall - 1) / kTall;
-    for_rows(count * down * across, threads, [=](long part) {
-        float* const ring = reinterpret_cast<float*>(scratch(kMatrices * kRing * sizeof(float)));
-        const long left = part % across * kWide, right = std::min(width, left + kWide);
-        const long top = part / across % down * kTall, bottom = std::min(height, top + kTall);
-        const long image = part / across / down * height;  // its first row
+    const Cut cut(height, width);
+    for_rows(count * cut.down * cut.across, threads, [=](long part) {
+        float* const rings = reinterpret_cast<float*>(scratch(packing.groups * kMatrices * kRing * sizeof(float)));
+        const long left = part % cut.across * kWide, right = std::min(width, left + kWide);
+        const long top = part / cut.across % cut.down * cut.tall, bottom = std::min(height, top + cut.tall);
+        const long image = part / cut.across / cut.down * height;  // its first row
         const long first = std::max(left - 1, 0L), last = std::min(right + 1, width);  // pixels read of each row
 
-        for (long group = 0; group < packing.groups; ++group) {
-            const long vectors = packing.first(group + 1) - packing.first(group), stride = stride_for(vectors);
-            const auto line = [&](int matrix, long y) { return ring + matrix * kRing + (y + 3) % 3 * (kWide + 2) * stride; };
-            for (long y = top - 1; y <= bottom; ++y) {
+        for (long y = top - 1; y <= bottom; ++y) {
+            for (long group = 0; group < packing.groups; ++group) {
+                const long from = packing.first(group), vectors = packing.first(group + 1) - from;
+                const long stride = stride_for(vectors), ahead = group || y + 1 >= height ? 0 : width;
+                const auto line = [&](int matrix, long y) {
+                    return rings + (group * kMatrices + matrix) * kRing + (y + 3) % 3 * (kWide + 2) * stride;
+                };
+                T* const row = out + ((image + y - 1) * width + left) * outputs;  // what is written now: the row above
                 for (int m = 0; m < kMatrices; ++m) {
                     float* const to = line(m, y);
                     if (y < 0 || y >= height) {
@@ -137,21 +154,25 @@ void project(const T* in, const Factor<T>* weight, const float* taps, T* out, fl
                     std::fill(to, to + stride, 0.0f);
                     std::fill(to + (right - left + 1) * stride, to + (right - left + 2) * stride, 0.0f);
                     with_vectors(vectors, [&](auto many) {
-                        pointwise<decltype(many)::value>(in + ((image + y) * width + first) * inputs, inputs,
-                                                         weight + packing.start<Factor<T>>(m, group),
-                                                         to + (first - left + 1) * stride, last - first, packing);
+                        constexpr int kVectors = decltype(many)::value;
+                        float* const sums = to + (first - left + 1) * stride;
+                        pointwise<kVectors>(in + ((image + y) * width + first) * inputs, inputs,
+                                            weight + packing.start<Factor<T>>(m, group), last - first, m ? 0 : ahead,
+                                            packing, [=](long pixel, int v, const Lanes& sum) {
+                                                Native::store(sums + pixel * stride_for(kVectors) + v * kLanes, sum);
+                                                __builtin_prefetch(row + pixel * outputs + (from + v) * kLanes, 1);
+                                            });
                     });
                 }
                 if (y <= top) continue;
                 for (long v = 0; v < vectors; ++v) {
-                    const long channel = (packing.first(group) + v) * kLanes;
-                    const long some = std::min<long>(kLanes, outputs - channel);
+                    const long channel = (from + v) * kLanes, some = std::min<long>(kLanes, outputs - channel);
                     const Taps<kMatrices> by(taps, outputs, channel, some);
-                    const float* from[kMatrices][3];
+                    const float* above[kMatrices][3];
                     for (int m = 0; m < kMatrices; ++m) {
-                        for (int row = 0; row < 3; ++row) from[m][row] = line(m, y - 2 + row) + v * kLanes;
+                        for (int i = 0; i < 3; ++i) above[m][i] = line(m, y - 2 + i) + v * kLanes;
                     }
-                    T* to = out + ((image + y - 1) * width + left) * outputs + channel;
+                    T* to = row + channel;
                     Lanes square{};
                     for (long x = 0; x < right - left; ++x, to += outputs) {
                         Lanes sum[kMatrices] = {};
@@ -160,7 +181,7 @@ void project(const T* in, const Factor<T>* weight, const float* taps, T* out, fl
 #pragma GCC unroll 9
                             for (int tap = 0; tap < 9; ++tap) {
                                 Lanes value;
-                                Native::load(from[m][tap / 3] + (x + tap % 3) * stride, value);
+                                Native::load(above[m][tap / 3] + (x + tap % 3) * stride, value);
                                 sum[m] += by.weight[m][tap] * value;
                             }
                         }
@@ -192,7 +213,8 @@ void project(const T* in, const Factor<T>* weight, const float* taps, T* out, fl
 }  // namespace
 
 extern "C" long projection_parts(long count, long height, long width) {
-    return count * ((width + kWide - 1) / kWide) * ((height + kTall - 1) / kTall);
+    const Cut cut(height, width);
+    return count * cut.down * cut.across;
 }
 
 #define ENTRY_POINTS(T, SUFFIX)                                                                                         \

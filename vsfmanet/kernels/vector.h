@@ -128,6 +128,13 @@ void store_some(T* to, const Lanes& from, long count) {
 #endif
 }
 
+// Brings so many values into the cache, to be read or to be written. They may lie outside an image: nothing is read.
+template <int kWrite, class T>
+void announce(const T* from, long count) {
+    const char* const start = reinterpret_cast<const char*>(from);
+    for (long i = 0; i < static_cast<long>(count * sizeof(T)); i += 64) __builtin_prefetch(start + i, kWrite, 2);
+}
+
 // Memory of this thread from the start of a cache line on, kept from call to call: fresh memory is slow.
 inline char* scratch(size_t bytes) {
     static thread_local std::vector<char> kept;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -16,9 +15,31 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, in_width: int, out_width: int, *, bias: bool = True) -> None:
         super().__init__(in_width, out_width, 3, padding=1, bias=bias)
 
+    def forward(self, *parts: Tensor, slope: float = 1.0, shuffle: int = 1) -> Tensor:
+        """Convolve `parts` (N, C, H, W), whose channels are read one after the other; returns (N, outputs, H, W).
+
+        A leaky ReLU of this `slope` and a pixel shuffle by this factor follow; see `kernels.conv3x3`.
+        """
+        return kernels.conv3x3(parts, self.weight, self.bias, slope=slope, shuffle=shuffle)
+
+
+class Layers(nn.Sequential):
+    """Layers in turn; a 3x3 convolution does the pixel shuffle and the leaky ReLU that follow it, in one pass."""
+
     def forward(self, *parts: Tensor) -> Tensor:
-        """Convolve `parts` (N, C, H, W), whose channels are read one after the other; returns (N, outputs, H, W)."""
-        return kernels.conv3x3(parts, self.weight, self.bias)
+        """Give `parts` (N, C, H, W) to the first layer, and what it gives to the next one."""
+        layers = [*self]
+        while layers:
+            layer, factor, slope = layers.pop(0), 1, 1.0
+            if isinstance(layer, Conv3x3):
+                if layers and isinstance(layers[0], nn.PixelShuffle):
+                    factor = layers.pop(0).upscale_factor
+                if layers and isinstance(layers[0], nn.LeakyReLU):
+                    slope = layers.pop(0).negative_slope
+                parts = (layer(*parts, slope=slope, shuffle=factor),)
+            else:
+                parts = (layer(*parts),)
+        return parts[0]
 
 
 def leaky_relu() -> nn.LeakyReLU:
@@ -60,7 +81,7 @@ class ResidualDenseBlock(nn.Module):
         """Refine `x` (N, C, H, W); same shape."""
         feats = [x]
         for conv in self.convs:
-            feats.append(F.leaky_relu(conv(*feats), 0.2, inplace=True))
+            feats.append(conv(*feats, slope=0.2))
         return torch.add(x, self.last(*feats), alpha=0.2)
 
 
@@ -151,7 +172,7 @@ class FeatureModulation(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.to_affine = nn.Sequential(Conv3x3(width, width // 2), leaky_relu(), Conv3x3(width // 2, 2 * width))
+        self.to_affine = Layers(Conv3x3(width, width // 2), leaky_relu(), Conv3x3(width // 2, 2 * width))
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """Modulate `x` (N, C, H, W) by `guide` (N, C, H, W); same shape."""

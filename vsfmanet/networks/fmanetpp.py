@@ -27,6 +27,7 @@ from vsfmanet.networks.blocks import (
     ExposureModulation,
     FeatureModulation,
     GatedFeedForward,
+    Layers,
     PixelNorm,
     ResidualDenseBlock,
     leaky_relu,
@@ -157,7 +158,7 @@ class FlowUpdate(nn.Module):
 
     def __init__(self, width: int, num_flows: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
+        self.body = Layers(
             Conv3x3(width + 6 * num_flows, 6 * num_flows),
             leaky_relu(),
             last := Conv3x3(6 * num_flows, 6 * num_flows),
@@ -166,8 +167,7 @@ class FlowUpdate(nn.Module):
 
     def forward(self, fused: Tensor, flow: Tensor) -> Tensor:
         """Update `flow` (N, 6n, H, W), fp32, by `fused` (N, C, H, W); fp32 keeps the small steps."""
-        first, activation, last = self.body
-        return flow + last(activation(first(fused, flow.to(fused.dtype)))).float()
+        return flow + self.body(fused, flow.to(fused.dtype)).float()
 
 
 class HRBABlock(nn.Module):
@@ -193,7 +193,7 @@ class HRBABlock(nn.Module):
         fuse: list[nn.Module] = [Conv3x3(3 * width, width)]
         if config.fuse_convs == 2:
             fuse += [leaky_relu(), Conv3x3(width, width)]
-        self.fuse = nn.Sequential(*fuse)
+        self.fuse = Layers(*fuse)
         self.flow_update = FlowUpdate(width, config.num_flows) if build_flow_update else None
         self.attention_norm = PixelNorm(width)
         self.attention = ChannelAttention(width, config.heads, guided=False)
@@ -289,18 +289,18 @@ class DegradationNetwork(nn.Module):
         width, flow_width = config.width, 6 * config.num_flows
         self.num_flows = config.num_flows
         self.flow_is_matched = config.initial_flow == "matching"
-        self.stem = nn.Sequential(
+        self.stem = Layers(
             Conv3x3(3, width), leaky_relu(), ResidualDenseBlock(width, config.dense_growth, config.dense_layers)
         )
         self.blocks = nn.ModuleList(
             HRBABlock(config, guided=False, build_flow_update=True, embed_width=embed_width)
             for _ in range(config.num_blocks)
         )
-        self.kernel_feat = nn.Sequential(Conv3x3(width, width), leaky_relu())
-        self.image_flow: nn.Sequential | None = None
+        self.kernel_feat = Layers(Conv3x3(width, width), leaky_relu())
+        self.image_flow: Layers | None = None
         self.to_kernels: nn.Conv2d | None = None
         if not deployed:
-            self.image_flow = nn.Sequential(Conv3x3(flow_width, flow_width), leaky_relu(), Conv3x3(flow_width, 6))
+            self.image_flow = Layers(Conv3x3(flow_width, flow_width), leaky_relu(), Conv3x3(flow_width, 6))
             size = config.kernel_head_size
             self.to_kernels = nn.Conv2d(width, 3 * config.kernel_size**2, size, padding=size // 2)
             self._init_heads(config)
@@ -358,7 +358,7 @@ class RestorationNetwork(nn.Module):
     def __init__(self, config: FMANetPPConfig, *, embed_width: int, deployed: bool) -> None:
         super().__init__()
         width = config.width
-        self.stem = nn.Sequential(
+        self.stem = Layers(
             Conv3x3(width + 3, width),
             leaky_relu(),
             ResidualDenseBlock(width, config.dense_growth, config.dense_layers),
@@ -385,7 +385,7 @@ class RestorationNetwork(nn.Module):
         self.upsampler = _upsampler(config)
 
 
-def _upsampler(config: FMANetPPConfig) -> nn.Sequential:
+def _upsampler(config: FMANetPPConfig) -> Layers:
     """Features to residual image. The last layer starts at zero, so a fresh network returns the bilinear image."""
     if config.upsampler == "two_stage":
         layers = [
@@ -397,7 +397,7 @@ def _upsampler(config: FMANetPPConfig) -> nn.Sequential:
         last = Conv3x3(config.width, 3 * config.scale**2)
         layers = [Conv3x3(config.width, config.width), leaky_relu(), last, nn.PixelShuffle(config.scale)]
     zero_init(last)
-    return nn.Sequential(*layers)
+    return Layers(*layers)
 
 
 class FMANetPP(nn.Module):
@@ -502,7 +502,7 @@ class FMANetPP(nn.Module):
             weight, bias = self.folded_guide()
             guides = F.conv2d(kernel_feat, weight.to(kernel_feat.dtype), bias.to(kernel_feat.dtype), padding="same")
         return (
-            self.restoration.stem(torch.cat([feat, lr], dim=1)),
+            self.restoration.stem(feat, lr),
             kernel_feat,
             guides.chunk(self.config.num_blocks, dim=1),
         )

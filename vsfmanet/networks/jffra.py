@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError, ShapeError
-from vsfmanet.networks.blocks import Conv3x3, leaky_relu, zero_init
+from vsfmanet.networks.blocks import Conv3x3, Layers, leaky_relu, zero_init
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.ops.matching import match_frames
 from vsfmanet.ops.warp import flow_warp
@@ -194,7 +194,7 @@ class FlowHead(nn.Module):
         super().__init__()
         half = flow_width // 2
         self.context = nn.Conv2d(width, half, 1)
-        self.layers = nn.Sequential(
+        self.layers = Layers(
             Conv3x3((2 * SEARCH + 1) ** 2 + half + 2, flow_width), leaky_relu(),
             Conv3x3(flow_width, flow_width), leaky_relu(),
             Conv3x3(flow_width, half), leaky_relu(), last := Conv3x3(half, 2),
@@ -288,7 +288,7 @@ class JFFRA(SequenceNetwork):
         self.down = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in ((width, middle), (middle, low)))
         self.up = nn.ModuleList(nn.ConvTranspose2d(*pair, 2, stride=2) for pair in ((low, middle), (middle, width)))
         self.fuse = nn.ModuleList(nn.Conv2d(2 * channels, channels, 1) for channels in (middle, width))
-        self.head = nn.Sequential(
+        self.head = Layers(
             Conv3x3(FRAMES * width, width), leaky_relu(),
             Conv3x3(width, width), leaky_relu(),
             last := Conv3x3(width, 12), nn.PixelShuffle(2),
