@@ -44,7 +44,7 @@ def gated_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
     outputs = len(pointwise) // 2
     out = _like(x, outputs)
     x, weight, taps = _projected_by(x, pointwise, depthwise, matrices=2)
-    _call("gated_projection", x, x, weight, taps, out, n, h, w, x.shape[1], outputs)
+    _call("gated_projection", x, *_stepped(x), weight, taps, out, n, h, w, x.shape[1], outputs)
     return out
 
 
@@ -57,7 +57,7 @@ def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared:
     parts = kernels.projection_parts(*map(c_long, (1, h, w)))
     out, squares = _like(x, outputs), torch.empty(n, parts, outputs)
     x, weight, taps = _projected_by(x, pointwise, depthwise, matrices=1)
-    _call("squared_projection", x, x, weight, taps, out, squares, n, h, w, x.shape[1], outputs)
+    _call("squared_projection", x, *_stepped(x), weight, taps, out, squares, n, h, w, x.shape[1], outputs)
     return out, squares[..., :squared].sum(dim=1)
 
 
@@ -70,7 +70,7 @@ def _projected_by(x: Tensor, pointwise: Tensor, depthwise: Tensor, *, matrices: 
         x, pointwise = F.pad(x, (0, 0, 0, 0, 0, 1)), F.pad(pointwise, (0, 0, 0, 0, 0, 1))
     shape = (matrices, x.shape[1], projected // matrices)
     return (
-        _packed(x),
+        x,
         _prepared("projection", pointwise.to(x.dtype), shape),
         depthwise.flatten(1).t().float().contiguous(),
     )
