@@ -54,7 +54,7 @@ from vsfmanet.networks.mmprnn import MMPRNN
 from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.norm import pixel_norm_reference
-from vsfmanet.ops.projection import gated_projection_reference, squared_projection_reference
+from vsfmanet.ops.projection import feed_forward_reference, squared_projection_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
 from vsfmanet.restorer import Restorer
 from vsfmanet.weights import load_fmanetpp, save_model
@@ -314,6 +314,7 @@ def kernels_section(bench: Bench) -> None:
     flow = flow.to(bench.device).contiguous(memory_format=torch.channels_last)
     gain = torch.randn(channels).to(bench.device, bench.dtype)
     aligned, fuse = like(3 * channels), weight(channels, 3 * channels, 3)
+    reduce = weight(channels, hidden, 1)
     expand, query = ((weight(wide, channels, 1), weight(wide, 1, 3)) for wide in (2 * hidden, 3 * channels))
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "multi-flow warp": (
@@ -324,9 +325,9 @@ def kernels_section(bench: Bench) -> None:
             lambda: kernels.conv3x3([aligned], fuse, gain),
             lambda: nn.functional.conv2d(aligned, fuse, gain, padding=1),
         ),
-        "gated projection": (
-            lambda: kernels.gated_projection(feat, *expand),
-            lambda: gated_projection_reference(feat, *expand),
+        "gated feed-forward": (
+            lambda: kernels.feed_forward(feat, feat, *expand, reduce),
+            lambda: feed_forward_reference(feat, feat, *expand, reduce),
         ),
         "projection and squares": (
             lambda: kernels.squared_projection(feat, *query, 2 * channels),

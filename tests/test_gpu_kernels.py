@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vsfmanet.ops.norm import pixel_norm_reference
-from vsfmanet.ops.projection import gated_projection_reference, squared_projection_reference
+from vsfmanet.ops.projection import feed_forward_reference, squared_projection_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -162,7 +162,10 @@ def test_the_projections_equal_their_twins(dtype: torch.dtype, channels: int, si
     pointwise = torch.eye(channels, device=DEVICE)[:, :, None, None].to(dtype)  # nothing is rounded between the two
     weight = (torch.randn(channels, 1, 3, 3, device=DEVICE) / 3).to(dtype)
     exact = x.float(), pointwise.float(), weight.float()
-    close(gpu.gated_projection(x, pointwise, weight), gated_projection_reference(*exact).to(dtype))
+    reduce = torch.eye(channels // 2, device=DEVICE)[:, :, None, None].to(dtype)
+    shortcut = torch.randn(n, channels // 2, h, w, device=DEVICE).to(dtype)
+    expected = feed_forward_reference(shortcut.float(), *exact, reduce.float()).to(dtype)
+    close(gpu.feed_forward(shortcut, x, pointwise, weight, reduce), expected)
     out, squares = gpu.squared_projection(x, pointwise, weight, channels // 2)
     close(out, squared_projection_reference(*exact, 1)[0].to(dtype))
     # What was written is what was squared, whatever the type.

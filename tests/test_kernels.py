@@ -22,9 +22,8 @@ from vsfmanet.networks.blocks import Conv3x3, Layers, leaky_relu
 from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.projection import (
-    add_pointwise_reference,
     add_product_reference,
-    gated_projection_reference,
+    feed_forward_reference,
     squared_projection_reference,
 )
 from vsfmanet.ops.warp import warp_neighbours_reference
@@ -167,15 +166,17 @@ def test_the_projections_equal_their_twins(
     dtype: torch.dtype, inputs: int, outputs: int, size: tuple[int, int, int]
 ) -> None:
     n, h, w = size
-    x, weights = torch.randn(n, inputs, h, w).to(dtype), projection(inputs, outputs, dtype)
+    wide, weights = torch.randn(n, 2 * inputs, h, w).to(dtype), projection(inputs, outputs, dtype)
+    x = wide.contiguous(memory_format=torch.channels_last)[:, inputs:] if outputs % 4 else wide[:, inputs:]
+    shortcut, reduce = torch.randn(n, inputs, h, w).to(dtype), projection(outputs // 2, inputs, dtype)[0]
     exact = x.float(), weights[0].float(), weights[1].float()
-    gated = kernels.gated_projection(x, *weights)
-    close(gated, gated_projection_reference(*exact).to(dtype), TOLERANCE)
+    restored = kernels.feed_forward(shortcut, x, *weights, reduce)
+    close(restored, feed_forward_reference(shortcut.float(), *exact, reduce.float()).to(dtype), TOLERANCE)
     out, squares = kernels.squared_projection(x, *weights, outputs // 2)
     close(out, squared_projection_reference(*exact, 1)[0].to(dtype), TOLERANCE)
     # What was written is what was squared, bf16 or not.
     torch.testing.assert_close(squares, out[:, : outputs // 2].double().square().sum((2, 3)).float())
-    assert gated.is_contiguous(memory_format=torch.channels_last)
+    assert restored.is_contiguous(memory_format=torch.channels_last)
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -189,11 +190,9 @@ def test_sums_with_a_shortcut_equal_their_twins(
 ) -> None:
     n, h, w = size
     shortcut, wide = torch.randn(n, outputs, h, w).to(dtype), torch.randn(n, 3 * inputs, h, w).to(dtype)
-    weight, matrix = projection(inputs, outputs, dtype)[0], (torch.randn(n, inputs, outputs) / inputs**0.5).to(dtype)
+    matrix = (torch.randn(n, inputs, outputs) / inputs**0.5).to(dtype)
     for x in (wide[:, inputs : 2 * inputs], wide.contiguous(memory_format=torch.channels_last)[:, 2 * inputs :]):
         exact = shortcut.float(), x.float()
-        expected = add_pointwise_reference(*exact, weight.float()).to(dtype)
-        close(kernels.add_pointwise(shortcut, x, weight), expected, TOLERANCE)
         expected = add_product_reference(*exact, matrix.float()).to(dtype)
         close(kernels.add_product(shortcut, x, matrix), expected, TOLERANCE)
 
@@ -440,7 +439,7 @@ def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch)
         with torch.inference_mode():
             x = torch.randn(1, 4, 8, 8)
             assert kernels.kernels_for(x) is None
-            assert kernels.gated_projection(x, *projection(4, 4, torch.float32)).shape == (1, 2, 8, 8)
+            assert kernels.squared_projection(x, *projection(4, 2, torch.float32), 1)[0].shape == (1, 2, 8, 8)
     finally:
         build.library.cache_clear()
 

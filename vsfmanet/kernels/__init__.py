@@ -22,9 +22,8 @@ from vsfmanet.kernels.build import library
 from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.projection import (
-    add_pointwise_reference,
     add_product_reference,
-    gated_projection_reference,
+    feed_forward_reference,
     squared_projection_reference,
 )
 from vsfmanet.ops.warp import check_neighbours, warp_neighbours_reference
@@ -44,8 +43,8 @@ class Kernels(Protocol):
         """See `warp_neighbours_reference`; the arguments have been checked."""
         ...
 
-    def gated_projection(self, x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
-        """See `gated_projection_reference`."""
+    def feed_forward(self, shortcut: Tensor, x: Tensor, pointwise: Tensor, depthwise: Tensor, reduce: Tensor) -> Tensor:
+        """See `feed_forward_reference`."""
         ...
 
     def squared_projection(
@@ -120,9 +119,9 @@ def _probe(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
             kernels.warp_neighbours(feat, pair, flow, 2, (0, 0)),
             warp_neighbours_reference(feat, pair, flow, 2),
         ),
-        "gated_projection": (
-            kernels.gated_projection(feat, mix, taps),
-            gated_projection_reference(feat, mix, taps),
+        "feed_forward": (
+            kernels.feed_forward(feat, feat, mix, taps, mix[:, :4]),
+            feed_forward_reference(feat, feat, mix, taps, mix[:, :4]),
         ),
         "squared_projection": (
             kernels.squared_projection(feat, mix, taps, 8)[0],
@@ -151,12 +150,12 @@ def warp_neighbours(
     return kernels.warp_neighbours(feat, neighbours, flow, num_flows, origin)
 
 
-def gated_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
-    """Pointwise and depthwise convolution, then a GELU gate; see `gated_projection_reference`."""
+def feed_forward(shortcut: Tensor, x: Tensor, pointwise: Tensor, depthwise: Tensor, reduce: Tensor) -> Tensor:
+    """A gated network of a pixel and those around it, added to a shortcut; see `feed_forward_reference`."""
     kernels = kernels_for(x)
     if kernels is None:
-        return gated_projection_reference(x, pointwise, depthwise)
-    return kernels.gated_projection(x, pointwise, depthwise)
+        return feed_forward_reference(shortcut, x, pointwise, depthwise, reduce)
+    return kernels.feed_forward(shortcut, x, pointwise, depthwise, reduce)
 
 
 def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared: int) -> tuple[Tensor, Tensor]:
@@ -173,13 +172,6 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     if kernels is None:
         return pixel_norm_reference(x, weight, bias, epsilon)
     return kernels.pixel_norm(x, weight, bias, epsilon)
-
-
-def add_pointwise(shortcut: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """A pointwise convolution, added to a shortcut; on CUDA torch's. See `add_pointwise_reference`."""
-    if x.device.type == "cpu" and kernels_for(x) is not None and cpu.adds(shortcut, x, weight):
-        return cpu.add_pointwise(shortcut, x, weight)
-    return add_pointwise_reference(shortcut, x, weight)
 
 
 def add_product(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:

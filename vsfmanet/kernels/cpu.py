@@ -38,13 +38,17 @@ def warp_neighbours(
     return out
 
 
-def gated_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
-    """See `gated_projection_reference`."""
+def feed_forward(shortcut: Tensor, x: Tensor, pointwise: Tensor, depthwise: Tensor, reduce: Tensor) -> Tensor:
+    """See `feed_forward_reference`."""
     n, _, h, w = x.shape
-    outputs = len(pointwise) // 2
+    hidden, outputs = len(pointwise) // 2, len(reduce)
+    assert reduce.shape == (outputs, hidden, 1, 1)
+    assert shortcut.shape == (n, outputs, h, w)
     out = _like(x, outputs)
     x, weight, taps = _projected_by(x, pointwise, depthwise, matrices=2)
-    _call("gated_projection", x, *_stepped(x), weight, taps, out, n, h, w, x.shape[1], outputs)
+    reduced_by = _prepared("projection", reduce.to(x.dtype), (1, hidden, outputs))
+    image, added = _stepped(x), _packed(shortcut.to(x.dtype))
+    _call("feed_forward", x, *image, weight, taps, reduced_by, added, out, n, h, w, x.shape[1], hidden, outputs)
     return out
 
 
@@ -82,7 +86,7 @@ def adds(shortcut: Tensor, x: Tensor, weight: Tensor) -> bool:
 
 
 def add_pointwise(shortcut: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """See `add_pointwise_reference`; `adds` has been asked."""
+    """`shortcut` (N, D, H, W) plus `x` (N, C, H, W) mixed by `weight` (D, C, 1, 1); `adds` has been asked."""
     n, channels, h, w = x.shape
     outputs = len(weight)
     assert weight.shape == (outputs, channels, 1, 1)

@@ -156,18 +156,18 @@ def warp_neighbours(
     return out
 
 
-def gated_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
-    """See `gated_projection_reference`."""
+def feed_forward(shortcut: Tensor, x: Tensor, pointwise: Tensor, depthwise: Tensor, reduce: Tensor) -> Tensor:
+    """See `feed_forward_reference`."""
     x = F.conv2d(x, pointwise)
     n, channels, height, width = x.shape
     half = channels // 2
-    out = _like(x, half)
+    gated = _like(x, half)
     pixels, wide = _block(half)
     with _on(x):
         _gated[triton.cdiv(n * height * width, pixels), triton.cdiv(half, wide)](
-            _packed(x), _taps(depthwise), out, n * height * width, height, width, HALF=half, PIXELS=pixels, WIDE=wide
+            _packed(x), _taps(depthwise), gated, n * height * width, height, width, HALF=half, PIXELS=pixels, WIDE=wide
         )
-    return out
+    return shortcut + F.conv2d(gated, reduce)
 
 
 def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
 // What Restormer's networks are made of: a pointwise convolution, a depthwise one of 3x3 on what it gives, and what
-// follows at once; and a pointwise convolution that is added to a shortcut. Their twins are in vsfmanet/ops/projection.py.
+// follows at once; and pointwise convolutions that are added to a shortcut. Their twins are in vsfmanet/ops/projection.py.
 //
 // Images are channels-last, (N, H, W, C) in memory, of float or bfloat16, with zeros outside. They are done in parts, and
 // each part row by row, so that what lies between the two convolutions, which is several times as wide as what goes in,
@@ -89,6 +89,34 @@ void pointwise(const T* in, long step, const P* weight, long pixels, long ahead,
     for (long pixel = 0; last < 0 && pixel < pixels; ++pixel) some(pixel, std::integral_constant<int, 1>{});
 }
 
+// Adds the pointwise convolution of some pixels of `in`, `step` values apart, to those of `shortcut`. Of these, and of `out`,
+// those `ahead` pixels further on are brought into the cache; of `in`, those `in_ahead` pixels.
+template <class T>
+void add_some(const T* in, long step, const Factor<T>* weight, const T* shortcut, T* out, long pixels, long in_ahead,
+              long ahead, const Packing& packing) {
+    const long outputs = packing.outputs;
+    for (long group = 0; group < packing.groups; ++group) {
+        const long from = packing.first(group), vectors = packing.first(group + 1) - from;
+        const auto put = [=](long pixel, int v, const Lanes& sum) {
+            const long channel = (from + v) * kLanes, at = pixel * outputs + channel;
+            __builtin_prefetch(shortcut + at + ahead * outputs);
+            __builtin_prefetch(out + at + ahead * outputs, 1);
+            if (channel + kLanes <= outputs) {
+                Lanes add;
+                Native::load(shortcut + at, add);
+                Native::store(out + at, sum + add);
+            } else {
+                const long some = outputs - channel;
+                store_some(out + at, sum + load_some(shortcut + at, some), some);
+            }
+        };
+        with_vectors(vectors, [&](auto many) {
+            pointwise<decltype(many)::value>(in, step, weight + packing.start<Factor<T>>(0, group), pixels,
+                                             group ? 0 : in_ahead, packing, put);
+        });
+    }
+}
+
 // Pixels of `in` are `step` values apart, those of `shortcut` and `out` next to each other.
 template <class T>
 void add_pointwise(const T* in, long step, const Factor<T>* weight, const T* shortcut, T* out, long pixels, long inputs,
@@ -96,27 +124,8 @@ void add_pointwise(const T* in, long step, const Factor<T>* weight, const T* sho
     const Packing packing(inputs, outputs);
     for_rows((pixels + kPixels - 1) / kPixels, threads, [=](long part) {
         const long first = part * kPixels, count = std::min(kPixels, pixels - first);
-        for (long group = 0; group < packing.groups; ++group) {
-            const long from = packing.first(group), vectors = packing.first(group + 1) - from;
-            const long ahead = group ? 0 : kPixels;
-            with_vectors(vectors, [&](auto many) {
-                pointwise<decltype(many)::value>(
-                    in + first * step, step, weight + packing.start<Factor<T>>(0, group), count, ahead, packing,
-                    [=](long pixel, int v, const Lanes& sum) {
-                        const long channel = (from + v) * kLanes, at = (first + pixel) * outputs + channel;
-                        __builtin_prefetch(shortcut + at + kPixels * outputs);
-                        __builtin_prefetch(out + at + kPixels * outputs, 1);
-                        if (channel + kLanes <= outputs) {
-                            Lanes add;
-                            Native::load(shortcut + at, add);
-                            Native::store(out + at, sum + add);
-                        } else {
-                            const long some = outputs - channel;
-                            store_some(out + at, sum + load_some(shortcut + at, some), some);
-                        }
-                    });
-            });
-        }
+        add_some(in + first * step, step, weight, shortcut + first * outputs, out + first * outputs, count, kPixels, kPixels,
+                 packing);
     });
 }
 
@@ -141,30 +150,44 @@ struct Cut {
     long down, across, tall;
 };
 
-// `weight` has two matrices where `kGated`, the gates first, and one else; `taps` are (9, matrices, outputs). Without
-// gates, `squares` (parts, outputs) receives the sums of the squares of what is written. Pixels of `in` are `step` values
-// apart.
+// What becomes of gated channels: another pointwise convolution, added to a shortcut.
+template <class T>
+struct Reduction {
+    const Factor<T>* weight;
+    const T* shortcut;
+    long outputs;
+};
+
+// `weight` has two matrices where `kGated`, the gates first, and one else; `taps` are (9, matrices, outputs). Gated, rows are
+// reduced as they are done, so that nobody else sees them; else `squares` (parts, outputs) receives the sums of the squares of
+// what is written. Pixels of `in` are `step` values apart.
 template <bool kGated, class T>
-void project(const T* in, long step, const Factor<T>* weight, const float* taps, T* out, float* squares, long count,
-             long height, long width, long inputs, long outputs, int threads) {
+void project(const T* in, long step, const Factor<T>* weight, const float* taps, T* out, float* squares,
+             Reduction<T> reduction, long count, long height, long width, long inputs, long outputs, int threads) {
     constexpr int kMatrices = kGated ? 2 : 1;
-    const Packing packing(inputs, outputs);
+    const Packing packing(inputs, outputs), reducing(outputs, reduction.outputs);
     const Cut cut(height, width);
+    const long row_step = kGated ? (outputs + 1) / 2 * 2 : outputs;  // bfloat16 is multiplied by pairs
+    const long ring_floats = packing.groups * kMatrices * kRing;
     for_rows(count * cut.down * cut.across, threads, [=](long part) {
-        float* const rings = reinterpret_cast<float*>(scratch(packing.groups * kMatrices * kRing * sizeof(float)));
+        char* const start = scratch(ring_floats * sizeof(float) + (kGated ? kWide * row_step * sizeof(T) : 0));
+        float* const rings = reinterpret_cast<float*>(start);
+        T* const gated = reinterpret_cast<T*>(start + ring_floats * sizeof(float));
+        if (kGated) std::fill(gated, gated + kWide * row_step, T{});
         const long left = part % cut.across * kWide, right = std::min(width, left + kWide);
         const long top = part / cut.across % cut.down * cut.tall, bottom = std::min(height, top + cut.tall);
         const long image = part / cut.across / cut.down * height;  // its first row
         const long first = std::max(left - 1, 0L), last = std::min(right + 1, width);  // pixels read of each row
 
         for (long y = top - 1; y <= bottom; ++y) {
+            const long above = (image + y - 1) * width + left;  // the first pixel of the row that is done now
+            T* const row = kGated ? gated : out + above * outputs;
             for (long group = 0; group < packing.groups; ++group) {
                 const long from = packing.first(group), vectors = packing.first(group + 1) - from;
                 const long stride = stride_for(vectors), ahead = group || y + 1 >= height ? 0 : width;
                 const auto line = [&](int matrix, long y) {
                     return rings + (group * kMatrices + matrix) * kRing + (y + 3) % 3 * (kWide + 2) * stride;
                 };
-                T* const row = out + ((image + y - 1) * width + left) * outputs;  // what is written now: the row above
                 for (int m = 0; m < kMatrices; ++m) {
                     float* const to = line(m, y);
                     if (y < 0 || y >= height) {
@@ -180,7 +203,9 @@ void project(const T* in, long step, const Factor<T>* weight, const float* taps,
                                             weight + packing.start<Factor<T>>(m, group), last - first, m ? 0 : ahead,
                                             packing, [=](long pixel, int v, const Lanes& sum) {
                                                 Native::store(sums + pixel * stride_for(kVectors) + v * kLanes, sum);
-                                                __builtin_prefetch(row + pixel * outputs + (from + v) * kLanes, 1);
+                                                if (!kGated) {
+                                                    __builtin_prefetch(row + pixel * outputs + (from + v) * kLanes, 1);
+                                                }
                                             });
                     });
                 }
@@ -188,20 +213,20 @@ void project(const T* in, long step, const Factor<T>* weight, const float* taps,
                 for (long v = 0; v < vectors; ++v) {
                     const long channel = (from + v) * kLanes, some = std::min<long>(kLanes, outputs - channel);
                     const Taps<kMatrices> by(taps, outputs, channel, some);
-                    const float* above[kMatrices][3];
+                    const float* lines[kMatrices][3];
                     for (int m = 0; m < kMatrices; ++m) {
-                        for (int i = 0; i < 3; ++i) above[m][i] = line(m, y - 2 + i) + v * kLanes;
+                        for (int i = 0; i < 3; ++i) lines[m][i] = line(m, y - 2 + i) + v * kLanes;
                     }
                     T* to = row + channel;
                     Lanes square{};
-                    for (long x = 0; x < right - left; ++x, to += outputs) {
+                    for (long x = 0; x < right - left; ++x, to += row_step) {
                         Lanes sum[kMatrices] = {};
 #pragma GCC unroll 2
                         for (int m = 0; m < kMatrices; ++m) {
 #pragma GCC unroll 9
                             for (int tap = 0; tap < 9; ++tap) {
                                 Lanes value;
-                                Native::load(above[m][tap / 3] + (x + tap % 3) * stride, value);
+                                Native::load(lines[m][tap / 3] + (x + tap % 3) * stride, value);
                                 sum[m] += by.weight[m][tap] * value;
                             }
                         }
@@ -225,6 +250,11 @@ void project(const T* in, long step, const Factor<T>* weight, const float* taps,
                         store_some(total, y == top + 1 ? square : load_some(total, some) + square, some);
                     }
                 }
+            }
+            if (kGated && y > top) {
+                const T* const shortcut = reduction.shortcut + above * reduction.outputs;
+                add_some(gated, row_step, reduction.weight, shortcut, out + above * reduction.outputs, right - left, 0, width,
+                         reducing);
             }
         }
     });
@@ -252,15 +282,17 @@ extern "C" long projection_parts(long count, long height, long width) {
                                            long pixels, long inputs, long outputs, int threads) {                       \
         add_pointwise(in, step, weight, shortcut, out, pixels, inputs, outputs, threads);                               \
     }                                                                                                                   \
-    extern "C" void gated_projection_##SUFFIX(const T* in, long step, const Factor<T>* weight, const float* taps,       \
-                                              T* out, long count, long height, long width, long inputs, long outputs,   \
-                                              int threads) {                                                            \
-        project<true>(in, step, weight, taps, out, nullptr, count, height, width, inputs, outputs, threads);            \
+    extern "C" void feed_forward_##SUFFIX(const T* in, long step, const Factor<T>* weight, const float* taps,           \
+                                          const Factor<T>* reduce, const T* shortcut, T* out, long count, long height,  \
+                                          long width, long inputs, long hidden, long outputs, int threads) {            \
+        const Reduction<T> reduction{reduce, shortcut, outputs};                                                        \
+        project<true>(in, step, weight, taps, out, nullptr, reduction, count, height, width, inputs, hidden, threads);  \
     }                                                                                                                   \
     extern "C" void squared_projection_##SUFFIX(const T* in, long step, const Factor<T>* weight, const float* taps,     \
                                                 T* out, float* squares, long count, long height, long width,            \
                                                 long inputs, long outputs, int threads) {                               \
-        project<false>(in, step, weight, taps, out, squares, count, height, width, inputs, outputs, threads);           \
+        const Reduction<T> none{nullptr, nullptr, 0};                                                                   \
+        project<false>(in, step, weight, taps, out, squares, none, count, height, width, inputs, outputs, threads);     \
     }
 
 ENTRY_POINTS(float, float32)

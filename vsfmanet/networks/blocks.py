@@ -161,7 +161,7 @@ class GatedFeedForward(nn.Module):
     def forward(self, shortcut: Tensor, x: Tensor) -> Tensor:
         """Transform `x` (N, C, H, W) and add `shortcut`; same shape."""
         pointwise, depthwise = self.expand.parameters()
-        return kernels.add_pointwise(shortcut, kernels.gated_projection(x, pointwise, depthwise), self.reduce.weight)
+        return kernels.feed_forward(shortcut, x, pointwise, depthwise, self.reduce.weight)
 
 
 class FeatureModulation(nn.Module):

@@ -10,19 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def gated_projection_reference(x: Tensor, pointwise: Tensor, depthwise: Tensor) -> Tensor:
-    """Project `x`; the GELU of the first half of the channels times the second half.
+def feed_forward_reference(shortcut: Tensor, x: Tensor, pointwise: Tensor, depthwise: Tensor, reduce: Tensor) -> Tensor:
+    """Project `x`; mix the GELU of the first half of the channels times the second half, and add it.
 
     Args:
-        x: (N, C, H, W).
+        shortcut: (N, D, H, W).
+        x: (N, C, H, W), of the same type.
         pointwise: (2h, C, 1, 1).
         depthwise: (2h, 1, 3, 3).
+        reduce: (D, h, 1, 1).
 
     Returns:
-        (N, h, H, W).
+        (N, D, H, W).
     """
     gate, content = _project(x, pointwise, depthwise).chunk(2, dim=1)
-    return F.gelu(gate) * content
+    return shortcut + F.conv2d(F.gelu(gate) * content, reduce)
 
 
 def squared_projection_reference(
@@ -45,22 +47,8 @@ def squared_projection_reference(
         return out, out[:, :squared].float().square().sum(dim=(2, 3))
 
 
-def add_pointwise_reference(shortcut: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Mix the channels of `x` and add it.
-
-    Args:
-        shortcut: (N, D, H, W).
-        x: (N, C, H, W).
-        weight: (D, C, 1, 1).
-
-    Returns:
-        (N, D, H, W).
-    """
-    return shortcut + F.conv2d(x, weight)
-
-
 def add_product_reference(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
-    """The same with a matrix of its own for each image.
+    """Mix the channels of `x` by a matrix of its own for each image, and add it.
 
     Args:
         shortcut: (N, D, H, W).
