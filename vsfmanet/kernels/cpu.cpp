@@ -131,35 +131,33 @@ template <class T>
 void pixel_norm(const T* in, const float* weight, const float* bias, T* out, float epsilon, long rows, long width,
                 long channels, int threads) {
     for_rows(rows, threads, [=](long index) {
-        const long whole = channels / kLanes, rest = channels % kLanes;
-        std::vector<Lanes> values(whole + 1);
+        const long last = (channels - 1) / kLanes, rest = channels - last * kLanes;  // vector, and its lanes
+        std::vector<Lanes> kept(3 * (last + 1));
+        Lanes *const values = kept.data(), *const gain = values + last + 1, *const shift = gain + last + 1;
         Lanes inside;  // which lanes of the last vector are channels
         for (int i = 0; i < kLanes; ++i) inside[i] = i < rest;
+        for (long v = 0; v <= last; ++v) {
+            gain[v] = load_some(weight + v * kLanes, v < last ? kLanes : rest);
+            shift[v] = load_some(bias + v * kLanes, v < last ? kLanes : rest);
+        }
         for (long x = 0; x < width; ++x) {
             const T* const from = in + (index * width + x) * channels;
             T* const to = out + (index * width + x) * channels;
-            Lanes sum{}, square{};
-            for (long v = 0; v < whole; ++v) {
+            Lanes sum = values[last] = load_some(from + last * kLanes, rest);
+            for (long v = 0; v < last; ++v) {
                 Native::load(from + v * kLanes, values[v]);
                 sum += values[v];
             }
-            values[whole] = load_some(from + whole * kLanes, rest);
-            const float mean = total(sum + values[whole]) / channels;
-            for (long v = 0; v < whole; ++v) {
+            const float mean = total(sum) / channels;
+            values[last] = (values[last] - mean) * inside;
+            Lanes square = values[last] * values[last];
+            for (long v = 0; v < last; ++v) {
                 values[v] -= mean;
                 square += values[v] * values[v];
             }
-            values[whole] = (values[whole] - mean) * inside;
-            const float variance = total(square + values[whole] * values[whole]) / channels;
-            const float scale = 1.0f / std::sqrt(variance + epsilon);
-            for (long v = 0; v < whole; ++v) {
-                Lanes gain, shift;
-                Native::load(weight + v * kLanes, gain);
-                Native::load(bias + v * kLanes, shift);
-                Native::store(to + v * kLanes, values[v] * scale * gain + shift);
-            }
-            const Lanes gain = load_some(weight + whole * kLanes, rest), shift = load_some(bias + whole * kLanes, rest);
-            store_some(to + whole * kLanes, values[whole] * scale * gain + shift, rest);
+            const float scale = 1.0f / std::sqrt(total(square) / channels + epsilon);
+            for (long v = 0; v < last; ++v) Native::store(to + v * kLanes, values[v] * scale * gain[v] + shift[v]);
+            store_some(to + last * kLanes, values[last] * scale * gain[last] + shift[last], rest);
         }
     });
 }

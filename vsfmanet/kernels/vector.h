@@ -92,38 +92,43 @@ using Native = Vector4;
 // As many floats as a register of this processor holds.
 using Lanes = Native::Values;
 
-// The first `count` lanes of a register; nothing is read or written beyond them.
+// The first `count` lanes of a register; nothing is read or written beyond them, and those beyond are read as zero.
 template <class T>
 Lanes load_some(const T* from, long count) {
     Lanes out;
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
     const __mmask16 mask = (1 << count) - 1;
-    T all[kLanes];
     if constexpr (sizeof(T) == 2) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), _mm256_maskz_loadu_epi16(mask, from));
+        const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16);
+        std::memcpy(&out, &wide, sizeof out);
     } else {
-        _mm512_storeu_ps(all, _mm512_maskz_loadu_ps(mask, from));
+        const __m512 values = _mm512_maskz_loadu_ps(mask, from);
+        std::memcpy(&out, &values, sizeof out);
     }
 #else
     T all[kLanes] = {};
     std::memcpy(all, from, count * sizeof(T));
-#endif
     Native::load(all, out);
+#endif
     return out;
 }
 
 template <class T>
 void store_some(T* to, const Lanes& from, long count) {
-    T all[kLanes];
-    Native::store(all, from);
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
     const __mmask16 mask = (1 << count) - 1;
     if constexpr (sizeof(T) == 2) {
-        _mm256_mask_storeu_epi16(to, mask, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(all)));
+        T all[kLanes];
+        Native::store(all, from);
+        __m256i narrow;
+        std::memcpy(&narrow, all, sizeof narrow);
+        _mm256_mask_storeu_epi16(to, mask, narrow);
     } else {
-        _mm512_mask_storeu_ps(to, mask, _mm512_loadu_ps(all));
+        _mm512_mask_storeu_ps(to, mask, (__m512)from);
     }
 #else
+    T all[kLanes];
+    Native::store(all, from);
     std::memcpy(to, all, count * sizeof(T));
 #endif
 }
