@@ -174,9 +174,14 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     return kernels.pixel_norm(x, weight, bias, epsilon)
 
 
+def _is_for_cpu(x: Tensor) -> bool:
+    """Whether the kernels that there are for CPUs alone work on `x`."""
+    return x.device.type == "cpu" and kernels_for(x) is not None
+
+
 def add_product(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
     """A product with a matrix of each image, added to a shortcut; on CUDA torch's. See `add_product_reference`."""
-    if x.device.type == "cpu" and kernels_for(x) is not None and cpu.adds(shortcut, x, matrix):
+    if _is_for_cpu(x) and cpu.adds(shortcut, x, matrix):
         weights = matrix.mT[..., None, None]
         frames = zip(shortcut.split(1), x.split(1), weights, strict=True)
         parts = [cpu.add_pointwise(own, frame, weight) for own, frame, weight in frames]
@@ -186,7 +191,7 @@ def add_product(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
 
 def head_grams(query: Tensor, key: Tensor, heads: int) -> Tensor:
     """Products of the channels of each head, summed; on CUDA torch's. See `head_grams_reference`."""
-    if query.device.type == "cpu" and kernels_for(query) is not None and query.dtype is key.dtype:
+    if _is_for_cpu(query) and query.dtype is key.dtype:
         return cpu.head_grams(query, key, heads)
     return head_grams_reference(query, key, heads)
 
@@ -218,7 +223,7 @@ def conv3x3(
         (N, outputs, H, W), or (N, outputs, H - 2, W - 2) without padding; shuffled, (N, outputs / shuffle^2,
         shuffle * height, shuffle * width).
     """
-    if parts[0].device.type == "cpu" and kernels_for(parts[0]) is not None and cpu.convolves(parts, weight):
+    if _is_for_cpu(parts[0]) and cpu.convolves(parts, weight):
         images = parts if cpu.reads_apart(parts) else [_joined(parts)]
         at_once = shuffle if cpu.shuffles(weight, shuffle) else 1
         out = cpu.conv3x3(images, weight, bias, padding, slope, at_once)
