@@ -12,9 +12,10 @@ Sections:
     scaling    cost and memory against frames and against pixels
 
 Contenders of a section run in turns, so that a disturbance meets all of them, and medians count. Ratios are taken from
-CPU seconds on a CPU, and from the clock on CUDA. Weights are random: the cost does not depend on them. GMAC are counted
-over convolutions and matrix products; the peak is that of a large matrix product in the same run and precision. Memory
-is what a process of its own takes at its peak beyond its start.
+CPU seconds on a CPU (beside the peer by the clock too, with several threads), and from the clock on CUDA. Weights are
+random: the cost does not depend on them. GMAC are counted over convolutions and matrix products; the peak is that of a
+large matrix product in the same run and precision. Memory is what a process of its own takes at its peak beyond its
+start.
 """
 
 from __future__ import annotations
@@ -272,9 +273,10 @@ def presets_section(bench: Bench) -> None:
         for kind, timing in (("", ours), (" plain torch", plain)):
             ratios = [] if timing is plain else [f"{bench.cost(plain) / bench.cost(ours):.2f}x plain torch"]
             if theirs is not None:
-                ratios.append(
-                    f"{bench.cost(theirs) / bench.peer_frames * bench.frames / bench.cost(timing):.1f}x {PEER}"
-                )
+                share = bench.frames / bench.peer_frames
+                ratios.append(f"{share * bench.cost(theirs) / bench.cost(timing):.1f}x {PEER}")
+                if bench.threads > 1 and bench.device.type == "cpu":
+                    ratios.append(f"{share * theirs.wall / timing.wall:.1f}x by the clock")
             row(
                 f"{name} {_short(bench.dtype)}{kind}",
                 timing,
