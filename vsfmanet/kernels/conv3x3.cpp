@@ -20,7 +20,6 @@ namespace {
 constexpr long kPoints = 36;
 constexpr long kTiles = 12;  // in a block; a multiple of what `kRows` can be
 constexpr long kAhead = 8;   // pixels by which reading is announced
-constexpr long kLine = 64;   // bytes in a line of the cache
 
 // The points are 0, a, -a, b, -b and infinity.
 constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB, kA3 = kA2 * kA, kB3 = kB2 * kB;

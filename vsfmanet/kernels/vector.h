@@ -12,6 +12,8 @@
 
 namespace {
 
+constexpr long kLine = 64;  // bytes in a line of the cache
+
 struct BFloat16 {
     uint16_t bits;
 };
@@ -137,7 +139,7 @@ void store_some(T* to, const Lanes& from, long count) {
 template <int kWrite, class T>
 void announce(const T* from, long count) {
     const char* const start = reinterpret_cast<const char*>(from);
-    for (long i = 0; i < static_cast<long>(count * sizeof(T)); i += 64) __builtin_prefetch(start + i, kWrite, 2);
+    for (long i = 0; i < static_cast<long>(count * sizeof(T)); i += kLine) __builtin_prefetch(start + i, kWrite, 2);
 }
 
 // Memory of this thread from the start of a cache line on, kept from call to call: fresh memory is slow.

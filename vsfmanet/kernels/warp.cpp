@@ -1,12 +1,9 @@
-// CPU kernels of vsfmanet: what each computes is said, in plain torch, by its twin in vsfmanet/ops.
+// Frames beside their warped neighbours, several flows to each side. The twin is in vsfmanet/ops/warp.py.
 //
-// Images are channels-last, (N, H, W, C) in memory, of float or bfloat16; sums are taken in float and rounded once. Inner
-// loops run over channels, which are contiguous, so that the compiler makes vectors of them; rows go to the threads.
-// A row never depends on how rows are shared out, so results are the same for any number of threads.
+// Images are channels-last, (N, H, W, C) in memory, of float or bfloat16; sums are taken in float and rounded once. A row
+// never depends on how rows are shared out, so results are the same for any number of threads.
 
 #include <algorithm>
-#include <cmath>
-#include <vector>
 
 #include "vector.h"
 
@@ -117,51 +114,6 @@ void warp_neighbours(const T* feat, const T* next, const T* previous, const floa
     });
 }
 
-inline float total(const Lanes& values) {
-#ifdef __AVX512F__
-    return _mm512_reduce_add_ps((__m512)values);
-#else
-    float sum = 0;
-    for (int i = 0; i < kLanes; ++i) sum += values[i];
-    return sum;
-#endif
-}
-
-template <class T>
-void pixel_norm(const T* in, const float* weight, const float* bias, T* out, float epsilon, long rows, long width,
-                long channels, int threads) {
-    for_rows(rows, threads, [=](long index) {
-        const long last = (channels - 1) / kLanes, rest = channels - last * kLanes;  // vector, and its lanes
-        std::vector<Lanes> kept(3 * (last + 1));
-        Lanes *const values = kept.data(), *const gain = values + last + 1, *const shift = gain + last + 1;
-        Lanes inside;  // which lanes of the last vector are channels
-        for (int i = 0; i < kLanes; ++i) inside[i] = i < rest;
-        for (long v = 0; v <= last; ++v) {
-            gain[v] = load_some(weight + v * kLanes, v < last ? kLanes : rest);
-            shift[v] = load_some(bias + v * kLanes, v < last ? kLanes : rest);
-        }
-        for (long x = 0; x < width; ++x) {
-            const T* const from = in + (index * width + x) * channels;
-            T* const to = out + (index * width + x) * channels;
-            Lanes sum = values[last] = load_some(from + last * kLanes, rest);
-            for (long v = 0; v < last; ++v) {
-                Native::load(from + v * kLanes, values[v]);
-                sum += values[v];
-            }
-            const float mean = total(sum) / channels;
-            values[last] = (values[last] - mean) * inside;
-            Lanes square = values[last] * values[last];
-            for (long v = 0; v < last; ++v) {
-                values[v] -= mean;
-                square += values[v] * values[v];
-            }
-            const float scale = 1.0f / std::sqrt(total(square) / channels + epsilon);
-            for (long v = 0; v < last; ++v) Native::store(to + v * kLanes, values[v] * scale * gain[v] + shift[v]);
-            store_some(to + last * kLanes, values[last] * scale * gain[last] + shift[last], rest);
-        }
-    });
-}
-
 }  // namespace
 
 #define ENTRY_POINTS(T, SUFFIX)                                                                                          \
@@ -169,10 +121,6 @@ void pixel_norm(const T* in, const float* weight, const float* bias, T* out, flo
                                              const long* place, long count, long height, long width, long channels,      \
                                              long groups, int threads) {                                                 \
         warp_neighbours(feat, next, previous, flow, out, place, count, height, width, channels, groups, threads);        \
-    }                                                                                                                    \
-    extern "C" void pixel_norm_##SUFFIX(const T* in, const float* weight, const float* bias, T* out, float epsilon,      \
-                                        long rows, long width, long channels, int threads) {                             \
-        pixel_norm(in, weight, bias, out, epsilon, rows, width, channels, threads);                                      \
     }
 
 ENTRY_POINTS(float, float32)
