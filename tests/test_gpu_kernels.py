@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.projection import feed_forward_reference, squared_projection_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
@@ -30,6 +31,12 @@ runnable = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(),
     reason="no CUDA device; run in Triton's interpreter by its own test",
 )
+
+
+@pytest.fixture(autouse=True)
+def _whole_mantissas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 means fp32 in the twins' convolutions too."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: dict[torch.dtype, tuple[float, float]] = TOLERANCE) -> None:
@@ -170,6 +177,23 @@ def test_the_projections_equal_their_twins(dtype: torch.dtype, channels: int, si
     close(out, squared_projection_reference(*exact, 1)[0].to(dtype))
     # What was written is what was squared, whatever the type.
     torch.testing.assert_close(squares, out[:, : channels // 2].double().square().sum((2, 3)).float())
+
+
+@on_gpu
+@runnable
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", SIZES)
+@torch.inference_mode()
+def test_products_of_channels_equal_their_twin(dtype: torch.dtype, size: tuple[int, int, int]) -> None:
+    from vsfmanet.kernels import gpu
+
+    torch.manual_seed(0)
+    n, h, w = size
+    query, key = (torch.rand(2, n, 12, h, w, device=DEVICE) + 1).to(dtype)
+    found = gpu.head_grams(query, key, 3)
+    assert found.dtype is torch.float32
+    rtol = 2e-2 if INTERPRETED and dtype is not torch.float32 else 1e-4  # the CPU gives sums in the type
+    torch.testing.assert_close(found, head_grams_reference(query.double(), key.double(), 3), atol=0, rtol=rtol)
 
 
 @on_gpu

@@ -152,6 +152,15 @@ def test_products_of_channels_equal_their_twin(
         torch.testing.assert_close(found, expected, atol=1e-5 * (h * w) ** 0.5, rtol=1e-5)
 
 
+@torch.inference_mode()
+def test_products_of_channels_in_half_floats_do_not_overflow() -> None:
+    query, key = torch.rand(2, 1, 6, 300, 400).half() + 1  # sums beyond 100,000, where half floats end at 65504
+    found = head_grams_reference(query, key, 2)
+    expected = head_grams_reference(query.float(), key.float(), 2)
+    assert expected.min() > 1e5
+    torch.testing.assert_close(found, expected, atol=0, rtol=2e-3)
+
+
 def projection(inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Random weights of a pointwise and of a depthwise convolution."""
     return (torch.randn(outputs, inputs, 1, 1) / inputs**0.5).to(dtype), (torch.randn(outputs, 1, 3, 3) / 3).to(dtype)

@@ -53,6 +53,10 @@ class Kernels(Protocol):
         """See `squared_projection_reference`."""
         ...
 
+    def head_grams(self, query: Tensor, key: Tensor, heads: int) -> Tensor:
+        """See `head_grams_reference`."""
+        ...
+
     def pixel_norm(self, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
         """See `pixel_norm_reference`."""
         ...
@@ -127,6 +131,7 @@ def _probe(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
             kernels.squared_projection(feat, mix, taps, 8)[0],
             squared_projection_reference(feat, mix, taps, 8)[0],
         ),
+        "head_grams": (kernels.head_grams(feat, following, 2), head_grams_reference(feat, following, 2)),
         "pixel_norm": (kernels.pixel_norm(feat, gain, gain, 1e-5), pixel_norm_reference(feat, gain, gain, 1e-5)),
     }
     for name, (own, twin) in found.items():
@@ -190,10 +195,11 @@ def add_product(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def head_grams(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """Products of the channels of each head, summed; on CUDA torch's. See `head_grams_reference`."""
-    if _is_for_cpu(query) and query.dtype is key.dtype:
-        return cpu.head_grams(query, key, heads)
-    return head_grams_reference(query, key, heads)
+    """Products of the channels of each head, summed; see `head_grams_reference`."""
+    kernels = kernels_for(query)
+    if kernels is None or query.dtype is not key.dtype:
+        return head_grams_reference(query, key, heads)
+    return kernels.head_grams(query, key, heads)
 
 
 def conv3x3(

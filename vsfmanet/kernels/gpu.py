@@ -1,4 +1,5 @@
 """The kernels for CUDA, in Triton, which comes with torch's wheels for CUDA: nothing else is to be installed.
+One, the products of heads, is cuBLAS's own.
 
 Images are channels-last, as on the CPU; sums are taken in fp32 and rounded once. A program does a block of pixels, and
 all of their channels or a block of those. Results do not depend on the order in which programs run. Arguments are those
@@ -19,6 +20,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from vsfmanet.ops.attention import head_grams_reference, heads_alone, rows
 
 _ELEMENTS = 1024
 """Pixels times channels of one program."""
@@ -183,6 +186,18 @@ def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared:
             _packed(x), _taps(depthwise), out, squares, height, width, CHANNELS=channels, PIXELS=pixels, WIDE=wide
         )
     return out, squares[..., :squared].sum(dim=1)
+
+
+def head_grams(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """See `head_grams_reference`. cuBLAS gives the sums as it has added them up, in fp32."""
+    if not query.is_cuda or query.dtype == torch.float32:
+        return head_grams_reference(query, key, heads)
+    left, right = rows(query), rows(key)
+    if len(left) == 1:  # `bmm` would copy slices first
+        gram = torch.mm(left[0].T, right[0], out_dtype=torch.float32)[None]
+    else:
+        gram = torch.bmm(left.mT, right, out_dtype=torch.float32)
+    return heads_alone(gram, heads)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
