@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -196,6 +197,44 @@ def test_work_for_a_device_is_done_where_that_device_is_chosen(monkeypatch: pyte
         name = worker.run(lambda: threading.current_thread().name)
         worker.close()
     assert chosen == [(name, torch.device("cuda", 1))]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: an illegal memory access was encountered\nmore",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "Triton Error [CUDA]: device kernel image is invalid",
+    ],
+)
+def test_what_fails_on_a_gpu_is_told_as_an_error_of_the_device(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(message)
+
+    device, first = torch.device("cuda", 1), message.partition("\n")[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "set_device", lambda _: None)
+        worker = Worker(device)
+    with pytest.raises(DeviceError, match=r"cuda:1 must work, got .*; see `vsfmanet doctor`") as caught:
+        worker.run(fail)
+    assert first in str(caught.value)
+    assert "more" not in str(caught.value)
+    worker.close()
+    with pytest.raises(RuntimeError, match=re.escape(first)):  # it is not the CPU's doing
+        Worker(torch.device("cpu")).run(fail)
+    monkeypatch.setattr(torch.cuda, "set_device", fail)
+    with pytest.raises(DeviceError, match="cuda:1 must work"):
+        Worker(device)
+
+
+def test_bf16_is_for_cards_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert pick_precision("auto", device) == torch.float16
+    with pytest.raises(ConfigError, match=r"bf16 needs CUDA capability 8\.0, cuda:0 has less; use 'fp16'"):
+        pick_precision("bf16", device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert pick_precision("bf16", device) == pick_precision("auto", device) == torch.bfloat16
 
 
 def test_all_work_on_the_cpu_is_done_in_one_thread() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from vsfmanet.errors import ConfigError, DeviceError
 
 BACKENDS = ("torch", "onnx", "tensorrt")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SIGNS = ("CUDA", "CUDNN", "cuDNN")
+"""Of errors from CUDA, cuBLAS ("CUDA error: CUBLAS_STATUS..."), Triton ("Triton Error [CUDA]") and cuDNN."""
 
 
 def pick_backend(name: str) -> str:
@@ -94,12 +97,18 @@ class Worker:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._own = device.type == "cuda"
-        choose = partial(torch.cuda.set_device, device)
-        self._thread, self._number = _started(choose) if self._own else _cpu_thread()
+        self._thread, self._number = _started() if self._own else _cpu_thread()
+        if self._own:
+            self.run(partial(torch.cuda.set_device, device))
 
     def run[Result](self, work: Callable[[], Result]) -> Result:
-        """Do `work` in the thread, when what was given to it before is done; at once where that is the caller's own."""
-        return work() if threading.get_ident() == self._number else self._thread.submit(work).result()
+        """Do `work` in the thread, when what was given to it before is done; at once where that is the caller's own.
+
+        Raises:
+            DeviceError: CUDA fails in it.
+        """
+        with cuda_errors(self.device):
+            return work() if threading.get_ident() == self._number else self._thread.submit(work).result()
 
     def close(self) -> None:
         """End the thread, if it is the worker's own."""
@@ -107,9 +116,23 @@ class Worker:
             self._thread.shutdown(wait=False)
 
 
-def _started(first: Callable[[], None] | None = None) -> tuple[ThreadPoolExecutor, int]:
-    """A new thread, which does `first` first, and its number."""
-    thread = ThreadPoolExecutor(1, "vsfmanet", first)
+@contextlib.contextmanager
+def cuda_errors(device: torch.device) -> Iterator[None]:
+    """Whatever CUDA and its libraries raise inside, on a CUDA device, as `DeviceError`."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.AcceleratorError and torch.OutOfMemoryError are such
+        if device.type != "cuda" or not any(sign in str(error) for sign in _SIGNS):
+            raise
+        raise DeviceError(
+            f"device: {device} must work, got {str(error).partition('\n')[0]!r}; see `vsfmanet doctor`, free its "
+            "memory, or use device='cpu'"
+        ) from error
+
+
+def _started() -> tuple[ThreadPoolExecutor, int]:
+    """A new thread and its number."""
+    thread = ThreadPoolExecutor(1, "vsfmanet")
     return thread, thread.submit(threading.get_ident).result()
 
 
@@ -144,13 +167,20 @@ def pick_precision(name: str, device: torch.device, *, backend: str = "torch") -
         name = "fp32"
     if name == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+            return torch.bfloat16 if _has_bf16(device) else torch.float16
         return torch.bfloat16 if has_fast_bf16() else torch.float32
     if name not in PRECISIONS:
         raise ConfigError(f"precision: needs 'auto', {', '.join(map(repr, PRECISIONS))}, got {name!r}")
+    if name == "bf16" and device.type == "cuda" and not _has_bf16(device):
+        raise ConfigError(f"precision: bf16 needs CUDA capability 8.0, {device} has less; use 'fp16', 'fp32' or 'auto'")
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("precision: fp16 is for CUDA devices, got the CPU; use 'bf16' or 'fp32'")
     return PRECISIONS[name]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether a CUDA device multiplies bf16; below, cuDNN has no convolutions of it."""
+    return torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def free_memory(device: torch.device) -> int | None:
