@@ -89,7 +89,7 @@ def train[N: SequenceNetwork](
         training = moving(pool, training, *args.speed)
 
     def sample(step: int) -> Batch:
-        return pool.sample(
+        clips = pool.sample(
             run.generator(step),
             clips=args.clips,
             frames=args.frames,
@@ -99,12 +99,12 @@ def train[N: SequenceNetwork](
             bars=args.bars,
             among=training,
         )
+        return clips.to(workers.device)
 
     def autocast() -> torch.autocast:
         return torch.autocast(workers.device.split(":")[0], torch.bfloat16)
 
-    for step, clips in ahead(sample, run.first, args.steps, workers.device):
-        batch = clips.to(workers.device)
+    for step, batch in ahead(sample, run.first, args.steps, workers.device):
         with autocast():
             values = dict(losses(network, batch, step))
         norm = run.update(step, torch.stack(list(values.values())).sum())

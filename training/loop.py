@@ -93,7 +93,8 @@ def ahead[T](
     Where the CPU trains there is no such thread: the cores are busy, and a second thread that uses torch has a pool of
     its own, beside which OpenMP waits asleep in every small operation; steps took a quarter longer.
 
-    `make` must depend on its step alone, so that a resumed run sees the batches that an unbroken one sees.
+    `make` must depend on its step alone, so that a resumed run sees the batches that an unbroken one sees. It brings
+    them to the device: what waits for that is the thread.
     """
     if torch.device(device).type == "cpu":
         yield from ((step, make(step)) for step in range(first, stop))
@@ -442,8 +443,8 @@ def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
 
 
 def guidance_exposure(exposure: Tensor, generator: np.random.Generator, known: float) -> Tensor:
-    """True exposures (B, T) for a part `known` of the clips, NaN (ask the extractor) for the rest."""
-    given = torch.from_numpy(generator.random(len(exposure)) < known).to(exposure.device)
+    """True exposures (B, T) for a part `known` of the clips, NaN (ask the extractor) for the rest; on the CPU."""
+    given = torch.from_numpy(generator.random(len(exposure)) < known)
     return torch.where(given[:, None], exposure, torch.nan)
 
 

@@ -106,11 +106,11 @@ def main() -> None:
             bars=args.bars,
             among=training,
         )
-        rebuilt = generator.integers((args.clips, args.frames), size=(args.degradation_frames, 2))
-        return clips, guidance_exposure(clips.exposure, generator, args.known_exposure), torch.from_numpy(rebuilt)
+        rebuilt = torch.from_numpy(generator.integers((args.clips, args.frames), size=(args.degradation_frames, 2)))
+        exposure = guidance_exposure(clips.exposure.cpu(), generator, args.known_exposure)
+        return clips.to(workers.device), exposure, rebuilt.to(workers.device)
 
     for step, (clips, exposure, rebuilt) in ahead(batch, run.first, args.steps, workers.device):
-        clips, exposure, rebuilt = clips.to(workers.device), exposure.to(workers.device), rebuilt.to(workers.device)
         with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
             out = estimate_degradation(network, clips.lr, exposure)
             assert out.image_flow is not None

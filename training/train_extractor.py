@@ -186,14 +186,15 @@ def main() -> None:
     label = torch.arange(LEVELS, device=args.device).repeat(args.crops)
 
     def batch(step: int) -> Tensor:
-        return draw(pool, training, np.random.default_rng((args.seed, step)), args.crops, args.crop)[0]
+        crops = draw(pool, training, np.random.default_rng((args.seed, step)), args.crops, args.crop)[0]
+        return crops.to(args.device)
 
     progress = Progress(args.steps, 0, 25)
     for step, crops in ahead(batch, 0, args.steps, args.device):
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * learning_rate_factor(step, steps=args.steps, warmup=100, decay=0.7)
         with torch.autocast(args.device.split(":")[0], torch.bfloat16):
-            embed = extractor(crops.flatten(0, 1).to(args.device).contiguous(memory_format=torch.channels_last))
+            embed = extractor(crops.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         contrast = supervised_contrastive(embed, label)
         classes = F.cross_entropy(embed @ F.normalize(prototypes, dim=1).T / CLASS_TEMPERATURE, label)
         (contrast + classes).backward()
