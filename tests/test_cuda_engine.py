@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 import vapoursynth as vs
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.fakes import noise_clip, planes
 from tests.test_networks import TINY, awake
@@ -19,7 +21,7 @@ from tests.test_restorer import Clip
 from vsfmanet.engines.cuda import CudaGraphEngine, Recorded, Run, Transfers
 from vsfmanet.engines.eager import EagerEngine
 from vsfmanet.filter import RestoreSettings, RestoringDevice, _restore_with
-from vsfmanet.networks.fmanetpp import FMANetPP, deploy
+from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset
 from vsfmanet.restorer import Encode, Restorer
 from vsfmanet.weights import save_model
 
@@ -52,10 +54,10 @@ def outcomes(engine: EagerEngine, net: FMANetPP, height: int, width: int, seed: 
     device = next(net.parameters()).device
     lr, following, previous = torch.rand(3, 1, 3, height, width, generator=generator).to(device)
     embed = net.embed(lr)
-    flow = net.degradation.initial_flow(lr, (following, previous))
+    flow = engine.initial_flow(lr, (following, previous))
     feat, *neighbours = (engine.stem(image) for image in (lr, following, previous))
     pair = (neighbours[0], neighbours[1])
-    found = [feat, *pair]
+    found = [feat, *pair, flow]
     for index in range(net.config.num_blocks):
         feat, flow = engine.level(index, feat, pair, flow, embed, None)
         found += [feat, flow]
@@ -76,7 +78,7 @@ def test_every_part_is_recorded_once_and_gives_what_it_gives_otherwise() -> None
     net, record = network(), Recorder()
     engine, eager = CudaGraphEngine(net, record), EagerEngine(net)
     first = outcomes(engine, net, 9, 11, seed=1)
-    parts = 2 * net.config.num_blocks + 3
+    parts = 2 * net.config.num_blocks + 4
     assert record.recorded == parts
     agree(outcomes(engine, net, 9, 11, seed=2), outcomes(eager, net, 9, 11, seed=2))
     agree(first, outcomes(eager, net, 9, 11, seed=1))  # what was given first is not what was given last
@@ -87,12 +89,43 @@ def test_every_part_is_recorded_once_and_gives_what_it_gives_otherwise() -> None
 def test_frames_of_another_size_are_recorded_anew_and_the_old_graphs_released() -> None:
     net, record = network(), Recorder()
     engine, eager = CudaGraphEngine(net, record), EagerEngine(net)
-    parts = 2 * net.config.num_blocks + 3
+    parts = 2 * net.config.num_blocks + 4
     outcomes(engine, net, 9, 11, seed=1)
     agree(outcomes(engine, net, 8, 12, seed=1), outcomes(eager, net, 8, 12, seed=1))
     assert record.recorded == 2 * parts
     assert len(engine._graphs) == parts
     assert all(buffer.shape[2:] in ((), (8, 12)) for buffer in engine._buffers.values())
+
+
+class NothingToWaitFor(TorchDispatchMode):
+    """Refuses what a recording cannot hold: numbers brought from the host, or asked for by it."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select"), f"{name} waits"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["fast", "paper"])
+@torch.inference_mode()
+def test_no_part_waits_for_numbers_of_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSFMANET_NO_KERNELS", "1")  # those of CUDA are launches and nothing else
+    net = deploy(FMANetPP(preset(name)))
+    strict: Callable[[], TorchDispatchMode] = NothingToWaitFor
+    with pytest.raises(AssertionError, match="waits"), strict():
+        torch.tensor([1.0, 2.0])
+    engine = EagerEngine(net)
+    lr, following, previous = torch.rand(3, 1, 3, 24, 32)
+    flow = engine.initial_flow(lr, (following, previous))
+    embed, feat = net.embed(lr), engine.stem(lr)
+    with strict():
+        engine.initial_flow(lr, (following, previous))
+        feat, flow = engine.level(0, engine.stem(lr), (feat, feat), flow, embed, None)
+        feat, guides = engine.bridge(lr, feat)
+        feat, _ = engine.level(net.config.num_blocks, feat, (feat, feat), flow, embed, guides[0])
+        engine.finish(lr, feat)
 
 
 def _failing(message: str) -> Callable[[Run], Recorded]:

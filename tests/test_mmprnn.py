@@ -24,6 +24,7 @@ from training.loop import load_checkpoint, save_checkpoint
 from training.losses import decibel_loss
 from training.scenes.pool import Batch, Pool
 from training.train_mmprnn import build, charbonnier, losses
+from vsfmanet.engines.cuda import Transfers
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, fold
 from vsfmanet.networks.mmprnn import MMPRNN, PRESETS, MMPRNNConfig
@@ -131,7 +132,7 @@ def test_a_frame_depends_on_all_before_it_and_on_two_after_it() -> None:
 
 def test_a_stream_gives_the_frames_of_the_whole_clip_and_a_frame_depends_on_its_number_alone() -> None:
     network, frames = awake(TINY), clip(35, 8, 8)
-    streams = WindowStreams(network, device=torch.device("cpu"), plan=MemoryPlan())
+    streams = WindowStreams(network, Transfers(torch.device("cpu")), plan=MemoryPlan())
     source = ListSource(frames=list(frames[0]))
     with torch.inference_mode():
         first = {restored.index: restored.frame for restored in streams.open(source, 0)}

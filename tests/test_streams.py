@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.fakes import ListSource, noise_clip, same_pixels
 from vsfmanet import restore
+from vsfmanet.engines.cuda import Transfers
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.restorer import Restorer
@@ -125,14 +126,14 @@ def streamed(streams: WindowStreams, source: ListSource, starts: Sequence[int], 
 def test_a_stream_from_any_frame_equals_whole_scenes(network: Toy, source: ListSource, length: int) -> None:
     starts = list(range(0, FRAMES, length))
     random.Random(length).shuffle(starts)
-    streams = WindowStreams(network, device=torch.device("cpu"), plan=MemoryPlan())
+    streams = WindowStreams(network, Transfers(torch.device("cpu")), plan=MemoryPlan())
     out = streamed(streams, source, starts, length)
     for n, frame in enumerate(expected(network, source)):
         torch.testing.assert_close(out[n], frame, atol=1e-6, rtol=0)
 
 
 def test_without_a_state_every_frame_is_encoded_once(source: ListSource) -> None:
-    streams = WindowStreams(Toy(ToyConfig()), device=torch.device("cpu"), plan=MemoryPlan())
+    streams = WindowStreams(Toy(ToyConfig()), Transfers(torch.device("cpu")), plan=MemoryPlan())
     source.cuts = ()
     streamed(streams, source, [0], FRAMES)
     assert streams.steps == FRAMES + 2  # and one made-up frame beyond each end
@@ -141,7 +142,7 @@ def test_without_a_state_every_frame_is_encoded_once(source: ListSource) -> None
 def test_a_state_is_built_up_anew_once_per_period() -> None:
     network = Toy(ToyConfig(behind=2, ahead=2, warm_up=3, period=6))
     source = ListSource(frames=list(torch.rand(24, 3, 8, 8)))
-    streams = WindowStreams(network, device=torch.device("cpu"), plan=MemoryPlan())
+    streams = WindowStreams(network, Transfers(torch.device("cpu")), plan=MemoryPlan())
     n = 0
     while n < 24:
         for restored in streams.open(source, n):
@@ -165,7 +166,7 @@ def test_only_frames_within_reach_are_read(network: Toy, source: ListSource) -> 
 
     for n in range(FRAMES):
         watched = Watched(frames=source.frames, cuts=CUTS)
-        streams = WindowStreams(network, device=torch.device("cpu"), plan=MemoryPlan())
+        streams = WindowStreams(network, Transfers(torch.device("cpu")), plan=MemoryPlan())
         next(streams.open(watched, n))
         first, stop = next(scene for scene in scenes() if scene[0] <= n < scene[1])
         earliest, latest = network.reach.of(n)
@@ -175,8 +176,8 @@ def test_only_frames_within_reach_are_read(network: Toy, source: ListSource) -> 
 
 def test_frames_in_parts_that_see_far_enough_are_the_same(network: Toy, source: ListSource) -> None:
     cpu = torch.device("cpu")
-    whole = streamed(WindowStreams(network, device=cpu, plan=MemoryPlan()), source, [0], FRAMES)
-    parts = streamed(WindowStreams(network, device=cpu, plan=MemoryPlan(tile=(4, 5))), source, [0], FRAMES)
+    whole = streamed(WindowStreams(network, Transfers(cpu), plan=MemoryPlan()), source, [0], FRAMES)
+    parts = streamed(WindowStreams(network, Transfers(cpu), plan=MemoryPlan(tile=(4, 5))), source, [0], FRAMES)
     for n in range(FRAMES):
         torch.testing.assert_close(parts[n], whole[n])
 

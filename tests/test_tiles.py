@@ -155,10 +155,14 @@ def test_where_no_part_is_small_enough_the_error_says_what_fits(
 
 def test_the_ladder_halves_the_parts_and_then_leaves_the_device() -> None:
     plan, steps = MemoryPlan(), []
-    while (smaller := plan.smaller(180, 320, can_offload=True)) is not None:
+    while (smaller := plan.smaller(180, 320, has_graphs=False, can_offload=True)) is not None:
         plan = smaller
         steps.append((plan.tile, plan.offload))
     assert steps == [((90, 320), False), ((45, 320), False), ((23, 320), False), ((23, 320), True)]
+    first = MemoryPlan().smaller(180, 320, has_graphs=True, can_offload=True)
+    assert first == MemoryPlan(graphs=False)
+    assert str(first) == "whole frames without CUDA graphs"
+    assert first.smaller(180, 320, has_graphs=True, can_offload=True) == MemoryPlan(graphs=False, tile=(90, 320))
     needed = [
         memory_needed(preset("paper"), 540, 960, torch.bfloat16, plan)
         for plan in (MemoryPlan(), MemoryPlan(tile=(270, 960)), MemoryPlan(tile=(68, 960), offload=True))
@@ -179,6 +183,8 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 ) -> None:
     assert is_out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
 
     def fail(*_: object, **__: object) -> None:

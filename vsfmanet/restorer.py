@@ -15,7 +15,7 @@ from torch import Tensor
 from vsfmanet.devices import Worker, free_memory, pick_backend, pick_device, pick_precision
 from vsfmanet.engines import Engine
 from vsfmanet.engines.cache import EngineCache
-from vsfmanet.engines.cuda import CudaGraphEngine, Transfers
+from vsfmanet.engines.cuda import CudaGraphEngine, Transfers, give_back_memory
 from vsfmanet.engines.eager import EagerEngine, TiledEngine
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.kernels.build import cache_folder
@@ -66,9 +66,10 @@ class Restorer:
 
     All work is done in the thread of its device, see `Worker`.
 
-    When the device's memory is short, the restorer becomes more sparing, step by step and for good: frames in 2, 4 and
-    8 parts, then features kept in the host's memory. The frame at which that happens, and all after it, are the same
-    up to rounding with FMA-Net++; other networks see less around each part. What was changed is told through `notify`.
+    When the device's memory is short, the restorer becomes more sparing, step by step and for good: on CUDA without
+    graphs, then frames in 2, 4 and 8 parts, then features kept in the host's memory. The frame at which that happens,
+    and all after it, are the same up to rounding with FMA-Net++; other networks see less around each part. What was
+    changed is told through `notify`.
 
     Args:
         model: Name in the manifest, or path of a safetensors file.
@@ -170,9 +171,7 @@ class Restorer:
         """Frame `n`, on its way to the host, by the first plan from the present one on for which memory is enough."""
         while True:
             try:
-                restored = self._advance(n)
-                frame = restored.frame if encode is None else encode(n, restored.frame)
-                return replace(restored, frame=self.transfers.download(frame))
+                return self._sent(n, encode)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -180,6 +179,12 @@ class Restorer:
             # Not inside the handler: the error would keep alive what is to be released.
             self._stream = None
             self._be_more_sparing(n, reason)
+
+    def _sent(self, n: int, encode: Encode | None) -> Restored:
+        """Frame `n`, on its way to the host."""
+        restored = self._advance(n)
+        frame = restored.frame if encode is None else encode(n, restored.frame)
+        return replace(restored, frame=self.transfers.download(frame))
 
     def _advance(self, n: int) -> Restored:
         """Frame `n`, by the stream that is there if it comes next."""
@@ -200,13 +205,16 @@ class Restorer:
         """
         assert self._streams is not None
         on_gpu = self.device.type == "cuda"
+        height, width = self._source.size or self._source.frame(n).shape[1:]
+        can_offload = on_gpu and self._streams.can_offload
+        plan = self._plan.smaller(height, width, has_graphs=self._has_graphs, can_offload=can_offload)
+        needed = self._streams.memory_needed(height, width)
+        self._plan, self._streams = plan or self._plan, None
         if on_gpu:
-            torch.cuda.empty_cache()
-        height, width = self._source.frame(n).shape[1:]
-        plan = self._plan.smaller(height, width, can_offload=on_gpu and self._streams.can_offload)
+            give_back_memory()
+        self._streams = self._make_streams()
         if plan is None:
             free = free_memory(self.device)
-            needed = self._streams.memory_needed(height, width)
             amount = "more memory is" if needed is None else f"about {needed >> 20} MiB of memory are"
             share = math.sqrt(min(1.0, free / needed)) if free and needed else 0.5
             raise DeviceError(
@@ -215,24 +223,27 @@ class Restorer:
                 f"clip of {_even(width * share)}x{_even(height * share)} fits: scale or crop it, free memory, or use "
                 + ("device='cpu'" if on_gpu else "a machine with more")
             )
-        self._plan, self._streams = plan, None
-        self._streams = self._make_streams()
         same = "with the same result up to rounding" if isinstance(self._network, FMANetPP) else "with a slight change"
         self._notices.append(f"restore: out of memory at frame {n}: from here on {plan}, {same} ({reason})")
+
+    @property
+    def _has_graphs(self) -> bool:
+        """Whether graphs are recorded of the network, while memory lasts."""
+        return self.device.type == "cuda" and self._backend == "torch" and isinstance(self._network, FMANetPP)
 
     def _make_streams(self) -> Streams:
         """Streams of the network by the present plan."""
         if isinstance(self._network, FMANetPP):
             engine = self._engine(self._network)
             return LevelStreams(self._network, engine, self.transfers, dtype=self.dtype, plan=self._plan)
-        return WindowStreams(self._network, device=self.device, plan=self._plan)
+        return WindowStreams(self._network, self.transfers, plan=self._plan)
 
     def _engine(self, network: FMANetPP) -> Engine:
         """What runs the parts of FMA-Net++."""
         if self._plan.tile is not None:
             return TiledEngine(network, self._plan.tile)
         if self._backend == "torch":
-            return CudaGraphEngine(network) if self.device.type == "cuda" else EagerEngine(network)
+            return CudaGraphEngine(network) if self._has_graphs and self._plan.graphs else EagerEngine(network)
         cache = EngineCache(cache_folder("engines"))
         if self._backend == "onnx":
             from vsfmanet.engines.onnx import onnx_engine
@@ -256,6 +267,8 @@ class _SourceInUse:
     """The source of the request that is being worked on: streams outlive requests."""
 
     lent: FrameSource | None = None
+    size: tuple[int, int] | None = None
+    """Height and width of the frame that was read last."""
 
     @property
     def num_frames(self) -> int:
@@ -264,7 +277,9 @@ class _SourceInUse:
 
     def frame(self, n: int) -> Tensor:
         """See `FrameSource`."""
-        return self._now.frame(n)
+        frame = self._now.frame(n)
+        self.size = frame.shape[1], frame.shape[2]
+        return frame
 
     def exposure(self, n: int) -> float | None:
         """See `FrameSource`."""

@@ -123,13 +123,17 @@ def assemble(
 class MemoryPlan:
     """How sparing the restorer is. The result is the same, up to rounding, whatever it says."""
 
+    graphs: bool = True
+    """Record whole frames as CUDA graphs, each of which keeps the memory of its results; else launch by launch."""
     tile: tuple[int, int] | None = None
     """Height and width of the parts that frames are computed in, input pixels; None for whole frames."""
     offload: bool = False
     """Keep what waits between the levels in the host's memory, not in the device's."""
 
-    def smaller(self, height: int, width: int, *, can_offload: bool) -> MemoryPlan | None:
+    def smaller(self, height: int, width: int, *, has_graphs: bool, can_offload: bool) -> MemoryPlan | None:
         """The next more sparing plan for frames of `height` x `width`; None if there is none."""
+        if has_graphs and self.graphs and self.tile is None:
+            return replace(self, graphs=False)
         rows, columns = (height, width) if self.tile is None else (min(self.tile[0], height), min(self.tile[1], width))
         fewer = math.ceil(rows / 2)
         if fewer >= MIN_TILE and height / fewer <= _STEPS:
@@ -138,7 +142,8 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         """For the user: size as width x height."""
-        parts = "whole frames" if self.tile is None else f"parts of {self.tile[1]}x{self.tile[0]} pixels"
+        whole = "whole frames" if self.graphs else "whole frames without CUDA graphs"
+        parts = whole if self.tile is None else f"parts of {self.tile[1]}x{self.tile[0]} pixels"
         return f"{parts}, features kept in the host's memory" if self.offload else parts
 
 
@@ -176,5 +181,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory, of a device or of the host, is what was missing."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    signs = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    signs = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "ALLOC_FAILED",
+        "ALLOCATION_FAILED",  # cuDNN 9
+        "unable to find an engine",  # torch, where cuDNN finds no room for the workspace of any
+    )
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

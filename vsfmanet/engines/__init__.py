@@ -17,6 +17,10 @@ class Engine(Protocol):
         """Features (N, C, H, W) that the first level reads, of frames `lr` (N, 3, H, W) in [0, 1]."""
         ...
 
+    def initial_flow(self, lr: Tensor, neighbours: tuple[Tensor, Tensor]) -> Tensor:
+        """Flow (N, 6n, H, W) that the first level reads; arguments as those of `DegradationNetwork.initial_flow`."""
+        ...
+
     def level(
         self,
         index: int,

@@ -5,6 +5,7 @@ Never run on a GPU: what does not need one (keys, buffers, fallback, the order o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -30,6 +31,12 @@ _capturing = threading.Lock()
 """torch allows one capture at a time in a process."""
 
 
+def give_back_memory() -> None:
+    """Give back what torch keeps of CUDA's memory for later, but not while another thread records."""
+    with _capturing:
+        torch.cuda.empty_cache()
+
+
 class Capture:
     """Records what CUDA is asked to do. All graphs share memory: no two run at once, and results are copied out.
 
@@ -51,11 +58,16 @@ class Capture:
         now.wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
         # What other threads do with CUDA meanwhile, such as another filter, is their own affair.
-        with (
-            _capturing,
-            torch.cuda.graph(graph, pool=self._pool, stream=self._aside, capture_error_mode="thread_local"),
-        ):
-            results = run()
+        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._aside, capture_error_mode="thread_local")
+        try:
+            with _capturing, recording:
+                results = run()
+        except BaseException:
+            # Before 2.12, torch does not take these two back from a recording that failed at its end.
+            torch.cuda.set_stream(now)
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(now.device_index, self._pool)
+            raise
         return graph.replay, results
 
 
@@ -87,6 +99,15 @@ class CudaGraphEngine(EagerEngine):
         """See `Engine`."""
         [feat] = self._run("stem", lambda lr: (super(CudaGraphEngine, self).stem(lr),), lr)
         return feat
+
+    def initial_flow(self, lr: Tensor, neighbours: tuple[Tensor, Tensor]) -> Tensor:
+        """See `Engine`."""
+
+        def run(lr: Tensor, following: Tensor, previous: Tensor) -> tuple[Tensor]:
+            return (super(CudaGraphEngine, self).initial_flow(lr, (following, previous)),)
+
+        [flow] = self._run("initial flow", run, lr, *neighbours)
+        return flow
 
     def level(
         self,

@@ -32,6 +32,10 @@ class EagerEngine:
         """See `Engine`."""
         return self._network.degradation.stem(self._typed(lr))
 
+    def initial_flow(self, lr: Tensor, neighbours: tuple[Tensor, Tensor]) -> Tensor:
+        """See `Engine`."""
+        return self._network.degradation.initial_flow(lr, neighbours)
+
     def level(
         self,
         index: int,

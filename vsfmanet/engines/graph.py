@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -81,8 +81,8 @@ class _Finish(nn.Module):
         return self.network.finish(lr, feat)
 
 
-def parts(network: FMANetPP, height: int, width: int) -> list[Part]:
-    """All parts of a network for frames of one size, with fixed inputs of plausible values.
+def parts(network: FMANetPP, height: int, width: int) -> Iterator[Part]:
+    """All parts of a network for frames of one size, with fixed inputs of plausible values, one part's at a time.
 
     Args:
         network: Deployed form; its two networks in the type that is to compute, on any device.
@@ -100,7 +100,7 @@ def parts(network: FMANetPP, height: int, width: int) -> list[Part]:
         return torch.randn(1, config.width, height, width, generator=generator).to(device, dtype)
 
     flow = (3 * torch.randn(1, 6 * config.num_flows, height, width, generator=generator)).to(device)
-    found = [Part(name="stem", module=_Stem(network, dtype), inputs={"lr": picture()}, outputs=("feat_out",))]
+    yield Part(name="stem", module=_Stem(network, dtype), inputs={"lr": picture()}, outputs=("feat_out",))
     levels = 2 * config.num_blocks
     for index, block in enumerate(network.blocks):
         inputs = {"feat": feat(), "next": feat(), "previous": feat(), "flow": flow}
@@ -112,12 +112,11 @@ def parts(network: FMANetPP, height: int, width: int) -> list[Part]:
         updates = index < levels - 1
         module = _Level(block, list(inputs), update_flow=updates)
         outputs = ("feat_out", "flow_out") if updates else ("feat_out",)
-        found.append(Part(name=f"level {index}", module=module, inputs=inputs, outputs=outputs))
+        yield Part(name=f"level {index}", module=module, inputs=inputs, outputs=outputs)
     both = {"lr": picture(), "feat": feat()}
     guides = tuple(f"guide{block}" for block in range(config.num_blocks))
-    bridge = Part(name="bridge", module=_Bridge(network, dtype), inputs=both, outputs=("feat_out", *guides))
-    finish = Part(name="finish", module=_Finish(network), inputs=both, outputs=("frame",))
-    return [*found, bridge, finish]
+    yield Part(name="bridge", module=_Bridge(network, dtype), inputs=both, outputs=("feat_out", *guides))
+    yield Part(name="finish", module=_Finish(network), inputs=both, outputs=("frame",))
 
 
 def export(part: Part) -> bytes:
@@ -177,6 +176,10 @@ class GraphEngine:
             self._prepare(lr.shape[2], lr.shape[3])
         [feat] = self._runs["stem"]([lr])
         return feat
+
+    def initial_flow(self, lr: Tensor, neighbours: tuple[Tensor, Tensor]) -> Tensor:
+        """See `Engine`; by torch, for it has no weights."""
+        return self._network.degradation.initial_flow(lr, neighbours)
 
     def level(
         self,

@@ -38,10 +38,11 @@ def onnx_engine(network: FMANetPP, *, weights_sha256: str, cache: EngineCache) -
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        read, written = tuple(part.inputs), list(part.outputs)  # not the examples, which take memory
 
         def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-            given = {name: tensor.contiguous().numpy() for name, tensor in zip(part.inputs, inputs, strict=True)}
-            return [torch.from_numpy(array) for array in session.run(list(part.outputs), given)]
+            given = {name: tensor.contiguous().numpy() for name, tensor in zip(read, inputs, strict=True)}
+            return [torch.from_numpy(array) for array in session.run(written, given)]
 
         return run
 

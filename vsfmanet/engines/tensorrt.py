@@ -77,18 +77,19 @@ def tensorrt_engine(network: FMANetPP, *, weights_sha256: str, cache: EngineCach
 
 def _runner(engine: Any, context: Any, part: Part, device: torch.device, types: dict[Any, torch.dtype]) -> Run:
     """A part on torch's memory and torch's stream."""
+    name, read, written = part.name, tuple(part.inputs), part.outputs  # not the examples, which take memory
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         given = [tensor.contiguous() for tensor in inputs]
         out = [
-            torch.empty(tuple(engine.get_tensor_shape(name)), dtype=types[engine.get_tensor_dtype(name)], device=device)
-            for name in part.outputs
+            torch.empty(tuple(engine.get_tensor_shape(each)), dtype=types[engine.get_tensor_dtype(each)], device=device)
+            for each in written
         ]
-        for name, tensor in zip((*part.inputs, *part.outputs), (*given, *out), strict=True):
-            context.set_tensor_address(name, tensor.data_ptr())
+        for each, tensor in zip((*read, *written), (*given, *out), strict=True):
+            context.set_tensor_address(each, tensor.data_ptr())
         # `given` may be copies; torch gives their memory away again only in the order of this stream.
         if not context.execute_async_v3(torch.cuda.current_stream(device).cuda_stream):
-            raise DeviceError(f'restore: TensorRT must run {part.name}, but failed; use backend="torch"')
+            raise DeviceError(f'restore: TensorRT must run {name}, but failed; use backend="torch"')
         return out
 
     return run

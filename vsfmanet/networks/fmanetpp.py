@@ -265,7 +265,7 @@ class HRBABlock(nn.Module):
         Arguments and results are those of `forward`. Of a part of the image whose first row and column are `origin`,
         `feat` and `flow` hold that part, and the neighbours all of it.
         """
-        # Beside features, flow must lie as they do, or each level would turn it around anew. Free but for the first.
+        # Beside features, flow must lie as they do, or each level would turn it around anew.
         flow = flow.contiguous(memory_format=torch.channels_last)
         x = self.fuse(warp_neighbours(feat, neighbours, flow, self.num_flows, origin))
         if self.flow_feat is not None:
@@ -330,15 +330,16 @@ class DegradationNetwork(nn.Module):
             neighbours: Next and previous frame, each (N, 3, H, W); where one is missing, `lr`.
 
         Returns:
-            (N, 6n, H, W), fp32.
+            (N, 6n, H, W), fp32, channels-last as levels give it.
         """
         n, _, h, w = lr.shape
+        if self.flow_is_matched:
+            flows = match_frames(torch.cat([lr, lr]), torch.cat(neighbours))
+        else:
+            flows = torch.zeros(2 * n, 2, h, w, device=lr.device)
         mask = torch.full((n, 1, h, w), _OPEN_MASK, device=lr.device)
-        flows = []
-        for other in neighbours:
-            flow = match_frames(lr, other) if self.flow_is_matched else torch.zeros(n, 2, h, w, device=lr.device)
-            flows += [flow, mask] * self.num_flows
-        return torch.cat(flows, dim=1)
+        both = torch.cat([part for flow in flows.split(n) for part in [flow, mask] * self.num_flows], dim=1)
+        return both.contiguous(memory_format=torch.channels_last)
 
     def sharp_flow(self, flow: Tensor) -> Tensor:
         """Flow-mask pair between sharp frames, (N, 6, H, W), fp32, from `flow` (N, 6n, H, W). Training form only."""
@@ -475,10 +476,11 @@ class FMANetPP(nn.Module):
             return self.extractor(lr)
         known = ~exposure.isnan()
         levels = self.anchors if self.exposure_embeds is None else F.normalize(self.exposure_embeds.float(), dim=1)
-        given = anchor_embedding(levels, exposure.to(lr.device).nan_to_num(1.0))
+        # Of ordinary memory CUDA takes so few numbers with it at once, and nobody waits.
+        given = anchor_embedding(levels, exposure.to(lr.device, non_blocking=True).nan_to_num(1.0))
         if known.all():
             return given
-        return torch.where(known[:, None].to(lr.device), given, self.extractor(lr))
+        return torch.where(known[:, None].to(lr.device, non_blocking=True), given, self.extractor(lr))
 
     def read_exposure(self, embed: Tensor) -> tuple[Tensor, Tensor]:
         """Exposure and confidence, (N,) each, that embeddings (N, U) of the extractor speak of."""
@@ -584,10 +586,11 @@ def _neighbour_index(
 ) -> tuple[Tensor, Tensor]:
     """Index of the next and of the previous frame of each of B*T frames; the frame itself at ends and cuts."""
     starts = set(scene_starts) | {0, frames}
-    following = torch.tensor([t if t + 1 in starts else t + 1 for t in range(frames)], device=device)
-    previous = torch.tensor([t if t in starts else t - 1 for t in range(frames)], device=device)
-    offset = (torch.arange(clips, device=device) * frames)[:, None]
-    return (following + offset).flatten(), (previous + offset).flatten()
+    following = torch.tensor([t if t + 1 in starts else t + 1 for t in range(frames)])
+    previous = torch.tensor([t if t in starts else t - 1 for t in range(frames)])
+    offset = (torch.arange(clips) * frames)[:, None]
+    both = torch.stack([following + offset, previous + offset]).flatten(1).to(device, non_blocking=True)
+    return both[0], both[1]
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ _COARSEST = 12  # pixels of the shorter side below which the pyramid ends
 _ITERATIONS = 3  # per level
 _WINDOW = 7  # pixels over which the motion is held constant
 _NOISE = 1e-4  # gradient energy, on a range of 1, below which a coarser level's answer is kept
-_LUMA = (0.299, 0.587, 0.114)
 
 
 @torch.no_grad()
@@ -39,8 +38,7 @@ def match_frames(own: Tensor, other: Tensor) -> Tensor:
     if own.shape != other.shape:
         raise ShapeError(f"match_frames: both must have one shape, got {tuple(own.shape)} and {tuple(other.shape)}")
     with torch.autocast(own.device.type, enabled=False):
-        weight = torch.tensor(_LUMA, device=own.device).view(1, 3, 1, 1)
-        pyramid = [((own.float() * weight).sum(1, keepdim=True), (other.float() * weight).sum(1, keepdim=True))]
+        pyramid = [(_luma(own.float()), _luma(other.float()))]
         while min(pyramid[-1][0].shape[-2:]) >= 2 * _COARSEST:
             pyramid.append((_halved(pyramid[-1][0]), _halved(pyramid[-1][1])))
         flow = torch.zeros_like(pyramid[-1][0]).repeat(1, 2, 1, 1)
@@ -49,6 +47,12 @@ def match_frames(own: Tensor, other: Tensor) -> Tensor:
             for _ in range(_ITERATIONS):
                 flow = _refined(first, second, flow)
     return flow
+
+
+def _luma(rgb: Tensor) -> Tensor:
+    """(N, 1, H, W) of (N, 3, H, W). Numbers and no tensor: to bring one to a GPU would wait for all its work."""
+    red, green, blue = rgb.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def _halved(image: Tensor) -> Tensor:
@@ -60,8 +64,10 @@ def _enlarged(flow: Tensor, size: torch.Size) -> Tensor:
     """Flow at another size, its values scaled alike."""
     if flow.shape[-2:] == size:
         return flow
-    ratio = torch.tensor([size[1] / flow.shape[-1], size[0] / flow.shape[-2]], device=flow.device).view(1, 2, 1, 1)
-    return F.interpolate(flow, size=size, mode="bilinear", align_corners=False) * ratio
+    enlarged = F.interpolate(flow, size=size, mode="bilinear", align_corners=False)
+    enlarged[:, 0] *= size[1] / flow.shape[-1]
+    enlarged[:, 1] *= size[0] / flow.shape[-2]
+    return enlarged
 
 
 def _refined(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:

@@ -128,10 +128,7 @@ class LevelStreams:
         """One level for one frame."""
         blocks, device = self._network.config.num_blocks, self._device
         self.steps += 1
-        if own.flow is None:
-            flow = self._network.degradation.initial_flow(own.lr, (after.lr, before.lr))
-        else:
-            flow = own.flow.to(device)
+        flow = self._engine.initial_flow(own.lr, (after.lr, before.lr)) if own.flow is None else own.flow.to(device)
         guide = own.guides[level - blocks].to(device) if level >= blocks else None
         neighbours = after.feat.to(device), before.feat.to(device)
         feat, flow = self._engine.level(level, own.feat.to(device), neighbours, flow, own.embed, guide)

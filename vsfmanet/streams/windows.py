@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vsfmanet.engines.cuda import Transfers
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.streams import FrameSource, Restored
 from vsfmanet.tiling import Box, MemoryPlan, tiles
@@ -34,15 +35,15 @@ class WindowStreams:
     it. What lies farther away than that is not seen, so that the result differs a little, unlike that of `levels`.
 
     Args:
-        network: In the type and on the device that compute.
-        device: Where.
+        network: On the device of `transfers`, in the type that computes.
+        transfers: Bring frames to the device.
         plan: Parts in which frames are computed.
     """
 
     can_offload = False
 
-    def __init__(self, network: SequenceNetwork, *, device: torch.device, plan: MemoryPlan) -> None:
-        self._network, self._device, self._plan = network, device, plan
+    def __init__(self, network: SequenceNetwork, transfers: Transfers, *, plan: MemoryPlan) -> None:
+        self._network, self._transfers, self._plan = network, transfers, plan
         self.steps = 0
         """Frames encoded so far: one per frame when they come in order, and more where a state is built up."""
 
@@ -60,7 +61,7 @@ class WindowStreams:
         window: deque[list[Features]] = deque(maxlen=behind + 1 + ahead)
         order = self._order(source, first, at_start=at_start)
         for position, index in enumerate(order, first - behind if at_start else first):
-            frame = source.frame(index).to(self._device, torch.float32).clamp(0, 1)[None]
+            frame = self._transfers.upload(source.frame(index).float()).clamp(0, 1)[None]
             parts = parts or self._parts(frame)
             states = states or [None] * len(parts)
             read = [
@@ -105,7 +106,8 @@ class WindowStreams:
         """Frame `n`, whose features and those around it are `window`, each in parts."""
         scale = self._network.scale
         given = source.exposure(n)
-        frame = torch.empty(3, scale * parts[-1].inner.bottom, scale * parts[-1].inner.right, device=self._device)
+        last = parts[-1].inner
+        frame = torch.empty(3, scale * last.bottom, scale * last.right, device=self._transfers.device)
         for number, part in enumerate(parts):
             decoded = self._network.decode([features[number] for features in window])[0]
             part.inner.of(frame, scale).copy_(part.inner.within(part.outer).of(decoded, scale))
