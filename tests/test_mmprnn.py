@@ -280,6 +280,13 @@ def test_a_resumed_run_equals_an_unbroken_one_and_the_prior_stays(
         assert torch.equal(value, unbroken["network"][name]) == name.startswith("prior."), name
     with pytest.raises(ConfigError, match=r"was begun with config .*; name another --out"):
         train(tmp_path / "resumed", "--without-prior")
+    begun = load_checkpoint(tmp_path / "resumed" / "latest.pt")
+    torch.save({**begun, "kind": "jffra"}, tmp_path / "resumed" / "latest.pt")
+    with pytest.raises(ConfigError, match="was begun with kind jffra, got mmprnn"):
+        train(tmp_path / "resumed", *more)
+    torch.save({name: begun[name] for name in begun if name != "kind"}, tmp_path / "resumed" / "latest.pt")
+    with pytest.raises(ConfigError, match="was begun with kind None, got mmprnn"):  # by train_restoration
+        train(tmp_path / "resumed", *more)
 
 
 def test_the_ablation_has_no_prior(train: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.dynamic_filter import flow_guided_dynamic_filter
 from vsfmanet.errors import ShapeError
-from vsfmanet.ops.dynamic_filter import flow_guided_dynamic_filter
 from vsfmanet.ops.warp import flow_warp, multi_flow_warp
 
 

@@ -21,7 +21,7 @@ from training.growth import begin_as
 from training.loop import Run, ahead, join_workers, panels
 from training.metrics import psnr
 from training.scenes.pool import Batch, Pool, open_pool
-from training.scoring import to_bytes
+from training.scenes.render import to_bytes
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.blocks import channels_last
 from vsfmanet.networks.exposure_extractor import LEVELS
@@ -173,7 +173,7 @@ def held_out_psnr(
         for position in positions:
             sequence = pool.sequence(position)
             lr = np.array(sequence.lr[level - 1])
-            restored = to_bytes(network(torch.from_numpy(lr).to(device)[None] / 255)[0].cpu())
+            restored = to_bytes(network(torch.from_numpy(lr).to(device)[None] / 255)[0])
             own += [psnr(*pair) for pair in zip(restored, sequence.hr, strict=True)]
             blurred += [psnr(*pair) for pair in zip(lr, sequence.hr, strict=True)]
         scores[f"5:{level}"] = (mean(own), mean(blurred))

@@ -34,7 +34,8 @@ from training import guidance, report
 from training.build_benchmark import BenchmarkScene, load_benchmark
 from training.loop import load_checkpoint, trained_network
 from training.metrics import opw_by_pair
-from training.scoring import Score, Truth, load_clip, load_truth, score_clip, to_bytes
+from training.scenes.render import to_bytes
+from training.scoring import Score, Truth, load_clip, load_truth, score_clip
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPOutput
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State

@@ -22,7 +22,8 @@ from torch import Tensor
 from training.build_benchmark import load_benchmark
 from training.evaluate import load_method
 from training.evaluate_blur import clip_readings, load_reader_of, settled
-from training.scoring import TRANSITIONS, Score, load_clip, load_truth, score_clip, to_bytes
+from training.scenes.render import to_bytes
+from training.scoring import TRANSITIONS, Score, load_clip, load_truth, score_clip
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.exposure_extractor import LEVELS
 from vsfmanet.networks.fmanetpp import FMANetPP

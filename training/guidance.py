@@ -22,7 +22,8 @@ from torch import Tensor
 from training.build_benchmark import Benchmark, BenchmarkScene
 from training.losses import estimate_degradation
 from training.report import TextTable
-from training.scoring import TRANSITIONS, Score, load_clip, load_truth, score_clip, to_bytes
+from training.scenes.render import to_bytes
+from training.scoring import TRANSITIONS, Score, load_clip, load_truth, score_clip
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.exposure_extractor import LEVELS
 from vsfmanet.networks.fmanetpp import FMANetPP
@@ -175,7 +176,7 @@ def score_scene(
                     output = network(lr, embed=embeds[levels - 1, taken][None]).frames
                 else:
                     output = network(lr, exposures(levels, lr)).frames
-            clip = to_bytes(output[0].cpu())
+            clip = to_bytes(output[0])
             scores = score_clip(name, scene.name, condition, clip, truth, scene.exposure[condition], float("nan"))
             done += [GuidedScore(source=source, guidance=guidance, score=score) for score in scores]
     return done

@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 from training.growth import grown
-from training.scenes.pool import Batch
+from training.scenes.pool import Batch, Pool
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPP, preset, start_from
 from vsfmanet.networks.sequence import SequenceNetwork
@@ -85,10 +85,12 @@ def trained_network(state: Mapping[str, Any]) -> FMANetPP | SequenceNetwork:
     return network.eval().requires_grad_(False)
 
 
-def ahead[T](
-    make: Callable[[int], T], first: int, stop: int, device: torch.device | str, depth: int = 4
-) -> Iterator[tuple[int, T]]:
-    """Yield (step, make(step)) for first <= step < stop, made by a thread up to `depth` steps ahead.
+STEPS_AHEAD = 4
+"""Batches that wait until they are needed."""
+
+
+def ahead[T](make: Callable[[int], T], first: int, stop: int, device: torch.device | str) -> Iterator[tuple[int, T]]:
+    """Yield (step, make(step)) for first <= step < stop, made by a thread up to `STEPS_AHEAD` earlier.
 
     Where the CPU trains there is no such thread: the cores are busy, and a second thread that uses torch has a pool of
     its own, beside which OpenMP waits asleep in every small operation; steps took a quarter longer.
@@ -99,7 +101,7 @@ def ahead[T](
     if torch.device(device).type == "cpu":
         yield from ((step, make(step)) for step in range(first, stop))
         return
-    made: queue.Queue[tuple[int, T] | BaseException] = queue.Queue(depth)
+    made: queue.Queue[tuple[int, T] | BaseException] = queue.Queue(STEPS_AHEAD)
     over = threading.Event()
 
     def offer(item: tuple[int, T] | BaseException) -> None:
@@ -268,10 +270,9 @@ class Run[N: nn.Module]:
         if self.latest.exists():
             state = load_checkpoint(self.latest, workers.device)
             for name, value in about.items():
-                if state[name] != value:
-                    raise ConfigError(
-                        f"{args.out} was begun with {name} {state[name]}, got {value}; name another --out"
-                    )
+                begun = state.get(name)  # None where another kind of network was trained
+                if begun != value:
+                    raise ConfigError(f"{args.out} was begun with {name} {begun}, got {value}; name another --out")
             network.load_state_dict(state["network"])
             self.averaged.network.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -442,10 +443,41 @@ def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
     return network
 
 
-def guidance_exposure(exposure: Tensor, generator: np.random.Generator, known: float) -> Tensor:
-    """True exposures (B, T) for a part `known` of the clips, NaN (ask the extractor) for the rest; on the CPU."""
-    given = torch.from_numpy(generator.random(len(exposure)) < known)
-    return torch.where(given[:, None], exposure, torch.nan)
+def guided_batch(
+    pool: Pool,
+    args: argparse.Namespace,
+    generator: np.random.Generator,
+    device: str,
+    *,
+    among: Sequence[int] | None = None,
+) -> tuple[Batch, Tensor, Tensor]:
+    """A batch on `device`, by the options of `add_run_arguments`, and what is drawn beside it.
+
+    Args:
+        pool: Where clips are drawn from.
+        args: The options.
+        generator: Source of all randomness.
+        device: Where the network is trained.
+        among: As in `Pool.sample`.
+
+    Returns:
+        The batch; the exposures (B, T) that the network is told, on the CPU: the true ones for a part of the clips,
+        NaN (ask the extractor) for the rest; and clip and frame of those that are rebuilt, (K, 2).
+    """
+    clips = pool.sample(
+        generator,
+        clips=args.clips,
+        frames=args.frames,
+        crop=args.crop,
+        exposure_mode=args.exposure_mode,
+        degrade=args.degrade,
+        bars=args.bars,
+        among=among,
+    )
+    rebuilt = generator.integers((args.clips, args.frames), size=(args.degradation_frames, 2))
+    told = torch.from_numpy(generator.random(args.clips) < args.known_exposure)
+    exposure = torch.where(told[:, None], clips.exposure.cpu(), torch.nan)
+    return clips.to(device), exposure, torch.from_numpy(rebuilt).to(device)
 
 
 def panels(batch: Batch, output: Tensor | None = None) -> dict[str, Tensor]:

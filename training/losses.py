@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.dynamic_filter import flow_guided_dynamic_filter
 from training.scenes.pool import Batch
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPOutput
-from vsfmanet.ops.dynamic_filter import flow_guided_dynamic_filter
 from vsfmanet.ops.warp import flow_warp
 
 CONSISTENCY_SHARPNESS = 50.0
@@ -19,17 +19,22 @@ CONSISTENCY_SHARPNESS = 50.0
 USUAL_ERROR = 0.02
 """Difference of frames in [0, 1] that a network for deblurring leaves on average."""
 
+CONTRAST_TEMPERATURE = 0.5
+"""alpha of Eq. S1."""
+
+WARP_WEIGHT = 1e-4
+"""lambda1 of Eq. 9."""
+
 MIN_BLUR = 1.0
 """Length of the motion blur in LR pixels from which the reblur loss looks at a pixel."""
 
 
-def supervised_contrastive(embed: Tensor, label: Tensor, temperature: float = 0.5) -> Tensor:
+def supervised_contrastive(embed: Tensor, label: Tensor) -> Tensor:
     """Pull embeddings of one label together, push the others away.
 
     Args:
         embed: (N, U), unit length.
         label: (N,), integers.
-        temperature: alpha of Eq. S1.
 
     Returns:
         Scalar: mean over the anchors that share their label with another sample.
@@ -38,7 +43,7 @@ def supervised_contrastive(embed: Tensor, label: Tensor, temperature: float = 0.
     """
     same = label[:, None] == label[None, :]
     itself = torch.eye(len(label), dtype=torch.bool, device=label.device)
-    logits = (embed @ embed.T / temperature).masked_fill(itself, -torch.inf)
+    logits = (embed @ embed.T / CONTRAST_TEMPERATURE).masked_fill(itself, -torch.inf)
     log_probability = logits.log_softmax(dim=1).masked_fill(itself, 0)
     positives = (same & ~itself).float()
     count = positives.sum(dim=1)
@@ -129,7 +134,6 @@ def degradation_loss(
     out: FMANetPPOutput | Degradation,
     batch: Batch,
     frames: Tensor,
-    warp_weight: float = 1e-4,
 ) -> Tensor:
     """First two terms of Eq. 9, for some frames: the blurred frame rebuilt from sharp ones, and the warped sharp ones.
 
@@ -138,7 +142,6 @@ def degradation_loss(
         out: What it gave for `batch`.
         batch: Clips of T frames.
         frames: (K, 2), integer: clip and frame of those that are rebuilt; the dynamic filter is costly on the CPU.
-        warp_weight: lambda1 of Eq. 9.
 
     Returns:
         Scalar.
@@ -148,7 +151,7 @@ def degradation_loss(
     logits = network.degradation.kernels(out.kernel_feat[clip, t])
     rebuilt, warped = rebuild(network, batch.hr, out.image_flow[clip, t], logits, frames)
     own = batch.hr[clip, t][:, None]
-    return (rebuilt - batch.clean[clip, t]).abs().mean() + warp_weight * (warped - own).abs().mean()
+    return (rebuilt - batch.clean[clip, t]).abs().mean() + WARP_WEIGHT * (warped - own).abs().mean()
 
 
 def rebuild(network: FMANetPP, hr: Tensor, image_flow: Tensor, logits: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:

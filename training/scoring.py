@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from training.losses import enlarge_flow
 from training.metrics import estimate_flow, opw_by_pair, psnr, ssim, tof_by_pair
@@ -62,11 +61,6 @@ class Truth:
     """(T - 1, H, W) 1 where the pixel can be found there, else 0."""
     exact: bool
     """Whether `flow` and `visible` are those of the rendered scene, not estimated from the frames."""
-
-
-def to_bytes(frames: Tensor) -> NDArray[np.uint8]:
-    """Round frames (any shape, clamped to [0, 1]) to 8 bits."""
-    return np.asarray((frames.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def load_truth(folder: Path) -> Truth:

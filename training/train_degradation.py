@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.loop import Run, add_run_arguments, ahead, guidance_exposure, join_workers, panels, start_network
+from training.loop import Run, add_run_arguments, ahead, guided_batch, join_workers, panels, start_network
 from training.losses import degradation_loss, estimate_degradation, image_flow_loss, rebuild
 from training.scenes.pool import Batch, open_pool
 from vsfmanet.networks.fmanetpp import FMANetPP
@@ -95,20 +95,7 @@ def main() -> None:
     training = [position for position in range(len(pool)) if position % HELD_OUT]
 
     def batch(step: int) -> tuple[Batch, Tensor, Tensor]:
-        generator = run.generator(step)
-        clips = pool.sample(
-            generator,
-            clips=args.clips,
-            frames=args.frames,
-            crop=args.crop,
-            exposure_mode=args.exposure_mode,
-            degrade=args.degrade,
-            bars=args.bars,
-            among=training,
-        )
-        rebuilt = torch.from_numpy(generator.integers((args.clips, args.frames), size=(args.degradation_frames, 2)))
-        exposure = guidance_exposure(clips.exposure.cpu(), generator, args.known_exposure)
-        return clips.to(workers.device), exposure, rebuilt.to(workers.device)
+        return guided_batch(pool, args, run.generator(step), workers.device, among=training)
 
     for step, (clips, exposure, rebuilt) in ahead(batch, run.first, args.steps, workers.device):
         with torch.autocast(workers.device.split(":")[0], torch.bfloat16):

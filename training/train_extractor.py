@@ -122,9 +122,9 @@ def nearest_neighbour_confusion(embed: Tensor, label: Tensor, fold: Tensor, neig
     return 100 * table / table.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def random_folds(count: int, folds: int = 5) -> Tensor:
-    """Parts of equal size, (count,), the same ones every time."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0)) % folds
+def random_folds(count: int) -> Tensor:
+    """Five parts of equal size, (count,), the same ones every time."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0)) % 5
 
 
 def print_confusion(title: str, confusion: Tensor) -> None:

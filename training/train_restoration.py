@@ -22,7 +22,7 @@ from training.loop import (
     Run,
     add_run_arguments,
     ahead,
-    guidance_exposure,
+    guided_batch,
     join_workers,
     load_checkpoint,
     panels,
@@ -65,19 +65,7 @@ def main() -> None:
     pool = open_pool(args.pool, workers.device if args.pool_on_device else None)
 
     def batch(step: int) -> tuple[Batch, Tensor, Tensor]:
-        generator = run.generator(step)
-        clips = pool.sample(
-            generator,
-            clips=args.clips,
-            frames=args.frames,
-            crop=args.crop,
-            exposure_mode=args.exposure_mode,
-            degrade=args.degrade,
-            bars=args.bars,
-        )
-        rebuilt = torch.from_numpy(generator.integers((args.clips, args.frames), size=(args.degradation_frames, 2)))
-        exposure = guidance_exposure(clips.exposure.cpu(), generator, args.known_exposure)
-        return clips.to(workers.device), exposure, rebuilt.to(workers.device)
+        return guided_batch(pool, args, run.generator(step), workers.device)
 
     for step, (clips, exposure, rebuilt) in ahead(batch, run.first, args.steps, workers.device):
         with torch.autocast(workers.device.split(":")[0], torch.bfloat16):

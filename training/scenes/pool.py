@@ -225,8 +225,8 @@ class DevicePool(Pool):
         return lr, hr, levels, flow, visible
 
 
-def open_pool(folder: Path, device: str | None = None) -> Pool:
-    """Open a pool on disk, or hold it in the memory of `device`.
+def open_pool(folder: Path, device: str | None) -> Pool:
+    """Open a pool on disk, or hold it in the memory of `device` if there is one.
 
     Raises:
         SourceError: There is no sequence in `folder`.
