@@ -34,8 +34,8 @@ from training.train_m2aenet import (
     true_mask,
 )
 from vsfmanet.errors import ConfigError
+from vsfmanet.networks import pruning
 from vsfmanet.networks.m2aenet import HELD, MEMORY, PRESETS, M2AENet, M2AENetConfig, path
-from vsfmanet.ops import pruning
 from vsfmanet.weights import load_analyser, parameter_count
 
 TINY = M2AENetConfig(width=8, depth=1, motion_width=2, blur_width=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -52,6 +53,28 @@ def zero_init(layer: nn.Conv2d | nn.Linear) -> None:
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def keep_scale(network: nn.Module) -> None:
+    """Begin with convolutions that neither damp nor raise what they read.
+
+    Those that torch begins with damp it to a third each: what little detail tells blurred from sharp would be lost
+    before anything is learnt, and layers without normalisation learn later.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
+            shared = layer.stride[0] ** 2 if isinstance(layer, nn.ConvTranspose2d) else 1
+            taps = layer.weight[0, 0].numel() / shared
+            nn.init.normal_(layer.weight, std=(layer.in_channels * taps) ** -0.5)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+
+def at_multiples(frames: Tensor, multiple: int) -> Tensor:
+    """Frames (..., H, W) whose border is repeated to the right and below, up to sides that `multiple` divides."""
+    height, width = frames.shape[-2:]
+    padding = (0, -width % multiple, 0, -height % multiple)
+    return F.pad(frames, padding, mode="replicate") if any(padding) else frames
 
 
 def channels_last(network: nn.Module) -> None:

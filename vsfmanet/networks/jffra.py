@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError, ShapeError
-from vsfmanet.networks.blocks import Conv3x3, Layers, leaky_relu, zero_init
+from vsfmanet.networks.blocks import Conv3x3, Layers, at_multiples, keep_scale, leaky_relu, zero_init
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.ops.matching import match_frames
 from vsfmanet.ops.warp import flow_warp
@@ -262,7 +262,7 @@ class JFFRA(SequenceNetwork):
     the flow to where that neighbour is, so that features stay in one place from level to level; to first order (the
     flow at the other end is taken to be the same), which is exact where the flow is constant. The output layers read
     the three frames as the middle one sees them. Pictures are centred on 0, so that what lies beyond the border in the
-    convolutions is mid-grey, and the first convolutions keep the scale of what they read (`_keep_scale`).
+    convolutions is mid-grey, and the first convolutions keep the scale of what they read (`keep_scale`).
 
     Of a frame in parts, each with `halo` around it, the result differs a little from that of the whole: windows lie
     elsewhere, and attention reaches further.
@@ -294,7 +294,7 @@ class JFFRA(SequenceNetwork):
             last := Conv3x3(width, 12), nn.PixelShuffle(2),
         )  # fmt: skip
         for part in (self.stem, self.down, self.up, self.fuse):
-            _keep_scale(part)
+            keep_scale(part)
         zero_init(last)  # a fresh network returns the middle frame
 
     def encode(self, frame: Tensor, state: State | None) -> tuple[Features, State | None]:
@@ -316,11 +316,8 @@ class JFFRA(SequenceNetwork):
     def restore(self, frames: Tensor) -> Tensor:
         """Restored middle frame (N, 3, H, W), fp32, of `frames` (N, 3, 3, H, W): N times previous, own, next."""
         height, width = frames.shape[-2:]
-        padding = (0, -width % MULTIPLE_OF, 0, -height % MULTIPLE_OF)
         own = frames[:, 1].float()
-        if any(padding):
-            frames = F.pad(frames.flatten(0, 1), padding, mode="replicate").unflatten(0, (-1, FRAMES))
-        residual = self._residual(frames)
+        residual = self._residual(at_multiples(frames.flatten(0, 1), MULTIPLE_OF).unflatten(0, (-1, FRAMES)))
         return own + residual[..., :height, :width].float()
 
     def _residual(self, frames: Tensor) -> Tensor:
@@ -410,21 +407,6 @@ def _diagonals(products: Tensor) -> Tensor:
     rows, columns = products.shape[-2:]
     longer = F.pad(products.flatten(-2), (0, rows)).unflatten(-1, (rows, columns + 1))
     return longer[..., : 2 * SEARCH + 1]
-
-
-def _keep_scale(part: nn.Module) -> None:
-    """Begin with convolutions that neither damp nor raise what comes in.
-
-    Those that torch begins with damp it to a third each: what little detail tells blurred from sharp would be lost in
-    the attention's normalised features before anything is learnt.
-    """
-    for layer in part.modules():
-        if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
-            transposed = isinstance(layer, nn.ConvTranspose2d)
-            inputs = layer.in_channels if transposed else layer.weight[0].numel()  # 2x2 by 2: one tap each
-            nn.init.normal_(layer.weight, std=inputs**-0.5)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
 
 
 def _moved(feat: Tensor, flow: Tensor) -> Tensor:

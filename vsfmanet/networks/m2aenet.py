@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.blocks import Conv3x3, zero_init
+from vsfmanet.networks.blocks import Conv3x3, keep_scale, zero_init
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig
-from vsfmanet.networks.sequence import Features, SequenceNetwork, State
-from vsfmanet.ops.pruning import (
+from vsfmanet.networks.pruning import (
     Area,
     Pair,
     Pruning,
@@ -21,6 +20,7 @@ from vsfmanet.ops.pruning import (
     residual_blocks,
     sample_rows,
 )
+from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.ops.warp import flow_warp
 from vsfmanet.segments import Reach
 
@@ -211,17 +211,12 @@ def dilated(mask: Tensor) -> Tensor:
 
 
 def _unit_gain(network: nn.Module) -> None:
-    """Let convolutions keep the scale of what they read, where torch's own start would shrink it more at each.
-
-    Layers without normalisation learn sooner so. The ends of residual branches start at less, as a sum of many grows.
-    """
+    """Keep the scale from layer to layer; the ends of residual branches start at less, as a sum of many grows."""
+    keep_scale(network)
     for name, layer in network.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            taps = layer.weight[0, 0].numel() // (layer.stride[0] ** 2 if isinstance(layer, nn.ConvTranspose2d) else 1)
-            ends_branch = "second" in name or name.endswith("fuse")
-            nn.init.normal_(layer.weight, std=(0.3 if ends_branch else 1) * (layer.in_channels * taps) ** -0.5)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and ("second" in name or name.endswith("fuse")):
+            with torch.no_grad():
+                layer.weight *= 0.3
 
 
 def _enlarged(offsets: Tensor) -> Tensor:

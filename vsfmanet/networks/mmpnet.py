@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.blocks import Conv3x3
+from vsfmanet.networks.blocks import Conv3x3, at_multiples
 
 MULTIPLE_OF = 16
 """Sides are filled up to multiples of this by repeating the border, and cropped back."""
@@ -54,7 +54,7 @@ class MMPNet(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Prior in (0, 1), (N, 1, H, W), of `frames` (N, 3, H, W), RGB in [0, 1]."""
-        return torch.sigmoid(_at_multiples(self.trunk, self.to_prior, frames))
+        return torch.sigmoid(_of_any_size(self.trunk, self.to_prior, frames))
 
 
 class BlurAnalyser(nn.Module):
@@ -89,7 +89,7 @@ class BlurAnalyser(nn.Module):
         Returns:
             Scaled log extent in (0, 1) and logit of being sharp, each (N, 1, H, W), fp32.
         """
-        scaled, sharp = _at_multiples(self.trunk, self.heads, frames).float().split(1, dim=1)
+        scaled, sharp = _of_any_size(self.trunk, self.heads, frames).float().split(1, dim=1)
         return torch.sigmoid(scaled), sharp
 
     def extent(self, frames: Tensor) -> Tensor:
@@ -187,9 +187,7 @@ class DenseBlock(nn.Module):
         return feat + self.last(torch.cat(feats, dim=1))
 
 
-def _at_multiples(trunk: _Trunk, head: nn.Conv2d, frames: Tensor) -> Tensor:
+def _of_any_size(trunk: _Trunk, head: nn.Conv2d, frames: Tensor) -> Tensor:
     """Head of the features of `frames`, whose sides may be of any length."""
     height, width = frames.shape[-2:]
-    padding = (0, -width % MULTIPLE_OF, 0, -height % MULTIPLE_OF)
-    padded = F.pad(frames, padding, mode="replicate") if any(padding) else frames
-    return head(trunk(padded))[..., :height, :width]
+    return head(trunk(at_multiples(frames, MULTIPLE_OF)))[..., :height, :width]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.blocks import Conv3x3, zero_init
+from vsfmanet.networks.blocks import Conv3x3, at_multiples, keep_scale, zero_init
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, DenseBlock, MMPNet
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.segments import Reach
@@ -110,7 +110,7 @@ class MMPRNN(SequenceNetwork):
 
     def encode(self, frame: Tensor, state: State | None) -> tuple[Features, State | None]:
         """Read the next frame: its features are (f_t, the frame), the state is (l_t, h_t); see `SequenceNetwork`."""
-        padded = _at_multiples(frame)
+        padded = at_multiples(frame, MULTIPLE_OF)
         magnitude: Tensor | None = None
         if self.prior is not None:
             with torch.no_grad():
@@ -125,9 +125,9 @@ class MMPRNN(SequenceNetwork):
         height, width = frame.shape[-2:]
         assert self.skip.bias is not None
         with torch.autocast(frame.device.type, enabled=False):  # 8 bits of mantissa would show in the picture
-            blurred = F.conv2d(
-                _at_multiples(frame) - 0.5, self.skip.weight.float(), self.skip.bias.float(), padding=self.skip.padding
-            )
+            padded = at_multiples(frame, MULTIPLE_OF) - 0.5
+            weight, bias = self.skip.weight.float(), self.skip.bias.float()
+            blurred = F.conv2d(padded, weight, bias, padding=self.skip.padding)
             return frame.float() + (change.float() + blurred)[..., :height, :width]
 
 
@@ -232,12 +232,7 @@ class _Decoder(nn.Module):
 
 def _keep_variance(part: nn.Module) -> None:
     """Draw the weights of all convolutions so that features keep their variance, or nearly so in dense blocks."""
-    for module in part.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            taps = module.weight[0, 0].numel() / (4 if isinstance(module, nn.ConvTranspose2d) else 1)  # of stride 2
-            nn.init.normal_(module.weight, std=(taps * module.in_channels) ** -0.5)
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
+    keep_scale(part)
     for module in part.modules():
         if isinstance(module, DenseBlock):
             with torch.no_grad():
@@ -246,9 +241,3 @@ def _keep_variance(part: nn.Module) -> None:
 
 def _doubled(before: int, after: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=1)
-
-
-def _at_multiples(frame: Tensor) -> Tensor:
-    height, width = frame.shape[-2:]
-    padding = (0, -width % MULTIPLE_OF, 0, -height % MULTIPLE_OF)
-    return F.pad(frame, padding, mode="replicate") if any(padding) else frame

@@ -1,8 +1,8 @@
 """What a network states about itself so that one engine can run it over clips of any length, in any order.
 
 A network of this kind turns each frame into features (`encode`), in order and perhaps with a state that goes from frame
-to frame, and then a window of features into a restored frame (`decode`). `vsfmanet.restorer` runs `FMANetPP`, whose
-levels are stacked, by itself; every other network is run through this interface.
+to frame, and then a window of features into a restored frame (`decode`). `vsfmanet.streams.windows` runs every network
+through this interface but `FMANetPP`, whose levels are stacked and for `vsfmanet.streams.levels`.
 """
 
 from __future__ import annotations

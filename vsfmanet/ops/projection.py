@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsfmanet.ops.attention import rows
+
 
 def feed_forward_reference(shortcut: Tensor, x: Tensor, pointwise: Tensor, depthwise: Tensor, reduce: Tensor) -> Tensor:
     """Project `x`; mix the GELU of the first half of the channels times the second half, and add it.
@@ -58,9 +60,9 @@ def add_product_reference(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor
     Returns:
         (N, D, H, W).
     """
-    rows = x.permute(0, 2, 3, 1).flatten(1, 2)
+    pixels = rows(x)
     # For one image `bmm` would copy slices first.
-    product = torch.mm(rows[0], matrix[0])[None] if len(rows) == 1 else torch.bmm(rows, matrix)
+    product = torch.mm(pixels[0], matrix[0])[None] if len(pixels) == 1 else torch.bmm(pixels, matrix)
     return shortcut + product.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
