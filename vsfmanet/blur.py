@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def blur_map(clip: vs.VideoNode, *, device: str = "auto", device_index: int = 0)
         frame = f[0].copy()
         np.copyto(np.asarray(frame[0]), extent)
         # Colour says nothing of lengths, and a matrix of RGB would make resize refuse the map.
-        left_out = (*frames.COLOUR_PROPS, "_ColorRange", "_Transfer", "_Primaries")
+        left_out = (*frames.COLOUR_PROPS, "_Transfer", "_Primaries")
         frame.props.update({name: f[2].props[name] for name in f[2].props if name not in left_out})
         frame.props.update(
             FMANetBlurMean=float(extent.mean()),
@@ -84,7 +85,7 @@ def blur_map(clip: vs.VideoNode, *, device: str = "auto", device_index: int = 0)
     return measured
 
 
-def with_exposures_by_sight(marked: vs.VideoNode, *, device: str = "auto", device_index: int = 0) -> vs.VideoNode:
+def with_exposures_by_sight(marked: vs.VideoNode, *, device: str, device_index: int) -> vs.VideoNode:
     """The clip whose frames carry, where it can be seen, the exposure that blur and motion show.
 
     Properties `SIGHT` and `SIGHT_CONFIDENCE` are written, or taken away where nothing can be seen. What frame n gets
@@ -155,17 +156,24 @@ def with_exposures_by_sight(marked: vs.VideoNode, *, device: str = "auto", devic
 
 def _scene(n: int, around: list[vs.VideoFrame], num_frames: int) -> list[Reading | None]:
     """Readings of frames n-`REACH` ... n+`REACH`; None outside the scene of frame n."""
-    first = last = n
-    while first > max(0, n - REACH) and not starts_scene(around[first - n + REACH]):
-        first -= 1
-    while last < min(num_frames - 1, n + REACH) and not starts_scene(around[last + 1 - n + REACH]):
-        last += 1
+    inside = scene_around(n, around, num_frames)
     return [
         Reading(value=float(frame.props[SIGHT]), confidence=float(frame.props[SIGHT_CONFIDENCE]))
-        if first <= k <= last
+        if k in inside
         else None
         for k, frame in enumerate(around, start=n - REACH)
     ]
+
+
+def scene_around(n: int, around: Sequence[vs.VideoFrame], num_frames: int) -> range:
+    """Frames of the scene of frame n, as far as `around` goes: n in its middle, to each side as many."""
+    reach = len(around) // 2
+    first = last = n
+    while first > max(0, n - reach) and not starts_scene(around[first - n + reach]):
+        first -= 1
+    while last < min(num_frames - 1, n + reach) and not starts_scene(around[last + 1 - n + reach]):
+        last += 1
+    return range(first, last + 1)
 
 
 def reduced(marked: vs.VideoNode) -> vs.VideoNode:

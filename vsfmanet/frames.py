@@ -219,6 +219,11 @@ def _colour_of_result(
     if source.color_family == vs.RGB and target.color_family != vs.RGB:
         primaries = _tag(props, "_Primaries", n, default=_UNSPECIFIED)
         return _Colour(matrix=guess_matrix(width, height, primaries), range=0, chroma_location=0)
+    return _own_colour(source, props, n)
+
+
+def _own_colour(source: vs.VideoFormat, props: vs.FrameProps, n: int) -> _Colour:
+    """What frame `n` is, by its properties."""
     return _Colour(
         matrix=_tag(props, "_Matrix", n),
         range=_tag(props, "_Range", n),
@@ -309,7 +314,7 @@ class HostColour:
     def write(self, encoded: Tensor, source: vs.VideoFrame, n: int) -> vs.VideoFrame:
         """See `ColourPath`; the colour that the properties tell is still that of the source."""
         frame = write_frame(encoded)
-        _copy_props(source, frame)
+        frame.props.update(source.props)
         return frame
 
     def finished(self, written: vs.VideoNode) -> vs.VideoNode:
@@ -340,12 +345,7 @@ class DeviceColour:
 
     def read(self, frame: vs.VideoFrame, n: int) -> Tensor:
         """See `ColourPath`; integers are finite."""
-        colour = _Colour(
-            matrix=_tag(frame.props, "_Matrix", n),
-            range=_tag(frame.props, "_Range", n),
-            chroma_location=_tag(frame.props, "_ChromaLocation", n) if _is_subsampled(self._source) else 0,
-        )
-        coding = _coding(self._source, colour)
+        coding = _coding(self._source, _own_colour(self._source, frame.props, n))
         packed = self._transfers.buffer(coding.size(frame.height, frame.width), coding.dtype)
         for plane, copied in enumerate(coding.planes(packed, frame.height, frame.width)):
             np.copyto(copied.numpy(), np.asarray(frame[plane]))
@@ -366,7 +366,7 @@ class DeviceColour:
         for plane, copied in enumerate(_coding(self.written, colour).planes(encoded, self._height, self._width)):
             np.copyto(np.asarray(frame[plane]), copied.numpy())
         frame.props.update(_Primaries=_UNSPECIFIED, _Transfer=_UNSPECIFIED)  # as zimg does where the source has none
-        _copy_props(source, frame)
+        frame.props.update(source.props)
         frame.props.update(_Matrix=colour.matrix, _Range=colour.range)
         if _is_subsampled(self.written):
             frame.props["_ChromaLocation"] = colour.chroma_location
@@ -453,11 +453,6 @@ def write_frame(rgb: Tensor) -> vs.VideoFrame:
     for plane in range(3):
         np.copyto(np.asarray(frame[plane]), rgb[plane].numpy())
     return frame
-
-
-def _copy_props(source: vs.VideoFrame, frame: vs.VideoFrame) -> None:
-    # Until R77 the core writes _ColorRange wherever _Range is written, and warns who reads it.
-    frame.props.update({name: source.props[name] for name in source.props if name != "_ColorRange"})
 
 
 def is_finite(rgb: Tensor) -> bool:

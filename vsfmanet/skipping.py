@@ -6,7 +6,8 @@ single frames, takes half a pixel for two and flat places for sharp. Where the e
 counts, which is never less.
 
 A frame is passed through in a run of frames of its scene, each of which is sharp together with those around it: so
-nothing flickers between the two, and frame n depends on frames n-12 ... n+12 alone.
+nothing flickers between the two, and frame n depends on frames n-12 ... n+12 alone, and on what
+tells their exposures.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import weakref
 import numpy as np
 import vapoursynth as vs
 
-from vsfmanet.blur import motion, picture_of, reduced, starts_scene
+from vsfmanet.blur import motion, picture_of, reduced, scene_around, starts_scene
 from vsfmanet.devices import Worker, pick_device
 from vsfmanet.exposures import Exposures
 from vsfmanet.filter import SCENE_START, shifted
@@ -47,8 +48,8 @@ def pass_sharp_frames(
     marked: vs.VideoNode,
     known: Exposures,
     *,
-    device: str = "auto",
-    device_index: int = 0,
+    device: str,
+    device_index: int,
 ) -> vs.VideoNode:
     """The restored clip, but sharp frames from another: those that are passed through are never restored.
 
@@ -108,13 +109,9 @@ def pass_sharp_frames(
 
 def _sharp_in_scene(n: int, around: list[vs.VideoFrame], num_frames: int) -> list[bool | None]:
     """Whether frames n-`_REACH` ... n+`_REACH` are sharp; None outside the scene of frame n."""
-    first = last = n
-    while first > max(0, n - _REACH) and not starts_scene(around[first - n + _REACH]):
-        first -= 1
-    while last < min(num_frames - 1, n + _REACH) and not starts_scene(around[last + 1 - n + _REACH]):
-        last += 1
+    inside = scene_around(n, around, num_frames)
     return [
-        frame.props.get(_EXTENT, np.inf) < SHARP_BELOW if first <= k <= last else None
+        frame.props.get(_EXTENT, np.inf) < SHARP_BELOW if k in inside else None
         for k, frame in enumerate(around, start=n - _REACH)
     ]
 
