@@ -392,9 +392,9 @@ def test_an_installation_without_the_analysers_weights_says_so(
 ) -> None:
     monkeypatch.setattr("vsfmanet.weights.models_folder", lambda: tmp_path)
     for load in (load_analyser, load_reader):
-        with pytest.raises(WeightsError, match="of blur that ships with vsfmanet is needed"):
+        with pytest.raises(WeightsError, match="that ships with vsfmanet is needed"):
             load()
-    with pytest.raises(vs.Error, match=r"exposure: .*the reader of blur that ships with vsfmanet is needed"):
+    with pytest.raises(vs.Error, match=r"exposure: .*the reader that ships with vsfmanet is needed"):
         vsfmanet.exposure(noise_clip(2), exposure="estimate")
-    with pytest.raises(vs.Error, match=r"blur_map: .*the analyser of blur that ships with vsfmanet is needed"):
+    with pytest.raises(vs.Error, match=r"blur_map: .*the analyser that ships with vsfmanet is needed"):
         vsfmanet.blur_map(noise_clip(2))

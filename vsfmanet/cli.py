@@ -1,4 +1,4 @@
-"""The command line: `vsfmanet restore`, `batch`, `verify`, `probe`, `models`, `doctor`."""
+"""The command line: `vsfmanet restore`, `batch`, `cluster`, `verify`, `probe`, `models`, `doctor`."""
 
 from __future__ import annotations
 
@@ -374,7 +374,7 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_job_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `vsfmanet restore` and `vsfmanet batch` that change a result."""
+    """The options of `vsfmanet restore` that `batch` and `cluster` have too."""
     network = parser.add_argument_group("network")
     network.add_argument(
         "--model",
@@ -387,10 +387,10 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         type=_exposure,
         metavar="auto|estimate|X|FILE",
-        help="open-shutter time over frame interval: a number in (0, 1] (0.5 is a 180 degree shutter), or a .csv or "
-        ".json file with one for each frame, as `vsfmanet probe --export` writes it; auto takes film.exposure.csv or "
-        ".json beside film.mkv, then the camera's telemetry (GoPro, Sony, DJI, Insta360), then what the network sees; "
-        "estimate measures blur and motion before the network is asked (default: %(default)s)",
+        help="open-shutter time over frame interval: a number in (0, 1] (0.5 is a 180 degree shutter), or of one film "
+        "a .csv or .json file with one for each frame, as `vsfmanet probe --export` writes it; auto takes "
+        "film.exposure.csv or .json beside film.mkv, then the camera's telemetry (GoPro, Sony, DJI, Insta360), then "
+        "what the network sees; estimate measures blur and motion before the network is asked (default: %(default)s)",
     )
     network.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: %(default)s)"
@@ -814,7 +814,7 @@ def _models(options: argparse.Namespace) -> int:
             | {"path": str(entry.path), "scores": dict(entry.scores)}
             for entry in entries
         ]
-        sys.stdout.write(f"{json.dumps(listed, indent=2)}\n")
+        _print_json(listed)
         return 0
     table = Table(box=None, pad_edge=False)
     exposures = {"5_1": "5:1", "5_5": "5:5", "re": "RE"}

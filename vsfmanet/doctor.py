@@ -98,9 +98,9 @@ def _vapoursynth() -> list[Check]:
     return [
         Check(
             name="VapourSynth",
-            found=release >= 74,
+            found=release >= 80,
             detail=f"R{release}",
-            remedy="R74 is needed: update it",
+            remedy="R80 is needed: update it",
             exit_code=2,
         ),
         Check(

@@ -212,7 +212,7 @@ def _shipped[Network: torch.nn.Module](table: str, kind: str, build: Callable[[A
         digest = file_sha256(path)
     except (OSError, tomllib.TOMLDecodeError, LookupError) as error:
         raise WeightsError(
-            f"load_{table}: the {table} of blur that ships with vsfmanet is needed, got {manifest} without ({error}); "
+            f"load_{table}: the {table} that ships with vsfmanet is needed, got {manifest} without ({error}); "
             "reinstall vsfmanet"
         ) from error
     if digest != expected:
@@ -280,17 +280,17 @@ def save_model(network: FMANetPP | SequenceNetwork, path: Path, *, about: Mappin
     _save(network, path, {"network": network.kind, "config": asdict(network.config), **(about or {})})
 
 
-def save_analyser(analyser: BlurAnalyser, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
+def save_analyser(analyser: BlurAnalyser, path: Path, *, about: Mapping[str, Any]) -> None:
     """Write a folded blur analyser; arguments and errors as of `save_model`."""
     if not analyser.folded:
         raise ConfigError("save_analyser: the analyser must be in folded form; call fold() first")
-    _save(analyser, path, {"network": "blur", "config": asdict(analyser.config), **(about or {})})
+    _save(analyser, path, {"network": "blur", "config": asdict(analyser.config), **about})
 
 
-def save_reader(reader: ShutterReader, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
+def save_reader(reader: ShutterReader, path: Path, *, about: Mapping[str, Any]) -> None:
     """Write a reader of exposures; arguments and errors as of `save_model`."""
     config = {"inputs": reader.hidden.in_features, "hidden": reader.hidden.out_features}
-    _save(reader, path, {"network": "shutter", "config": config, **(about or {})})
+    _save(reader, path, {"network": "shutter", "config": config, **about})
 
 
 def _save(network: torch.nn.Module, path: Path, description: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What runs the network's parts: one interface, so that the streaming restorer does not know which.
 
-`eager` is torch, whole frames or in parts of them; `onnx` runs exported graphs in onnxruntime, `tensorrt` in TensorRT.
+`eager` is torch, whole frames or in parts of them; `cuda` has it recorded as graphs; `onnx` runs exported graphs in
+onnxruntime, `tensorrt` in TensorRT.
 """
 
 from __future__ import annotations

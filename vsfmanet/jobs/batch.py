@@ -46,6 +46,9 @@ PRECEDENCE = (1, 2, 4, 5, 8, 7, 6, 3)
 MACHINE = {4, 5, 8}
 """Exit codes of a job that the next job would have too: device, disk or encoder, weights."""
 
+STALL_LIMIT = 600.0
+"""Seconds without progress after which a job is stopped, unless the user says otherwise."""
+
 PICTURES = 500
 """Jobs with a picture in the report, at most: it must still open."""
 
@@ -70,7 +73,7 @@ class BatchOptions:
     """Whether refused, damaged and quarantined jobs are tried again."""
     recheck: bool = False
     """Whether outputs that are done are compared with their records again."""
-    stall_limit: float = 600.0
+    stall_limit: float = STALL_LIMIT
     """Seconds without progress after which a job is stopped."""
 
     def own(self, name: str) -> str:

@@ -240,10 +240,10 @@ def _processor_seconds(pid: int) -> float:
 
 
 def die_with(parent: int) -> None:
-    """Have this process killed when the batch that started it ends, however that ends. Linux only.
+    """Have this process killed when that which started it ends, however that ends. Linux only.
 
     Args:
-        parent: Process id of the batch.
+        parent: Its process id.
     """
     if sys.platform != "linux":
         return

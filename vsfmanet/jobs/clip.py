@@ -56,7 +56,7 @@ class RestoreSettings:
     model: str = "fmanetpp_x4_fast"
     """Name of a model, or path of its weights."""
     exposure: float | str = "auto"
-    """Open-shutter time over frame interval in (0, 1], "auto", or the path of a sidecar file."""
+    """Open-shutter time over frame interval in (0, 1], "auto", "estimate", or the path of a sidecar file."""
     source_path: Path | None = None
     """The source file, for its camera telemetry; filled in by the job."""
     device: str = "auto"

@@ -29,15 +29,12 @@ from typing import Any
 from vsfmanet import __version__
 from vsfmanet.errors import ConfigError, IncompleteError, OutputError
 from vsfmanet.jobs import batch
-from vsfmanet.jobs.batch import FOLDER, PRECEDENCE, TRIES, BatchOptions
+from vsfmanet.jobs.batch import FOLDER, PRECEDENCE, STALL_LIMIT, TRIES, BatchOptions
 from vsfmanet.jobs.child import Child
 from vsfmanet.jobs.files import sweep, write_whole
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, weights_sha256
 from vsfmanet.jobs.runner import TAKING_PART, recipe
-
-STALL_LIMIT = 600.0
-"""Seconds without progress after which a job is stopped."""
 
 ARRAY = 1000
 """Tasks in one Slurm array: `MaxArraySize` is 1001 unless a site has raised it."""
@@ -478,7 +475,13 @@ class RayRun:
             for node in nodes
         ]
         for node, reference in zip(nodes, asked, strict=True):
-            result = ray.get(reference)
+            try:
+                result = ray.get(reference)
+            except (Transient, ray.exceptions.RayError) as error:
+                raise ConfigError(
+                    f"cluster: {node['NodeManagerAddress']}: a node must run vsfmanet from the same path, got {error}; "
+                    "install it there, or take the node out"
+                ) from error
             if result["code"]:
                 raise ConfigError(str(result["message"]))
             canary = Path(result["canary"])
@@ -540,17 +543,17 @@ def _connect(address: str | None) -> Any:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     else:
         _check_safe(address)
+    oldest = ".".join(map(str, OLDEST_RAY))
     try:
         import ray
         import ray.util.scheduling_strategies
     except ImportError as error:
-        oldest = ".".join(map(str, OLDEST_RAY))
         raise ConfigError(
             f"cluster: Ray {oldest} or newer is needed, got none ({error}); install vsfmanet[cluster] on every node"
         ) from error
     if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST_RAY:
         raise ConfigError(
-            f"cluster: Ray 2.54 or newer is needed, got {ray.__version__}, which lets others run code; update"
+            f"cluster: Ray {oldest} or newer is needed, got {ray.__version__}, which lets others run code; update"
         )
     try:
         if address is None:

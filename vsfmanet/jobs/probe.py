@@ -236,7 +236,7 @@ def export(findings: Findings, path: Path) -> None:
     """Write the exposures as a sidecar file, which `restore --exposure` reads.
 
     Raises:
-        ConfigError: The file exists, or has another suffix than .csv or .json.
+        ConfigError: The file exists; for its suffix see `check_outputs`.
         OutputError: It cannot be written.
     """
     text = sidecar_text(
@@ -252,7 +252,7 @@ def plot(findings: Findings, path: Path) -> None:
     """Draw exposure over time.
 
     Raises:
-        ConfigError: The file exists, or has another suffix than .svg.
+        ConfigError: The file exists; for its suffix see `check_outputs`.
         OutputError: It cannot be written.
     """
     _write_new(path, _drawing(findings))

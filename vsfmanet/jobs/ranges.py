@@ -130,7 +130,7 @@ class Ranges:
         if before != after or before[0] != trial.aspect:
             raise OutputError(
                 "restore: a joined frame must be the one that was coded, with its sample aspect ratio "
-                f"{trial.aspect}, but {trial.encoder_args[1]} gives another one, with {after[0]}"
+                f"{trial.aspect}, but the encoder gives another one, with {after[0]}"
             )
         release = ".".join(map(str, self._plan.ffmpeg.release))
         text = f"{key} {release} {sample.parameters.hex()} {self._length}"

@@ -208,7 +208,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         ranges.join()
     try:
         with report.begin("verifying", len(frames)) as progress:
-            needed = _needed(job, source, clip, frames, plan, hdr)
+            needed = _needed(source, clip, frames, plan, hdr)
             verify(
                 part,
                 needed,
@@ -240,7 +240,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     return record
 
 
-def _needed(job: RestoreJob, source: Source, clip: SourceClip, frames: range, plan: EncodePlan, hdr: Hdr) -> Needed:
+def _needed(source: Source, clip: SourceClip, frames: range, plan: EncodePlan, hdr: Hdr) -> Needed:
     """What the output must hold; what the user has set with --encoder-args is as the user has it."""
     own = plan.encoder_args
     filtered = has_filters(own)

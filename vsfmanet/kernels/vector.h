@@ -145,8 +145,8 @@ void announce(const T* from, long count) {
 // Memory of this thread from the start of a cache line on, kept from call to call: fresh memory is slow.
 inline char* scratch(size_t bytes) {
     static thread_local std::vector<char> kept;
-    if (kept.size() < bytes + 64) kept.resize(bytes + 64);
-    return kept.data() + 64 - reinterpret_cast<uintptr_t>(kept.data()) % 64;
+    if (kept.size() < bytes + kLine) kept.resize(bytes + kLine);
+    return kept.data() + kLine - reinterpret_cast<uintptr_t>(kept.data()) % kLine;
 }
 
 template <class Row>
