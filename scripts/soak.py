@@ -239,7 +239,8 @@ def is_alive(pid: int) -> bool:
 def act_as_vsfmanet(arguments: Sequence[str]) -> int:
     """The command line of vsfmanet, with a plain enlargement in place of the network."""
     from vsfmanet import cli
-    from vsfmanet.jobs import batch, clip, runner
+    from vsfmanet.jobs import batch, runner
+    from vsfmanet.media import clip
 
     clip.restore_clip = lambda node, settings: node.resize.Bicubic(4 * node.width, 4 * node.height)
     vars(runner).update(weights_sha256=lambda model: "none")

@@ -13,8 +13,8 @@ import pytest
 import vapoursynth as vs
 
 from vsfmanet.cli import main
-from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs import runner
+from vsfmanet.media import clip as clips
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 FAST = "--encoder-args=-preset ultrafast"

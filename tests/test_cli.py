@@ -24,9 +24,9 @@ import vapoursynth as vs
 from vsfmanet import weights
 from vsfmanet.cli import main
 from vsfmanet.errors import DeviceError
-from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs import runner
 from vsfmanet.jobs.progress import Report
+from vsfmanet.media import clip as clips
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 FAST = "--encoder-args=-preset ultrafast"
@@ -610,7 +610,8 @@ def test_a_container_that_cannot_hold_a_stream_is_refused_before_the_work(
 SLOW_JOB = """
 import sys, time
 from vsfmanet.cli import main
-from vsfmanet.jobs import clip, guard, runner
+from vsfmanet.jobs import guard, runner
+from vsfmanet.media import clip
 guard.PROGRAM = tuple(sys.orig_argv[:3])
 def slow(node, settings):
     def wait(n, f):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vsfmanet.jobs.encode import find_ffmpeg
+from vsfmanet.media.encode import find_ffmpeg
 
 EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
 PROGRAMS = Path(sys.executable).parent

@@ -32,10 +32,10 @@ from tests.films import (
 )
 from vsfmanet.cli import main
 from vsfmanet.errors import IncompleteError
-from vsfmanet.jobs import clip as clips
-from vsfmanet.jobs import source as sources
-from vsfmanet.jobs.hdr import Hdr
-from vsfmanet.jobs.verify import Needed, verify
+from vsfmanet.media import clip as clips
+from vsfmanet.media import source as sources
+from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.verify import Needed, verify
 
 ROOT = Path(__file__).parents[1]
 

@@ -22,9 +22,9 @@ from tests.batch_stub import stub_recipe
 from tests.films import FAST, FFMPEG, H264, ffmpeg, frames_hash, lighten, nothing_but, picture, restore, times
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, runner
-from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs.child import PROGRAM
 from vsfmanet.jobs.files import record_path
+from vsfmanet.media import clip as clips
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +33,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for proce
 JOB = """
 import os, signal, sys, time
 from vsfmanet.cli import main
-from vsfmanet.jobs import clip, guard, runner
+from vsfmanet.jobs import guard, runner
+from vsfmanet.media import clip
 guard.PROGRAM = tuple(sys.orig_argv[:3])
 fault, pause = os.environ["FAULT"], float(os.environ["PAUSE"])
 def change(node, settings):

@@ -40,11 +40,11 @@ from tests.films import (
 )
 from vsfmanet.cli import main
 from vsfmanet.errors import SourceError
-from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs import runner
-from vsfmanet.jobs.encode import EncodePlan
-from vsfmanet.jobs.hdr import Hdr
-from vsfmanet.jobs.source import inspect
+from vsfmanet.media import clip as clips
+from vsfmanet.media.encode import EncodePlan
+from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.source import inspect
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="uses what only Linux has")
 
@@ -671,7 +671,7 @@ LONG_CLIP = """
 import sys
 from pathlib import Path
 import vapoursynth as vs
-from vsfmanet.jobs import clip, source
+from vsfmanet.media import clip, source
 node = vs.core.std.BlankClip(width=64, height=64, format=vs.YUV420P8, length=20_000, keep=True)
 node = node.std.ModifyFrame(node, lambda n, f: f.copy())
 def used():

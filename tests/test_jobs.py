@@ -20,14 +20,14 @@ import vapoursynth as vs
 
 from tests.films import H264, ffmpeg, picture, sound
 from vsfmanet.errors import ConfigError, FormatError, IncompleteError, OutputError
-from vsfmanet.jobs import clip, encode, source
-from vsfmanet.jobs.deinterlace import deinterlaced
 from vsfmanet.jobs.files import move_new
-from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.progress import clock
 from vsfmanet.jobs.runner import RestoreJob
 from vsfmanet.jobs.scratch import Scratch
-from vsfmanet.jobs.verify import Needed, verify
+from vsfmanet.media import clip, encode, source
+from vsfmanet.media.deinterlace import deinterlaced
+from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.verify import Needed, verify
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import vsfmanet
 from tests.gopro import evenly, write_gopro
 from vsfmanet.cli import main
 from vsfmanet.errors import FormatError
-from vsfmanet.jobs import clip as clips
+from vsfmanet.media import clip as clips
 
 
 @pytest.fixture(scope="module")

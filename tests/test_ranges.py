@@ -20,9 +20,9 @@ import vapoursynth as vs
 
 from tests.fakes import MixingRestorer, restore_with
 from vsfmanet.cli import main
-from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs import ranges, runner
-from vsfmanet.jobs.clip import RestoreSettings
+from vsfmanet.media import clip as clips
+from vsfmanet.media.clip import RestoreSettings
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 LOSSLESS = "-c:v ffv1"
@@ -288,7 +288,8 @@ def test_what_cannot_be_joined_is_made_in_one_pass(
 JOB = """
 import sys, time
 from vsfmanet.cli import main
-from vsfmanet.jobs import clip, guard, runner
+from vsfmanet.jobs import guard, runner
+from vsfmanet.media import clip
 guard.PROGRAM = tuple(sys.orig_argv[:3])
 def slow(node, settings):
     def wait(n, f):

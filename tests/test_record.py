@@ -17,13 +17,13 @@ import vapoursynth as vs
 
 from vsfmanet.cli import main
 from vsfmanet.errors import BusyError
-from vsfmanet.jobs import clip as clips
 from vsfmanet.jobs import runner, scratch
-from vsfmanet.jobs.clip import RestoreSettings
 from vsfmanet.jobs.files import move_new, part_path, pending_path, record_path, sweep
 from vsfmanet.jobs.record import EDGE, Fingerprint, Record, find_done, job_key, read_record, write_record
 from vsfmanet.jobs.runner import RestoreJob, recipe
 from vsfmanet.jobs.scratch import Scratch
+from vsfmanet.media import clip as clips
+from vsfmanet.media.clip import RestoreSettings
 
 FAST = "--encoder-args=-preset ultrafast"
 

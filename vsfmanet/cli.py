@@ -527,8 +527,8 @@ def _tile(text: str) -> tuple[int, int]:
 
 def _job(options: argparse.Namespace, source: Path, target: Path) -> RestoreJob:
     """What the options of `restore` or `batch` ask for."""
-    from vsfmanet.jobs.clip import RestoreSettings
     from vsfmanet.jobs.runner import RestoreJob
+    from vsfmanet.media.clip import RestoreSettings
 
     return RestoreJob(
         source=source,
@@ -727,7 +727,7 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         from vsfmanet.jobs.check import check_against_source
         from vsfmanet.jobs.progress import Report
-        from vsfmanet.jobs.source import KEPT
+        from vsfmanet.media.source import KEPT
 
         kinds = [kind for kind, option in KEPT.items() if getattr(options, option)]
         _run_until_stopped(

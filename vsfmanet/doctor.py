@@ -137,7 +137,7 @@ def _vspipe() -> Check:
 
 def _ffmpeg() -> list[Check]:
     """The FFmpeg that a job would run, and its encoders."""
-    from vsfmanet.jobs.encode import find_ffmpeg
+    from vsfmanet.media.encode import find_ffmpeg
 
     code = OutputError.exit_code
     try:

@@ -18,7 +18,6 @@ from vsfmanet.errors import ConfigError, IncompleteError, OutputError
 from vsfmanet.exposures import WORDS
 from vsfmanet.jobs.child import PROGRAM as PROGRAM
 from vsfmanet.jobs.child import Child
-from vsfmanet.jobs.encode import choose_encoder
 from vsfmanet.jobs.estimate import measure_speed, output_bytes
 from vsfmanet.jobs.files import pending_records, record_path, remove_work, sweep
 from vsfmanet.jobs.journal import Journal, Row, open_journal
@@ -28,7 +27,8 @@ from vsfmanet.jobs.progress import Report, clock, frames_state
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, read_record
 from vsfmanet.jobs.report import tally, write_report
 from vsfmanet.jobs.runner import RestoreJob, recipe
-from vsfmanet.jobs.source import main_track, open_container
+from vsfmanet.media.encode import choose_encoder
+from vsfmanet.media.source import main_track, open_container
 
 FOLDER = ".vsfmanet"
 """Inside OUT_DIR, for the journal and for temporary files."""

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from vsfmanet.errors import ConfigError, IncompleteError, SourceError
-from vsfmanet.jobs import clip as clips
-from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.progress import Report
-from vsfmanet.jobs.source import inspect, is_kept
-from vsfmanet.jobs.verify import Needed, verify
+from vsfmanet.media import clip as clips
+from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.source import inspect, is_kept
+from vsfmanet.media.verify import Needed, verify
 
 REMEDY = "do not use it in place of its source, and make it again"
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import av
 import vapoursynth as vs
 
-from vsfmanet.jobs import clip as clips
-from vsfmanet.jobs.clip import RestoreSettings
+from vsfmanet.media import clip as clips
+from vsfmanet.media.clip import RestoreSettings
 
 LOSSY_BITS = 0.15
 """Bits for a pixel that the default encoders need: 0.14 for the example clip, 0.3 for very small pictures."""

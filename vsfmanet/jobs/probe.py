@@ -17,12 +17,12 @@ import vapoursynth as vs
 from vsfmanet.errors import ConfigError, FormatError, OutputError, SourceError
 from vsfmanet.exposures import KnownExposure, gather
 from vsfmanet.exposures.sidecar import SUFFIXES, sidecar_text
-from vsfmanet.jobs import clip as clips
-from vsfmanet.jobs.clip import Colour
-from vsfmanet.jobs.encode import CONTAINERS, choose_encoder, refused_streams
-from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.progress import Report, clock
-from vsfmanet.jobs.source import Source, inspect, is_kept
+from vsfmanet.media import clip as clips
+from vsfmanet.media.clip import Colour
+from vsfmanet.media.encode import CONTAINERS, choose_encoder, refused_streams
+from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.source import Source, inspect, is_kept
 
 PLOT_SUFFIX = ".svg"
 """Of pictures. SVG is text: to draw it needs no package, and it is sharp at any size."""

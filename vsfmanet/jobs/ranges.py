@@ -25,9 +25,12 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 
 from vsfmanet.errors import BusyError, IncompleteError, OutputError
-from vsfmanet.jobs import clip as clips
-from vsfmanet.jobs.clip import Colour
-from vsfmanet.jobs.encode import (
+from vsfmanet.jobs.files import work_path, write_whole
+from vsfmanet.jobs.progress import Report
+from vsfmanet.jobs.scratch import Scratch
+from vsfmanet.media import clip as clips
+from vsfmanet.media.clip import Colour
+from vsfmanet.media.encode import (
     EncodePlan,
     Encoder,
     Feed,
@@ -39,10 +42,7 @@ from vsfmanet.jobs.encode import (
     others_command,
     range_command,
 )
-from vsfmanet.jobs.files import work_path, write_whole
-from vsfmanet.jobs.progress import Report
-from vsfmanet.jobs.scratch import Scratch
-from vsfmanet.jobs.source import main_track, open_container
+from vsfmanet.media.source import main_track, open_container
 
 USUAL_LENGTH = 500
 """Frames of a range: few enough to lose, and twice what encoders let pass between two key frames anyway."""

@@ -19,10 +19,17 @@ import vapoursynth as vs
 
 from vsfmanet import __version__
 from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputError
-from vsfmanet.jobs import clip as clips
-from vsfmanet.jobs.clip import RestoreSettings, SourceClip
-from vsfmanet.jobs.deinterlace import deinterlaced
-from vsfmanet.jobs.encode import (
+from vsfmanet.jobs.estimate import output_bytes
+from vsfmanet.jobs.files import MAX_NAME, remove_work
+from vsfmanet.jobs.paths import exposure_sidecar
+from vsfmanet.jobs.progress import Report, clock
+from vsfmanet.jobs.ranges import USUAL_LENGTH, Ranges, why_one_pass
+from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_done, job_key, weights_sha256
+from vsfmanet.jobs.scratch import Scratch
+from vsfmanet.media import clip as clips
+from vsfmanet.media.clip import RestoreSettings, SourceClip
+from vsfmanet.media.deinterlace import deinterlaced
+from vsfmanet.media.encode import (
     CONTAINERS,
     EncodePlan,
     Encoder,
@@ -36,16 +43,9 @@ from vsfmanet.jobs.encode import (
     refused_streams,
     takes_hdr,
 )
-from vsfmanet.jobs.estimate import output_bytes
-from vsfmanet.jobs.files import MAX_NAME, remove_work
-from vsfmanet.jobs.hdr import Hdr
-from vsfmanet.jobs.paths import exposure_sidecar
-from vsfmanet.jobs.progress import Report, clock
-from vsfmanet.jobs.ranges import USUAL_LENGTH, Ranges, why_one_pass
-from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_done, job_key, weights_sha256
-from vsfmanet.jobs.scratch import Scratch
-from vsfmanet.jobs.source import KEPT, Source, Stream, check_unchanged, first_frame, inspect, is_kept, save_packets
-from vsfmanet.jobs.verify import Needed, verify
+from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, first_frame, inspect, is_kept, save_packets
+from vsfmanet.media.verify import Needed, verify
 
 SAME_PIXELS = {"device", "device_index", "backend", "tile", "segment", "source_path"}
 """Fields of `RestoreSettings` that say where and how a result is computed, or of which source, but not which."""

@@ -26,10 +26,10 @@ import av
 import imageio_ffmpeg
 
 from vsfmanet.errors import ConfigError, OutputError
-from vsfmanet.jobs.clip import Colour
-from vsfmanet.jobs.hdr import Hdr
 from vsfmanet.jobs.scratch import kill
-from vsfmanet.jobs.source import Source, Stream, open_container
+from vsfmanet.media.clip import Colour
+from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.source import Source, Stream, open_container
 
 CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov"}
 """Output containers by suffix, with FFmpeg's name: those that keep a timestamp for each frame and take any encoder."""

@@ -23,8 +23,8 @@ from av.stream import Stream as AvStream
 from av.video.stream import VideoStream
 
 from vsfmanet.errors import SourceError
-from vsfmanet.jobs.bounds import missing_bytes
-from vsfmanet.jobs.hdr import Hdr
+from vsfmanet.media.bounds import missing_bytes
+from vsfmanet.media.hdr import Hdr
 
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "tty", "vapoursynth", "webm_dash_manifest"}
 """Demuxers that open other files, run code, or make pictures of text: never for a source."""

@@ -11,10 +11,10 @@ import av
 import numpy as np
 
 from vsfmanet.errors import IncompleteError, SourceError
-from vsfmanet.jobs.copied import Mismatch, check_chapters, check_names, check_sound, check_streams
-from vsfmanet.jobs.hdr import Hdr
-from vsfmanet.jobs.matroska import damaged_place
-from vsfmanet.jobs.source import Source, Stream, inspect, main_track, open_container
+from vsfmanet.media.copied import Mismatch, check_chapters, check_names, check_sound, check_streams
+from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.matroska import damaged_place
+from vsfmanet.media.source import Source, Stream, inspect, main_track, open_container
 
 TIME_TOLERANCE = Fraction(1, 1000)
 """Seconds that a timestamp may be off, beside the rounding of the container's own unit."""

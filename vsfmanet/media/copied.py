@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
-from vsfmanet.jobs.source import DIGEST, Chapter, Source, Stream
+from vsfmanet.media.source import DIGEST, Chapter, Source, Stream
 
 SOUND_TOLERANCE = Fraction(1, 10)
 """Seconds that a track may move against the picture at its ends: releases count a codec's priming differently."""

@@ -19,7 +19,7 @@ import vapoursynth as vs
 
 from vsfmanet import errors
 from vsfmanet.errors import ConfigError, DamagedError, FormatError, IncompleteError, SourceError, VsfmanetError
-from vsfmanet.jobs.source import Decoded, Source, check_unchanged, decode_all, first_change
+from vsfmanet.media.source import Decoded, Source, check_unchanged, decode_all, first_change
 
 AHEAD = 8
 """Frames asked for ahead of the encoder, and finished frames that may wait for it: a 4K frame is 12 to 48 MiB."""

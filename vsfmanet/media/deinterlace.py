@@ -17,7 +17,7 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 
 from vsfmanet.errors import FormatError
-from vsfmanet.jobs.clip import pixel_format
+from vsfmanet.media.clip import pixel_format
 
 PARITY = {1: "bff", 2: "tff"}
 """Which field comes first, by the property `_FieldBased`; 0 and nothing are whole frames, which stay as they are."""

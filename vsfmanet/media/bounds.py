@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
-from vsfmanet.jobs.matroska import EBML, SEGMENT, element
+from vsfmanet.media.matroska import EBML, SEGMENT, element
 
 FULL = {b"mdat", b"moov", b"moof"}
 """Boxes of MP4 without which frames are missing; others may be cut off without harm."""

@@ -1,0 +1,1 @@
+"""Video files: sources, what their containers hold, FFmpeg, encoding and verification. Knows nothing of jobs."""
