@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.fakes import ListSource
 from tests.test_networks import TINY, awake, clip
 from vsfmanet import kernels
+from vsfmanet.caches import private_folder
 from vsfmanet.errors import ShapeError
 from vsfmanet.kernels import build
 from vsfmanet.networks.blocks import Conv3x3, Layers, leaky_relu
@@ -454,11 +456,10 @@ def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_kernels
-def test_a_library_is_compiled_once_and_source_that_fails_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_is_compiled_once_and_source_that_fails_is_reported(tmp_path: Path) -> None:
     source = tmp_path / "small.cpp"
     source.write_text('extern "C" int one() { return 1; }')
+    private_folder(tmp_path / "cache")
     path = build._build([source], tmp_path / "cache")
     written = path.stat().st_mtime_ns
     assert build._build([source], tmp_path / "cache") == path
@@ -474,5 +475,48 @@ def test_a_library_is_compiled_once_and_source_that_fails_is_reported(
         source.write_text('#include "small.h"\nextern "C" int one() { return VALUE; }')
         names.append(build._build([source], tmp_path / "cache", headers=[header]))
     assert names[0] != names[1]  # another header, another library
+
+
+@needs_kernels
+@pytest.mark.parametrize("harm", ["cut", "emptied", "flipped", "planted", "writable"])
+def test_a_library_that_is_not_whole_and_ours_is_compiled_anew(tmp_path: Path, harm: str) -> None:
+    source, folder = tmp_path / "small.cpp", private_folder(tmp_path / "cache")
+    source.write_text('extern "C" int one() { return 1; }')
+    path = build._build([source], folder)
+    content = path.read_bytes()
+    if harm == "writable":
+        path.chmod(0o666)
+    else:
+        path.write_bytes(
+            {
+                "cut": content[: len(content) // 2],
+                "emptied": b"",
+                "flipped": content[:-1] + bytes([content[-1] ^ 4]),
+                "planted": b"evil",
+            }[harm]
+        )
+    again = build._build([source], folder)
+    assert ctypes.CDLL(str(again)).one() == 1
+    assert again.stat().st_mode & 0o777 == 0o600
+    assert build._build([source], folder) == again
+
+
+@needs_kernels
+def test_in_a_cache_that_others_may_write_to_nothing_is_loaded_or_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build.cache_folder("kernels") == tmp_path / "vsfmanet" / "kernels"
+    folder = tmp_path / "vsfmanet" / "kernels"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    (tmp_path / "small.cpp").write_text('extern "C" int one() { return 1; }')
+    monkeypatch.setattr(build, "_SOURCES", [tmp_path / "small.cpp"])
+    build.library.cache_clear()
+    try:
+        loaded = build.library()
+    finally:
+        build.library.cache_clear()
+    assert loaded is not None
+    assert loaded.one() == 1
+    assert not list(folder.iterdir())
+    assert "compiled anew at every start: the cache needs a folder that you alone may write to" in caplog.text

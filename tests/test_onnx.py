@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import sys
 from collections.abc import Sequence
@@ -192,6 +193,21 @@ def test_an_engine_for_something_else_is_not_taken_even_under_the_right_name(
     assert builder.fetch(cache) == 1
     (tmp_path / f"{other.digest()}.engine").replace(tmp_path / f"{SPEC.digest()}.engine")
     assert builder.fetch(cache) == 1
+
+
+@pytest.mark.parametrize("key", [b"", b"x" * 16, b"y" * 33])
+def test_a_key_that_was_not_written_whole_is_replaced_and_nothing_signed_with_it_is_loaded(
+    tmp_path: Path, key: bytes
+) -> None:
+    builder, path = Builder(), tmp_path / f"{SPEC.digest()}.engine"
+    (tmp_path / "key").write_bytes(key)
+    body = SPEC.text() + b"\nevil"
+    path.write_bytes(hmac.digest(key, body, "sha256") + body)
+    (tmp_path / "key").chmod(0o600)
+    path.chmod(0o600)
+    assert builder.fetch(EngineCache(tmp_path)) == 1
+    assert builder.fetch(EngineCache(tmp_path)) == 0
+    assert len((tmp_path / "key").read_bytes()) == 32
 
 
 def test_an_engine_that_does_not_load_is_built_anew_once(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vsfmanet.caches import cache_folder
 from vsfmanet.devices import Worker, free_memory, pick_backend, pick_device, pick_precision
 from vsfmanet.engines import Engine
 from vsfmanet.engines.cache import EngineCache
 from vsfmanet.engines.cuda import CudaGraphEngine, Transfers, give_back_memory
 from vsfmanet.engines.eager import EagerEngine, TiledEngine
 from vsfmanet.errors import ConfigError, DeviceError
-from vsfmanet.kernels.build import cache_folder
 from vsfmanet.networks.blocks import channels_last
 from vsfmanet.networks.fmanetpp import FMANetPP
 from vsfmanet.networks.sequence import SequenceNetwork

@@ -13,10 +13,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from vsfmanet.caches import cache_folder, private_folder, publish, read_private
+from vsfmanet.errors import ConfigError
+
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted(_FOLDER.glob("*.cpp"))
 _HEADERS = sorted(_FOLDER.glob("*.h"))
-# Threads are OpenMP's: the library finds torch's own libgomp loaded already and shares its pool.
+# OpenMP threads: the library finds torch's own libgomp already loaded and shares its pool.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _TIMEOUT = 120  # seconds; compiling takes about 9
 
@@ -25,52 +28,71 @@ _log = logging.getLogger(__name__)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The C++ kernels for this processor; None, with a line in the log, where they cannot be built."""
+    """Return the C++ kernels for this processor; None, with a line in the log, where they cannot be built.
+
+    Where the cache folder cannot be trusted or created, they are compiled in a temporary folder at every start, and a
+    warning is logged.
+    """
     try:
-        path = _build(_SOURCES, cache_folder("kernels"), headers=_HEADERS)
-        return ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: the user has no home
-        _log.info("kernels: not available, torch does their work: %s", error)
+        try:
+            folder = private_folder(cache_folder("kernels"))
+        except (OSError, ConfigError) as error:
+            _log.warning("kernels are compiled anew at every start: %s", error)
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as once:
+                return ctypes.CDLL(str(_build(_SOURCES, Path(once), headers=_HEADERS)))
+        return ctypes.CDLL(str(_build(_SOURCES, folder, headers=_HEADERS)))
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.info("no kernels, torch computes in their place: %s", error)
         return None
 
 
-def cache_folder(kind: str) -> Path:
-    """Where what has been built is kept: `vsfmanet/<kind>` in the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "vsfmanet" / kind
-
-
 def _build(sources: Sequence[Path], folder: Path, *, headers: Sequence[Path] = ()) -> Path:
-    """Path of the library of `sources`, compiled unless `folder` has it.
+    """Return the path of the library of `sources`; compile it unless `folder` holds one that can be trusted.
 
-    The name is a hash of what is compiled, the flags, and what the compiler says of itself and of this processor; so
-    another machine that shares the folder never loads instructions that it lacks. Two builders at once write the same
-    file.
+    The file's name has two parts. The first is a hash of the sources, the flags and the compiler's description of
+    itself and of this processor, so that another machine that shares the folder never loads instructions that it lacks.
+    The second is a hash of the library itself: a truncated or changed file is compiled again, and one that belongs to
+    another user or that others may write to is never loaded.
+
+    Args:
+        sources: C++ files.
+        folder: Existing folder that only this user can write to.
+        headers: Files that the sources include.
 
     Raises:
-        OSError: There is no compiler, or the folder cannot be written.
+        OSError: There is no compiler, or the folder cannot be written to.
         subprocess.SubprocessError: The compiler failed or hung.
     """
     compiler = shutil.which(os.environ.get("CXX") or "c++")
     if compiler is None:
         raise OSError("no C++ compiler found (CXX, c++)")
-    told = _run(compiler, *_FLAGS, "-E", "-v", "-x", "c++", os.devnull)  # version, and "native" spelt out
+    target = _run(compiler, *_FLAGS, "-E", "-v", "-x", "c++", os.devnull)  # its version, and what "native" means here
     texts = [path.read_bytes() for path in (*sources, *headers)]
-    key = hashlib.sha256(b"\0".join([*texts, *map(str.encode, _FLAGS), told])).hexdigest()[:16]
-    path = folder / f"cpu_{key}.so"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = _digest(b"\0".join([*texts, *map(str.encode, _FLAGS), target]))
+    for path in sorted(folder.glob(f"cpu_{key}_*.so")):
+        content = read_private(path)
+        if content is not None and path.name == f"cpu_{key}_{_digest(content)}.so":
+            return path
     with tempfile.TemporaryDirectory(dir=folder) as beside:
-        made = Path(beside) / path.name
+        made = Path(beside) / "cpu.so"
         _run(compiler, *_FLAGS, *map(str, sources), "-o", str(made))
-        made.replace(path)
-    _log.info("kernels: compiled %s with %s", path, compiler)
+        content = made.read_bytes()
+    path = folder / f"cpu_{key}_{_digest(content)}.so"
+    publish(path, content)
+    _log.info("kernels compiled to %s with %s", path, compiler)
     return path
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def _run(*command: str) -> bytes:
-    """Run the compiler; what it wrote to either stream."""
+    """Run the compiler and return its output.
+
+    Raises:
+        subprocess.SubprocessError: It failed, or ran longer than `_TIMEOUT`.
+    """
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
