@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsfmanet.engines.cuda import Transfers
-from vsfmanet.exposures import ExposureArgument
-from vsfmanet.filter import RestoreSettings, RestoringDevice, _restore_with
+from vsfmanet.filter import RestoringDevice, _restore_with
 from vsfmanet.frames import check_clip
 from vsfmanet.restorer import Encode, FrameRestorer
 from vsfmanet.segments import Reach
+from vsfmanet.settings import ExposureArgument, RestoreSettings
 from vsfmanet.streams import FrameSource, Restored
 
 

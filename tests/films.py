@@ -15,6 +15,7 @@ import vapoursynth as vs
 from vsfmanet.cli import main
 from vsfmanet.jobs import runner
 from vsfmanet.media import clip as clips
+from vsfmanet.settings import RestoreSettings
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 FAST = "--encoder-args=-preset ultrafast"
@@ -39,7 +40,7 @@ def sound(seconds: float) -> list[str]:
 def lighten(monkeypatch: pytest.MonkeyPatch, *, scale: int = 2) -> None:
     """No network: the picture enlarged, or with scale 1 as it is."""
 
-    def enlarge(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+    def enlarge(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
         return node if scale == 1 else node.resize.Point(scale * node.width, scale * node.height)
 
     monkeypatch.setattr(clips, "restore_clip", enlarge)

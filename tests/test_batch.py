@@ -29,11 +29,11 @@ from vsfmanet import cli
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, child, journal, pictures, progress, runner
 from vsfmanet.jobs.files import record_path
+from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.journal import open_journal
 from vsfmanet.jobs.paths import Selection, survey
 from vsfmanet.jobs.record import check_against_record
-from vsfmanet.jobs.runner import RestoreJob
-from vsfmanet.media.clip import RestoreSettings
+from vsfmanet.settings import RestoreSettings
 
 STUB = Path(__file__).with_name("batch_stub.py")
 

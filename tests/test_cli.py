@@ -27,6 +27,7 @@ from vsfmanet.errors import DeviceError
 from vsfmanet.jobs import runner
 from vsfmanet.jobs.progress import Report
 from vsfmanet.media import clip as clips
+from vsfmanet.settings import RestoreSettings
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 FAST = "--encoder-args=-preset ultrafast"
@@ -82,7 +83,7 @@ def varying(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def light_filter(monkeypatch: pytest.MonkeyPatch) -> None:
     """No network: the picture four times as large."""
 
-    def enlarge(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+    def enlarge(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
         return node.resize.Bicubic(4 * node.width, 4 * node.height)
 
     monkeypatch.setattr(clips, "restore_clip", enlarge)
@@ -332,7 +333,7 @@ def test_the_source_is_never_overwritten(film: Path, tmp_path: Path, way: str) -
 def test_an_output_that_appears_during_the_job_is_left_alone(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def appear(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+    def appear(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
         (tmp_path / "made.mkv").write_text("another run's")
         return node
 
@@ -472,7 +473,7 @@ def test_a_source_that_changes_during_the_job_gives_no_output(
     source = tmp_path / "film.mkv"
     source.write_bytes(film.read_bytes())
 
-    def grow(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+    def grow(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
         with source.open("ab") as file:
             file.write(b"more")
         return node
@@ -485,7 +486,7 @@ def test_a_source_that_changes_during_the_job_gives_no_output(
 # Filters that fail
 
 
-def fail_at(number: int, error: Exception) -> Callable[[vs.VideoNode, clips.RestoreSettings], vs.VideoNode]:
+def fail_at(number: int, error: Exception) -> Callable[[vs.VideoNode, RestoreSettings], vs.VideoNode]:
     """A filter that raises at one frame."""
 
     def change(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
@@ -695,7 +696,7 @@ def test_a_terminal_gets_a_bar_with_speed_and_time_left(monkeypatch: pytest.Monk
 def test_an_unforeseen_error_shows_its_traceback(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+    def broken(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(clips, "restore_clip", broken)
@@ -733,9 +734,9 @@ def test_wrong_usage_has_exit_code_2(arguments: list[str]) -> None:
 
 
 def test_settings_reach_the_filter(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[clips.RestoreSettings] = []
+    seen: list[RestoreSettings] = []
 
-    def look(node: vs.VideoNode, settings: clips.RestoreSettings) -> vs.VideoNode:
+    def look(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
         seen.append(settings)
         return node
 
@@ -743,12 +744,12 @@ def test_settings_reach_the_filter(film: Path, tmp_path: Path, monkeypatch: pyte
     options = "--model fmanetpp_x2 --exposure 0.5 --device cuda --device-index 1 --precision fp16 --segment 4"
     assert restore(film, tmp_path / "made.mkv", *options.split(), "--sc-threshold", "0.1", "--skip") == 0
     assert seen == [
-        clips.RestoreSettings(
+        RestoreSettings(
             model="fmanetpp_x2",
             exposure=0.5,
             source_path=film,
             device="cuda",
-            device_index=(1,),
+            device_index=1,
             precision="fp16",
             segment=4,
             sc_threshold=0.1,

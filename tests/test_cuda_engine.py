@@ -20,9 +20,10 @@ from tests.test_networks import TINY, awake
 from tests.test_restorer import Clip
 from vsfmanet.engines.cuda import CudaGraphEngine, Recorded, Run, Transfers
 from vsfmanet.engines.eager import EagerEngine
-from vsfmanet.filter import RestoreSettings, RestoringDevice, _restore_with
+from vsfmanet.filter import RestoringDevice, _restore_with
 from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset
 from vsfmanet.restorer import Encode, Restorer
+from vsfmanet.settings import RestoreSettings
 from vsfmanet.weights import save_model
 
 

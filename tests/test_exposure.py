@@ -16,9 +16,10 @@ import vsfmanet
 from tests.fakes import MixingRestorer, noise_clip, restore_with
 from tests.gopro import FRAMES, evenly, write_gopro
 from vsfmanet.errors import ExposureError
-from vsfmanet.exposures import ExposureArgument, Exposures, KnownExposure, check_argument, gather
+from vsfmanet.exposures import Exposures, KnownExposure, gather
 from vsfmanet.exposures.props import frame_interval
 from vsfmanet.exposures.sidecar import sidecar_text
+from vsfmanet.settings import ExposureArgument, check_exposure
 
 FILM = Fraction(1, 24)
 
@@ -52,8 +53,8 @@ def test_auto_leaves_the_exposure_to_other_sources() -> None:
 
 @pytest.mark.parametrize("value", [0, -0.5, 1.01, math.nan, math.inf, True, None, "0.5", "network", "", [0.5]])
 def test_any_other_argument_is_refused(value: object) -> None:
-    with pytest.raises(ExposureError, match=r'restore: exposure must be "auto" or a number in \(0, 1\], got'):
-        check_argument(value)
+    with pytest.raises(ExposureError, match=r'^exposure must be "auto" or a number in \(0, 1\], got'):
+        check_exposure(value)
 
 
 def test_the_argument_comes_before_the_properties() -> None:

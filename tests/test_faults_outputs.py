@@ -36,6 +36,7 @@ from vsfmanet.media import clip as clips
 from vsfmanet.media import source as sources
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.verify import Needed, verify
+from vsfmanet.settings import RestoreSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,7 +90,7 @@ def test_case_50_a_disk_that_fills_up_leaves_nothing_and_the_same_command_goes_o
 ) -> None:
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
 
-    def fill_up(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+    def fill_up(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
         def at(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
             if n == 10:
                 fill(small_disk)

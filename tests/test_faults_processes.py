@@ -25,6 +25,7 @@ from vsfmanet.jobs import batch, runner
 from vsfmanet.jobs.child import PROGRAM
 from vsfmanet.jobs.files import record_path
 from vsfmanet.media import clip as clips
+from vsfmanet.settings import RestoreSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,7 +133,7 @@ def wait_until_gone(*pids: int) -> None:
 def test_case_38_a_frame_that_is_none_or_of_another_size_is_told_with_its_number(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    def change(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+    def change(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
         other = node.std.BlankClip(width=32, length=1).get_frame(0) if kind == "another size" else None
         return node.std.ModifyFrame(node, lambda n, f: other if n == 20 else f)
 
@@ -366,7 +367,7 @@ def running() -> list[str]:
 def test_case_45_an_encoder_without_the_codec_is_found_before_the_first_frame(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def never(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+    def never(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
         return node.std.ModifyFrame(node, lambda n, f: pytest.fail("a frame was made"))
 
     monkeypatch.setattr(clips, "restore_clip", never)

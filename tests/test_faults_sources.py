@@ -45,6 +45,7 @@ from vsfmanet.media import clip as clips
 from vsfmanet.media.encode import EncodePlan
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import inspect
+from vsfmanet.settings import RestoreSettings
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="uses what only Linux has")
 
@@ -257,7 +258,7 @@ def test_case_10_a_source_that_changes_during_the_job_gives_no_output(
         else:
             source.rename(tmp_path / "elsewhere.mkv")
 
-    def enlarge(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+    def enlarge(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
         thread = threading.Thread(target=change)
         thread.start()
         thread.join()
@@ -709,7 +710,7 @@ def test_case_27_pictures_that_are_too_large_are_refused_before_the_first_frame(
     memory: int,
     message: str,
 ) -> None:
-    def enlarge(node: vs.VideoNode, _: clips.RestoreSettings) -> vs.VideoNode:
+    def enlarge(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
         blank = node.std.BlankClip(width=scale * node.width, height=scale * node.height)
         return blank.std.ModifyFrame(blank, lambda n, f: pytest.fail("a frame was made"))
 

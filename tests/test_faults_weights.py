@@ -25,10 +25,11 @@ from tests.test_networks import TINY, awake
 from vsfmanet import restore
 from vsfmanet.cli import main
 from vsfmanet.errors import WeightsError
-from vsfmanet.filter import RestoreSettings, RestoringDevice, _restore_with
+from vsfmanet.filter import RestoringDevice, _restore_with
 from vsfmanet.frames import check_clip
 from vsfmanet.networks.fmanetpp import deploy
 from vsfmanet.restorer import Encode, Restorer
+from vsfmanet.settings import RestoreSettings
 from vsfmanet.streams import FrameSource, Restored
 from vsfmanet.weights import METADATA_KEY, load_model, save_model
 

@@ -21,8 +21,8 @@ import vapoursynth as vs
 from tests.films import H264, ffmpeg, picture, sound
 from vsfmanet.errors import ConfigError, FormatError, IncompleteError, OutputError
 from vsfmanet.jobs.files import move_new
+from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.progress import clock
-from vsfmanet.jobs.runner import RestoreJob
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip, encode, source
 from vsfmanet.media.deinterlace import deinterlaced

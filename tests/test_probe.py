@@ -14,6 +14,7 @@ from tests.gopro import evenly, write_gopro
 from vsfmanet.cli import main
 from vsfmanet.errors import FormatError
 from vsfmanet.media import clip as clips
+from vsfmanet.settings import RestoreSettings
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_the_exported_exposures_are_read_back_by_restore(
     assert main(["probe", str(recording), "--export", str(sidecar)]) == 0
     seen: list[float | None] = []
 
-    def look(node: vs.VideoNode, settings: clips.RestoreSettings) -> vs.VideoNode:
+    def look(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
         tagged = vsfmanet.exposure(node, exposure=settings.exposure)
         seen.extend(tagged.get_frame(n).props.get("FMANetExposure") for n in (0, 39, 40))
         return tagged

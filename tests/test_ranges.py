@@ -22,7 +22,7 @@ from tests.fakes import MixingRestorer, restore_with
 from vsfmanet.cli import main
 from vsfmanet.jobs import ranges, runner
 from vsfmanet.media import clip as clips
-from vsfmanet.media.clip import RestoreSettings
+from vsfmanet.settings import RestoreSettings
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 LOSSLESS = "-c:v ffv1"

@@ -19,11 +19,12 @@ from vsfmanet.cli import main
 from vsfmanet.errors import BusyError
 from vsfmanet.jobs import runner, scratch
 from vsfmanet.jobs.files import move_new, part_path, pending_path, record_path, sweep
+from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.record import EDGE, Fingerprint, Record, find_done, job_key, read_record, write_record
-from vsfmanet.jobs.runner import RestoreJob, recipe
+from vsfmanet.jobs.runner import recipe
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
-from vsfmanet.media.clip import RestoreSettings
+from vsfmanet.settings import RestoreSettings
 
 FAST = "--encoder-args=-preset ultrafast"
 
@@ -233,7 +234,7 @@ def test_an_output_that_is_made_again_keeps_the_old_one_with_its_record(film: Pa
 def test_exposures_beside_a_source_reach_the_filter_and_make_another_job(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[float | str] = []
+    seen: list[object] = []
 
     def look(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
         seen.append(settings.exposure)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vsfmanet.segments import MAX_FRAMES, MAX_LENGTH, Reach, SegmentGrid, default_length
+from vsfmanet.segments import MAX_FRAMES, Reach, SegmentGrid, default_length
+from vsfmanet.settings import MAX_SEGMENT
 
 GRIDS = [
     SegmentGrid(num_frames=num_frames, length=length, reach=reach)
@@ -46,7 +47,7 @@ def test_the_slots_of_the_padded_clip_carry_the_windows(grid: SegmentGrid) -> No
 
 
 def test_the_longest_clip_can_be_padded_within_31_bits() -> None:
-    grid = SegmentGrid(num_frames=MAX_FRAMES, length=MAX_LENGTH, reach=Reach(before=16, after=16))
+    grid = SegmentGrid(num_frames=MAX_FRAMES, length=MAX_SEGMENT, reach=Reach(before=16, after=16))
     assert MAX_FRAMES + sum(grid.padding) < 2**31
     assert grid.count * grid.length < 2**31
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, TextIO
 from vsfmanet.errors import ConfigError, VsfmanetError
 
 if TYPE_CHECKING:
+    from vsfmanet.jobs.job import RestoreJob
     from vsfmanet.jobs.paths import Selection
-    from vsfmanet.jobs.runner import RestoreJob
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that stop a job; Windows has no SIGHUP."""
@@ -397,7 +397,7 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     )
     network.add_argument(
         "--device-index",
-        default=(0,),
+        default=0,
         type=_device_index,
         metavar="N[,N...]",
         help="which CUDA device, or several that take turns at each film, with the same pixels (default: 0)",
@@ -486,23 +486,22 @@ def _add_stream_options(parser: argparse._ActionsContainer) -> None:
 
 def _exposure(text: str) -> float | str:
     """Read `auto`, `estimate`, the path of a sidecar file, or a number, whose range the filter checks."""
-    from vsfmanet.exposures import WORDS
-    from vsfmanet.exposures.sidecar import SUFFIXES
+    from vsfmanet.settings import EXPOSURE_WORDS, SIDECAR_SUFFIXES
 
-    if text in WORDS or Path(text).suffix.lower() in SUFFIXES:
+    if text in EXPOSURE_WORDS or Path(text).suffix.lower() in SIDECAR_SUFFIXES:
         return text
     try:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"auto, estimate, a number or a {' or '.join(SUFFIXES)} file is needed, got {text!r}"
+            f"auto, estimate, a number or a {' or '.join(SIDECAR_SUFFIXES)} file is needed, got {text!r}"
         ) from None
 
 
-def _device_index(text: str) -> tuple[int, ...]:
+def _device_index(text: str) -> int | tuple[int, ...]:
     """Read N or N,N..., whose range is checked where the devices are."""
     try:
-        return tuple(map(int, text.split(",")))
+        return tuple(map(int, text.split(","))) if "," in text else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"a number is needed, or several such as 0,1, got {text!r}") from None
 
@@ -527,8 +526,8 @@ def _tile(text: str) -> tuple[int, int]:
 
 def _job(options: argparse.Namespace, source: Path, target: Path) -> RestoreJob:
     """What the options of `restore` or `batch` ask for."""
-    from vsfmanet.jobs.runner import RestoreJob
-    from vsfmanet.media.clip import RestoreSettings
+    from vsfmanet.jobs.job import RestoreJob
+    from vsfmanet.settings import RestoreSettings
 
     return RestoreJob(
         source=source,

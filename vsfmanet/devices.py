@@ -6,7 +6,7 @@ import contextlib
 import functools
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -64,21 +64,6 @@ def pick_device(name: str, index: int = 0, *, backend: str = "torch") -> torch.d
             "see `vsfmanet doctor`, or use device='cpu'"
         )
     return torch.device("cuda", index)
-
-
-def device_indices(given: object) -> tuple[int, ...]:
-    """Which CUDA devices a user means: a number, or several of them, each once.
-
-    Raises:
-        ConfigError: It is none of these.
-    """
-    several = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
-    numbers = tuple(one for one in several if isinstance(one, int) and not isinstance(one, bool))
-    if not several or len(set(numbers)) < len(several):
-        raise ConfigError(
-            f"device: device_index must be a whole number, or several different ones such as (0, 1), got {given!r}"
-        )
-    return numbers
 
 
 class Worker:

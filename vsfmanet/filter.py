@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,9 +23,18 @@ from torch import Tensor
 
 from vsfmanet import exposures, frames, scene
 from vsfmanet.errors import ConfigError, FormatError, IncompleteError, VsfmanetError
-from vsfmanet.exposures import ExposureArgument, Exposures, KnownExposure
+from vsfmanet.exposures import Exposures, KnownExposure
 from vsfmanet.exposures.props import SIGHT, SIGHT_CONFIDENCE
-from vsfmanet.segments import MAX_LENGTH, SegmentGrid, default_length
+from vsfmanet.segments import SegmentGrid, default_length
+from vsfmanet.settings import (
+    DEFAULT_MODEL,
+    Backend,
+    Device,
+    ExposureArgument,
+    Precision,
+    RestoreSettings,
+    device_indices,
+)
 
 if TYPE_CHECKING:
     from vsfmanet.engines.cuda import Transfers
@@ -55,59 +63,16 @@ class RestoringDevice:
     """Those of the restorer, for colours to be converted on its device where they can; None for the host."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RestoreSettings:
-    """The arguments of `restore` that the filter itself uses, checked."""
-
-    model: str = "fmanetpp_x4_fast"
-    """Name that goes into the property `FMANetModel`."""
-    exposure: ExposureArgument = "auto"
-    """Exposure of all frames in (0, 1], "auto", "estimate", the path of a sidecar file, or a function."""
-    source_path: str | os.PathLike[str] | None = None
-    """File that the clip comes from, for its camera telemetry."""
-    device: str = "auto"
-    """Where exposures are estimated: "auto", "cpu" or "cuda"."""
-    device_index: int = 0
-    """Which of several devices, for the same."""
-    segment: int | None = None
-    """Frames that one run of the network returns, 1 ... 64; None for `default_length`."""
-    sc_threshold: float | None = None
-    """None for the standard properties, and the detector where a frame has none; 0 for no cuts; else the detector's."""
-    output_format: int | vs.VideoFormat | None = None
-    """Format of the result; None for the clip's own."""
-    skip: bool = False
-    """Whether frames that are sharp already are passed through."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.model, str):
-            raise ConfigError(f"restore: model must be a name, got {self.model!r}; leave it out for the default")
-        exposures.check_argument(self.exposure)
-        if self.segment is not None and not (_is_int(self.segment) and 1 <= self.segment <= MAX_LENGTH):
-            raise ConfigError(
-                f"restore: segment must be a whole number of frames from 1 to {MAX_LENGTH}, got {self.segment!r}; "
-                "leave it out, it has no effect on pixels"
-            )
-        if self.sc_threshold is not None and not (_is_real(self.sc_threshold) and 0 <= self.sc_threshold <= 1):
-            raise ConfigError(
-                f"restore: sc_threshold must be a number from 0 to 1, got {self.sc_threshold!r}; "
-                "leave it out to trust the clip's scene properties, or pass 0 for no cuts"
-            )
-        if self.output_format is not None:
-            frames.named_format(self.output_format)
-        if not isinstance(self.skip, bool):
-            raise ConfigError(f"restore: skip must be True or False, got {self.skip!r}; leave it out to restore all")
-
-
 def restore(
     clip: vs.VideoNode,
     *,
-    model: str = "fmanetpp_x4_fast",
+    model: str = DEFAULT_MODEL,
     exposure: ExposureArgument = "auto",
     source_path: str | os.PathLike[str] | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     device_index: int | Sequence[int] = 0,
-    precision: str = "auto",
-    backend: str = "auto",
+    precision: Precision = "auto",
+    backend: Backend = "auto",
     tile: tuple[int, int] | None = None,
     segment: int | None = None,
     sc_threshold: float | None = None,
@@ -161,25 +126,24 @@ def restore(
     """
     try:
         if not isinstance(clip, vs.VideoNode):
-            raise FormatError(
-                f"restore: clip must be a video clip, got {type(clip).__name__}; pass what a source returns"
-            )
-        from vsfmanet.devices import device_indices
-        from vsfmanet.restorer import Restorer  # with the networks and their weights
-
-        indices = device_indices(device_index)
+            raise FormatError(f"clip must be a video clip, got {type(clip).__name__}; pass what a source returns")
         settings = RestoreSettings(
             model=model,
             exposure=exposure,
             source_path=source_path,
             device=device,
-            device_index=indices[0],
+            device_index=device_indices(device_index),
+            precision=precision,
+            backend=backend,
+            tile=tile,
             segment=segment,
             sc_threshold=sc_threshold,
-            output_format=output_format,
+            output_format=None if output_format is None else frames.named_format(output_format).id,
             skip=skip,
         )
         source = frames.check_clip(clip)
+
+        from vsfmanet.restorer import Restorer  # with the networks and their weights
 
         def in_precision(index: int, precision: str, backend: str) -> Restorer:
             return Restorer(
@@ -194,7 +158,7 @@ def restore(
 
         with ExitStack() as opened:
             devices = []
-            for index in indices:
+            for index in settings.device_indices:
                 restorer = in_precision(index, precision, backend)
                 opened.callback(restorer.close)
                 exact = None if restorer.dtype == torch.float32 else partial(in_precision, index, "fp32", "torch")
@@ -205,7 +169,7 @@ def restore(
             opened.pop_all()
             return restored
     except VsfmanetError as error:
-        raise vs.Error(str(error)) from error
+        raise vs.Error(f"restore: {str(error).removeprefix('restore: ')}") from error
 
 
 def exposure(
@@ -317,9 +281,7 @@ def _restore_with(clip: vs.VideoNode, devices: Sequence[RestoringDevice], settin
     """
     scale, reach = devices[0].restorer.scale, devices[0].restorer.reach
     if settings.skip and scale != 1:
-        raise ConfigError(
-            f"restore: skip is for models of scale 1, got {settings.model} of scale {scale}; leave it out"
-        )
+        raise ConfigError(f"skip is for models of scale 1, got {settings.model} of scale {scale}; leave it out")
     width, height = clip.width * scale, clip.height * scale
     target = clip.format if settings.output_format is None else frames.named_format(settings.output_format)
     frames.check_subsampling(target, width, height)
@@ -335,7 +297,7 @@ def _restore_with(clip: vs.VideoNode, devices: Sequence[RestoringDevice], settin
     source = _mark_scenes(tagged, settings.sc_threshold)
     known = _exposures(clip, settings.exposure, settings.source_path)
     if known.estimates:
-        source = _with_estimates(source, known, settings.device, settings.device_index)
+        source = _with_estimates(source, known, settings.device, settings.device_indices[0])
     hosts = []
     for place, device in enumerate(devices):
         colour = frames.colour_path(clip.format, target, width, height, device.transfers)
@@ -353,7 +315,7 @@ def _restore_with(clip: vs.VideoNode, devices: Sequence[RestoringDevice], settin
     same = target.id == tagged.format.id
     passed = tagged if same else frames.from_rgb(frames.to_rgb(tagged), tagged.format, target)
     return pass_sharp_frames(
-        restored, passed, source, known, device=settings.device, device_index=settings.device_index
+        restored, passed, source, known, device=settings.device, device_index=settings.device_indices[0]
     )
 
 
@@ -556,11 +518,3 @@ class _SegmentRun:
 
     def _encode(self, window: _Window) -> Encode:
         return lambda n, rgb: self.colour.encode(rgb, window.slot(n), n)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

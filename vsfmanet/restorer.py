@@ -23,10 +23,11 @@ from vsfmanet.networks.blocks import channels_last
 from vsfmanet.networks.fmanetpp import FMANetPP
 from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.segments import Reach
+from vsfmanet.settings import check_tile
 from vsfmanet.streams import FrameSource, Restored, Streams
 from vsfmanet.streams.levels import LevelStreams
 from vsfmanet.streams.windows import WindowStreams
-from vsfmanet.tiling import MemoryPlan, check_tile, is_out_of_memory
+from vsfmanet.tiling import MemoryPlan, is_out_of_memory
 from vsfmanet.weights import load_model
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ class Restorer:
         tile: tuple[int, int] | None = None,
         notify: Callable[[str], None] = _log.warning,
     ) -> None:
-        self._plan = MemoryPlan(tile=check_tile(tile))
+        check_tile(tile)
+        self._plan = MemoryPlan(tile=None if tile is None else (tile[1], tile[0]))
         self._backend = pick_backend(backend)
         if self._plan.tile is not None and self._backend != "torch":
             raise ConfigError(f"restore: tile is for backend 'torch', got {backend!r}; leave one of them out")

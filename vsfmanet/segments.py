@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_LENGTH = 64
-"""Longest segment; every frame of a segment is an input of one VapourSynth node, and all are held at once."""
+from vsfmanet.settings import MAX_SEGMENT
 
 MAX_FRAMES = 2**31 - 2**12
 """Longest clip. VapourSynth counts frames in 31 bits, and the padding of the last window must fit as well."""
@@ -61,13 +60,13 @@ class SegmentGrid:
     num_frames: int
     """Frames of the clip, 1 ... MAX_FRAMES."""
     length: int
-    """Frames that a segment returns, 1 ... MAX_LENGTH; the last one may return fewer."""
+    """Frames that a segment returns, 1 ... `MAX_SEGMENT`; the last one may return fewer."""
     reach: Reach
     """Frames that a window has beside its segment."""
 
     def __post_init__(self) -> None:
         assert 1 <= self.num_frames <= MAX_FRAMES
-        assert 1 <= self.length <= MAX_LENGTH
+        assert 1 <= self.length <= MAX_SEGMENT
         assert min(self.reach.before, self.reach.after, self.reach.period - 1) >= 0
         assert self.slots < 2**12
 

@@ -9,11 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPPConfig
-
-MIN_TILE = 16
-"""Smallest side of a tile in pixels. Up to 6 around it are computed too: of smaller ones, most work would be lost."""
+from vsfmanet.settings import MIN_TILE
 
 _STEPS = 8
 """Parts at most that a frame is divided into when memory is short; more would spare little."""
@@ -51,23 +48,6 @@ class Box:
             bottom=self.bottom - outer.top,
             right=self.right - outer.left,
         )
-
-
-def check_tile(tile: object) -> tuple[int, int] | None:
-    """Height and width of the tiles that a user asks for as (width, height), or None.
-
-    Raises:
-        ConfigError: It is neither that nor None.
-    """
-    if tile is None:
-        return None
-    sides = tuple(tile) if isinstance(tile, tuple | list) else ()
-    if len(sides) != 2 or any(type(side) is not int or side < MIN_TILE for side in sides):
-        raise ConfigError(
-            f"restore: tile must be (width, height) of at least {MIN_TILE} input pixels each, got {tile!r}; "
-            "leave it out for whole frames"
-        )
-    return sides[1], sides[0]
 
 
 def tiles(size: tuple[int, int], tile: tuple[int, int]) -> Iterator[Box]:

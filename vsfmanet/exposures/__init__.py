@@ -6,30 +6,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Real
 from pathlib import Path
 from typing import Literal
 
 from vsfmanet.errors import ExposureError
 from vsfmanet.exposures.props import SIGHT, SIGHT_CONFIDENCE, exposure_from_props
-from vsfmanet.exposures.sidecar import SUFFIXES, read_sidecar
+from vsfmanet.exposures.sidecar import read_sidecar
+from vsfmanet.settings import EXPOSURE_WORDS, ExposureArgument, ExposureFunction, check_exposure, is_exposure
 
-__all__ = ["ExposureArgument", "ExposureFunction", "Exposures", "KnownExposure", "check_argument", "gather"]
-
-type ExposureFunction = Callable[[int, Mapping[str, object]], float | None]
-"""From a frame's number and properties to its exposure in (0, 1], or None to leave it to the next source.
-
-It is asked in any order and more than once, so its answer must depend on these two alone.
-"""
-
-type ExposureArgument = float | str | os.PathLike[str] | ExposureFunction
-"""What `restore` takes as `exposure`: a number, "auto", "estimate", the path of a sidecar file, or a function."""
-
-WORDS = ("auto", "estimate")
-"""What is no path: the sources in order, without or with the estimate from blur and motion."""
+__all__ = ["Exposures", "KnownExposure", "gather"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,28 +82,12 @@ class Exposures:
         if isinstance(self.argument, Sequence):
             return self.argument[frame]
         answer = self.argument(frame, props)
-        if answer is not None and not _is_exposure(answer):
+        if answer is not None and not is_exposure(answer):
             raise ExposureError(
                 f"restore: the exposure function must return a number in (0, 1] or None, got {answer!r} at frame "
                 f"{frame}; return None where it does not know"
             )
         return None if answer is None else float(answer)
-
-
-def check_argument(exposure: object) -> None:
-    """Refuse what cannot be the argument `exposure`. A sidecar file is not opened yet.
-
-    Raises:
-        ExposureError: it is neither one of `WORDS`, a number in (0, 1], the path of a sidecar file, nor a function.
-    """
-    is_path = isinstance(exposure, str | os.PathLike) and Path(exposure).suffix.lower() in SUFFIXES
-    is_word = isinstance(exposure, str) and exposure in WORDS
-    if not (is_word or is_path or callable(exposure) or _is_exposure(exposure)):
-        raise ExposureError(
-            f'restore: exposure must be "auto" or a number in (0, 1], got {exposure!r}; it is the open-shutter time '
-            "over the frame interval, for example 0.5 for a 180 degree shutter. A .csv or .json file, or a function "
-            'of frame number and properties, can give one for each frame; "estimate" measures blur and motion'
-        )
 
 
 def gather(
@@ -136,10 +108,10 @@ def gather(
     Raises:
         ExposureError: the argument, the sidecar or the path cannot be used.
     """
-    check_argument(argument)
+    check_exposure(argument)
     given: float | Sequence[float | None] | ExposureFunction | None
     estimates = isinstance(argument, str) and argument == "estimate"
-    if isinstance(argument, str) and argument in WORDS:
+    if isinstance(argument, str) and argument in EXPOSURE_WORDS:
         given = None
     elif isinstance(argument, str | os.PathLike):
         given = read_sidecar(Path(argument), num_frames=num_frames)
@@ -160,7 +132,3 @@ def gather(
         nominal_interval=nominal_interval,
         notice=recorded.notice,
     )
-
-
-def _is_exposure(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= 1

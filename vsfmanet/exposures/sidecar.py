@@ -26,9 +26,6 @@ from pathlib import Path
 
 from vsfmanet.errors import ExposureError
 
-SUFFIXES = (".csv", ".json")
-"""Of sidecar files."""
-
 
 def read_sidecar(path: Path, *, num_frames: int) -> tuple[float | None, ...]:
     """Exposures in (0, 1] of all frames; None where the file leaves one open.

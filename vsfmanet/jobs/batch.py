@@ -15,20 +15,21 @@ from pathlib import Path
 import av
 
 from vsfmanet.errors import ConfigError, IncompleteError, OutputError
-from vsfmanet.exposures import WORDS
 from vsfmanet.jobs.child import PROGRAM as PROGRAM
 from vsfmanet.jobs.child import Child
 from vsfmanet.jobs.estimate import measure_speed, output_bytes
 from vsfmanet.jobs.files import pending_records, record_path, remove_work, sweep
+from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.journal import Journal, Row, open_journal
 from vsfmanet.jobs.paths import Pairing, Selection, survey
 from vsfmanet.jobs.pictures import before_and_after
 from vsfmanet.jobs.progress import Report, clock, frames_state
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, read_record
 from vsfmanet.jobs.report import tally, write_report
-from vsfmanet.jobs.runner import RestoreJob, recipe
+from vsfmanet.jobs.runner import recipe
 from vsfmanet.media.encode import choose_encoder
 from vsfmanet.media.source import main_track, open_container
+from vsfmanet.settings import EXPOSURE_WORDS
 
 FOLDER = ".vsfmanet"
 """Inside OUT_DIR, for the journal and for temporary files."""
@@ -85,7 +86,7 @@ class BatchOptions:
     def __post_init__(self) -> None:
         if self.stall_limit <= 0:
             raise ConfigError(f"batch: a stall limit above 0 s is needed, got {self.stall_limit}; mend --stall-limit")
-        if isinstance(self.template.settings.exposure, str) and self.template.settings.exposure not in WORDS:
+        if isinstance(self.template.settings.exposure, str) and self.template.settings.exposure not in EXPOSURE_WORDS:
             raise ConfigError(
                 "batch: --exposure must be auto, estimate or a number for all files, got "
                 f"{self.template.settings.exposure!r}; auto also takes film.exposure.csv beside film.mkv"
@@ -431,7 +432,7 @@ def arguments(job: RestoreJob, *, attempt: int) -> list[str]:
         f"--model={settings.model}",
         f"--exposure={settings.exposure}",
         f"--device={settings.device}",
-        f"--device-index={','.join(map(str, settings.device_index))}",
+        f"--device-index={','.join(map(str, settings.device_indices))}",
         f"--precision={settings.precision}",
         f"--backend={settings.backend}",
         f"--encoder-args={job.encoder_args}",

@@ -10,7 +10,7 @@ import av
 import vapoursynth as vs
 
 from vsfmanet.media import clip as clips
-from vsfmanet.media.clip import RestoreSettings
+from vsfmanet.settings import RestoreSettings
 
 LOSSY_BITS = 0.15
 """Bits for a pixel that the default encoders need: 0.14 for the example clip, 0.3 for very small pictures."""

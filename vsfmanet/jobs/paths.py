@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from vsfmanet.errors import ConfigError
-from vsfmanet.exposures.sidecar import SUFFIXES
+from vsfmanet.settings import SIDECAR_SUFFIXES
 
 VIDEOS = tuple(
     f"*.{suffix}"
@@ -87,7 +87,7 @@ class Survey:
 
 def exposure_sidecar(source: Path) -> Path | None:
     """The file that gives the exposures of a source without being named: `film.exposure.csv` beside `film.mkv`."""
-    paths = [source.with_suffix(f".exposure{suffix}") for suffix in SUFFIXES]
+    paths = [source.with_suffix(f".exposure{suffix}") for suffix in SIDECAR_SUFFIXES]
     return next((path for path in paths if os.path.isfile(path)), None)  # Path's own fails for a name too long
 
 

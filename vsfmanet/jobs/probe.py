@@ -16,13 +16,15 @@ import vapoursynth as vs
 
 from vsfmanet.errors import ConfigError, FormatError, OutputError, SourceError
 from vsfmanet.exposures import KnownExposure, gather
-from vsfmanet.exposures.sidecar import SUFFIXES, sidecar_text
+from vsfmanet.exposures.sidecar import sidecar_text
 from vsfmanet.jobs.progress import Report, clock
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import Colour
-from vsfmanet.media.encode import CONTAINERS, choose_encoder, refused_streams
+from vsfmanet.media.containers import CONTAINERS
+from vsfmanet.media.encode import choose_encoder, refused_streams
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import Source, inspect, is_kept
+from vsfmanet.settings import SIDECAR_SUFFIXES
 
 PLOT_SUFFIX = ".svg"
 """Of pictures. SVG is text: to draw it needs no package, and it is sharp at any size."""
@@ -264,7 +266,7 @@ def check_outputs(*, export: Path | None, plot: Path | None) -> None:
     Raises:
         ConfigError: A file exists, or has a suffix that is not written.
     """
-    for path, suffixes in ((export, SUFFIXES), (plot, (PLOT_SUFFIX,))):
+    for path, suffixes in ((export, SIDECAR_SUFFIXES), (plot, (PLOT_SUFFIX,))):
         if path is not None and path.suffix.lower() not in suffixes:
             raise ConfigError(
                 f"probe: {path}: the file to write must end in {' or '.join(suffixes)}, got "

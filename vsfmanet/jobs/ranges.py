@@ -44,9 +44,6 @@ from vsfmanet.media.encode import (
 )
 from vsfmanet.media.source import main_track, open_container
 
-USUAL_LENGTH = 500
-"""Frames of a range: few enough to lose, and twice what encoders let pass between two key frames anyway."""
-
 EARLIEST_CUT = Fraction(3, 4)
 """Part of the length from which on a range ends where a scene does."""
 

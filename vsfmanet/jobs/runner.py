@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from importlib.metadata import version
 from itertools import chain
@@ -21,16 +21,17 @@ from vsfmanet import __version__
 from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputError
 from vsfmanet.jobs.estimate import output_bytes
 from vsfmanet.jobs.files import MAX_NAME, remove_work
+from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.paths import exposure_sidecar
 from vsfmanet.jobs.progress import Report, clock
-from vsfmanet.jobs.ranges import USUAL_LENGTH, Ranges, why_one_pass
+from vsfmanet.jobs.ranges import Ranges, why_one_pass
 from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_done, job_key, weights_sha256
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
-from vsfmanet.media.clip import RestoreSettings, SourceClip
+from vsfmanet.media.clip import SourceClip
+from vsfmanet.media.containers import CONTAINERS
 from vsfmanet.media.deinterlace import deinterlaced
 from vsfmanet.media.encode import (
-    CONTAINERS,
     EncodePlan,
     Encoder,
     Ffmpeg,
@@ -46,6 +47,7 @@ from vsfmanet.media.encode import (
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, first_frame, inspect, is_kept, save_packets
 from vsfmanet.media.verify import Needed, verify
+from vsfmanet.settings import RestoreSettings
 
 SAME_PIXELS = {"device", "device_index", "backend", "tile", "segment", "source_path"}
 """Fields of `RestoreSettings` that say where and how a result is computed, or of which source, but not which."""
@@ -57,69 +59,13 @@ TAKING_PART = ("vapoursynth", "vapoursynth-bestsource", "torch", "av")
 """Packages whose versions are recorded."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RestoreJob:
-    """What `vsfmanet restore` is asked to do with one file."""
-
-    source: Path
-    """File to restore; it is only read."""
-    target: Path
-    """File to make."""
-    settings: RestoreSettings = field(default_factory=RestoreSettings)
-    """For the filter."""
-    start: int = 0
-    """First frame to restore."""
-    end: int | None = None
-    """Frame to stop before; None for the end of the source."""
-    encoder_args: str = ""
-    """FFmpeg's options for the video, as in a shell; they extend or replace the defaults."""
-    audio: bool = True
-    """Whether sound is copied."""
-    subtitles: bool = True
-    """Whether subtitles are copied."""
-    attachments: bool = True
-    """Whether attachments (fonts) and cover pictures are copied."""
-    on_damage: str = "stop"
-    """What becomes of a damaged source: "stop" refuses it, "salvage" restores the frames that decode, at their own
-    times, "as-is" restores them one after the other at the nominal rate."""
-    deinterlace: bool = False
-    """Whether interlaced frames are made whole, rather than refused."""
-    overwrite: bool = False
-    """Whether an existing target is moved aside once the new one is verified."""
-    range_frames: int = USUAL_LENGTH
-    """Frames after which what is made so far outlives a kill; 0 for one pass."""
-    reserve: float = 0.0
-    """GiB that must stay free on the disk of the target, beside what the job is expected to take."""
-
-    def __post_init__(self) -> None:
-        if self.start < 0 or (self.end is not None and self.end <= self.start):
-            raise ConfigError(
-                f"restore: 0 <= start < end is needed, got {self.start} to {self.end}; mend --start and --end"
-            )
-        if self.on_damage not in ("stop", "salvage", "as-is"):
-            raise ConfigError(
-                f'restore: on_damage must be "stop", "salvage" or "as-is", got {self.on_damage!r}; mend --on-damage'
-            )
-        if self.range_frames < 0:
-            raise ConfigError(
-                f"restore: --range-frames must be a number of frames, or 0 for one pass, got {self.range_frames}"
-            )
-        if not self.reserve >= 0:
-            raise ConfigError(f"restore: --reserve must be a number of GiB from 0, got {self.reserve}")
-        if self.target.suffix.lower() not in CONTAINERS:
-            raise ConfigError(
-                f"restore: {self.target}: the output must end in one of {', '.join(CONTAINERS)}, got "
-                f"{self.target.suffix or 'no suffix'}; name another, .mkv holds everything"
-            )
-
-
 def recipe(job: RestoreJob) -> Recipe:
     """What decides the result of a job, apart from its source.
 
     Raises:
         WeightsError: There is no such model.
     """
-    settings = {name: value for name, value in asdict(job.settings).items() if name not in SAME_PIXELS | {"model"}}
+    settings = {name: value for name, value in job.settings.to_json().items() if name not in SAME_PIXELS | {"model"}}
     own = {
         name: getattr(job, name)
         for name in ("start", "end", "encoder_args", "audio", "subtitles", "attachments", "on_damage", "deinterlace")

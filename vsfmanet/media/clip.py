@@ -7,10 +7,9 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import av
@@ -20,6 +19,7 @@ import vapoursynth as vs
 from vsfmanet import errors
 from vsfmanet.errors import ConfigError, DamagedError, FormatError, IncompleteError, SourceError, VsfmanetError
 from vsfmanet.media.source import Decoded, Source, check_unchanged, decode_all, first_change
+from vsfmanet.settings import RestoreSettings
 
 AHEAD = 8
 """Frames asked for ahead of the encoder, and finished frames that may wait for it: a 4K frame is 12 to 48 MiB."""
@@ -47,34 +47,6 @@ NO_TIMESTAMP = -(1 << 63)
 
 UNSPECIFIED = 2
 """Of matrix, transfer and primaries alike."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RestoreSettings:
-    """The arguments of `restore`."""
-
-    model: str = "fmanetpp_x4_fast"
-    """Name of a model, or path of its weights."""
-    exposure: float | str = "auto"
-    """Open-shutter time over frame interval in (0, 1], "auto", "estimate", or the path of a sidecar file."""
-    source_path: Path | None = None
-    """The source file, for its camera telemetry; filled in by the job."""
-    device: str = "auto"
-    """One of "auto", "cpu", "cuda"."""
-    device_index: tuple[int, ...] = (0,)
-    """Which of several devices; several take turns."""
-    precision: str = "auto"
-    """One of "auto", "fp32", "bf16", "fp16"."""
-    backend: str = "auto"
-    """One of "auto", "torch", "onnx", "tensorrt"."""
-    tile: tuple[int, int] | None = None
-    """Width and height of the parts that frames are computed in; None for whole frames while memory lasts."""
-    segment: int | None = None
-    """Frames that one run of the network returns; None for the filter's choice."""
-    sc_threshold: float | None = None
-    """Where scenes start; None trusts the clip's properties and detects where it has none."""
-    skip: bool = False
-    """Whether frames that are sharp already are passed through."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,20 +167,7 @@ def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
     from vsfmanet import restore  # with torch: late, so that a bad source is refused at once
 
     try:
-        return restore(
-            node,
-            model=settings.model,
-            exposure=settings.exposure,
-            source_path=settings.source_path,
-            device=settings.device,
-            device_index=settings.device_index,
-            precision=settings.precision,
-            backend=settings.backend,
-            tile=settings.tile,
-            segment=settings.segment,
-            sc_threshold=settings.sc_threshold,
-            skip=settings.skip,
-        )
+        return restore(node, **{field.name: getattr(settings, field.name) for field in fields(settings)})
     except vs.Error as error:
         if isinstance(error.__cause__, VsfmanetError):
             raise error.__cause__ from error
@@ -254,7 +213,7 @@ def memory_bytes() -> int | None:
 
 def frames_ahead(settings: RestoreSettings) -> int:
     """How many frames are asked for ahead of the encoder, if memory has room for them."""
-    devices = len(settings.device_index)
+    devices = len(settings.device_indices)
     return AHEAD if devices == 1 else AHEAD_EACH * devices
 
 

@@ -28,11 +28,9 @@ import imageio_ffmpeg
 from vsfmanet.errors import ConfigError, OutputError
 from vsfmanet.jobs.scratch import kill
 from vsfmanet.media.clip import Colour
+from vsfmanet.media.containers import CONTAINERS
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import Source, Stream, open_container
-
-CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov"}
-"""Output containers by suffix, with FFmpeg's name: those that keep a timestamp for each frame and take any encoder."""
 
 OLDEST_FFMPEG = (5, 1)
 """Release 4.2 shifts the first frames against the others when sound starts before the picture; 5.1 has `-fps_mode`."""

@@ -1,0 +1,94 @@
+"""What is to be done with one video file, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+from vsfmanet.errors import ConfigError
+from vsfmanet.media.containers import CONTAINERS
+from vsfmanet.settings import RestoreSettings, check_choice, from_json, is_int, is_real, to_json
+
+OnDamage = Literal["stop", "salvage", "as-is"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestoreJob:
+    """One file to restore.
+
+    Raises:
+        ConfigError: A value is none of those listed.
+    """
+
+    source: Path
+    """Video file; it is only read."""
+    target: Path
+    """File to make: .mkv, .mp4 or .mov."""
+    settings: RestoreSettings = field(default_factory=RestoreSettings)
+    """How its frames are restored."""
+    start: int = 0
+    """First frame."""
+    end: int | None = None
+    """Frame to stop before; by default the end."""
+    encoder_args: str = ""
+    """FFmpeg's options for the video, in one string, after an equals sign. Without -c:v they are added to the default:
+    "-c:v libx264 -preset medium -crf 16" for 8 bits, libx265 alike for more, chroma as in the source."""
+    audio: bool = True
+    """Copy sound."""
+    subtitles: bool = True
+    """Copy subtitles."""
+    attachments: bool = True
+    """Copy fonts and cover pictures."""
+    on_damage: OnDamage = "stop"
+    """What to do with a damaged source: refuse it; restore the frames that decode, at their own times; or restore them
+    one after the other at the nominal rate, whatever their times."""
+    deinterlace: bool = False
+    """Make whole frames of interlaced ones with bwdif, as many and at the same times, rather than refuse them."""
+    overwrite: bool = False
+    """Replace an existing output once the new one is verified; the old one is kept as OUT.old1."""
+    range_frames: int = 500
+    """Encode a longer film in ranges of at most this many frames, which end at scene cuts where there are some: a job
+    that is killed continues after the last whole range. Same pixels; 0 for one pass."""
+    reserve: float = 0.0
+    """GiB that must stay free on the disk, beside 1.2 times the expected size of the output."""
+
+    def __post_init__(self) -> None:
+        ends = (self.start, *(() if self.end is None else (self.end,)))
+        if not all(map(is_int, ends)) or self.start < 0 or (self.end is not None and self.end <= self.start):
+            raise ConfigError(f"0 <= start < end is needed, got {self.start} to {self.end}; mend --start and --end")
+        if not isinstance(self.encoder_args, str):
+            raise ConfigError(f"encoder_args must be one string, got {self.encoder_args!r}; mend --encoder-args")
+        check_choice("on_damage", self.on_damage, OnDamage)
+        for name in ("audio", "subtitles", "attachments", "deinterlace", "overwrite"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not is_int(self.range_frames) or self.range_frames < 0:
+            raise ConfigError(
+                f"range_frames must be a number of frames, or 0 for one pass, got {self.range_frames!r}; mend "
+                "--range-frames"
+            )
+        if not is_real(self.reserve) or not self.reserve >= 0:
+            raise ConfigError(f"reserve must be a number of GiB from 0, got {self.reserve!r}; mend --reserve")
+        if self.target.suffix.lower() not in CONTAINERS:
+            raise ConfigError(
+                f"{self.target}: the output must end in one of {', '.join(CONTAINERS)}, got "
+                f"{self.target.suffix or 'no suffix'}; name another, .mkv holds everything"
+            )
+
+    def to_json(self) -> dict[str, object]:
+        """Build a JSON object of all fields; file names that are not text survive it.
+
+        Raises:
+            ConfigError: `settings.exposure` is a function, which JSON cannot hold.
+        """
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, table: object) -> Self:
+        """Read what `to_json` built; fields left out have their defaults.
+
+        Raises:
+            ConfigError: It is no object, or has an unknown key or a value that a field does not take.
+        """
+        return from_json(cls, table, source=Path, target=Path, settings=RestoreSettings.from_json)
