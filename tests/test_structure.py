@@ -108,7 +108,13 @@ def module_name(path: Path) -> str:
 def modules(*folders: str) -> dict[str, ast.Module]:
     """The syntax trees of all modules under some folders, by name."""
     paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    return {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    return {module_name(path): tree(path) for path in paths}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 @cache
@@ -185,8 +191,8 @@ def network_classes() -> set[str]:
     """Names of the restoration networks: the classes in `networks/` that have a reach, and what derives from them."""
     classes = [
         node
-        for tree in modules("vsfmanet/networks").values()
-        for node in ast.walk(tree)
+        for module in modules("vsfmanet/networks").values()
+        for node in ast.walk(module)
         if isinstance(node, ast.ClassDef)
     ]
     bases = {node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases} for node in classes}
@@ -208,11 +214,11 @@ def name_of(member: ast.stmt) -> str:
 
 def isinstance_of_networks() -> Iterator[str]:
     classes = network_classes()
-    for name, tree in modules("vsfmanet", "training").items():
+    for name, module in modules("vsfmanet", "training").items():
         if name.startswith("vsfmanet.networks"):
             continue
         asked = set()
-        for node in ast.walk(tree):
+        for node in ast.walk(module):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
                 asked |= {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)} & classes
         yield from (f"{name}: {asked_for}" for asked_for in sorted(asked))
