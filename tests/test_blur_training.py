@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_training import run
+from tests.tiny import run
 from training import build_benchmark, evaluate_blur, export_blur, render_pool, train_blur, train_shutter
 from training.loop import load_checkpoint
 from training.scenes.pool import Pool

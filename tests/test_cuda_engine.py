@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.fakes import noise_clip, planes
-from tests.test_networks import TINY, awake
-from tests.test_restorer import Clip
+from tests.tiny import TINY, NoiseSource, awake
 from vsfmanet.engines.cuda import CudaGraphEngine, Recorded, Run, Transfers
 from vsfmanet.engines.eager import EagerEngine
 from vsfmanet.filter import RestoringDevice, _restore_with
@@ -191,7 +190,9 @@ def test_what_is_given_out_has_been_waited_for(
     for transfers in (Transfers, LateTransfers):
         monkeypatch.setattr("vsfmanet.restorer.Transfers", transfers)
         with Restorer(str(weights), device="cpu", precision="fp32") as restorer:
-            found.append([*restorer.restore(Clip(), 0, 3, encode), *restorer.restore(Clip(), 3, 9, encode)])
+            found.append(
+                [*restorer.restore(NoiseSource(), 0, 3, encode), *restorer.restore(NoiseSource(), 3, 9, encode)]
+            )
     for at_once, late in zip(*found, strict=True):
         assert torch.equal(at_once.frame, late.frame)
         assert (at_once.exposure, at_once.confidence) == (late.exposure, late.confidence)

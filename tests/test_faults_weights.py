@@ -21,7 +21,7 @@ import torch
 
 from tests.fakes import MixingRestorer, noise_clip, restore_with, same_pixels
 from tests.films import H264, LOSSLESS, ffmpeg, nothing_but, picture
-from tests.test_networks import TINY, awake
+from tests.tiny import TINY, awake
 from vsfmanet import restore
 from vsfmanet.cli import main
 from vsfmanet.errors import WeightsError

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.test_networks import TINY, awake
+from tests.tiny import TINY, awake
 from training.growth import GROWING, begin_as, grown
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, deploy, start_from

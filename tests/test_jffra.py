@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tests.test_training import run
+from tests.tiny import TINY_JFFRA as TINY
+from tests.tiny import awake_jffra as awake
+from tests.tiny import run
 from training import render_pool, train_jffra
 from training.loop import load_checkpoint
 from vsfmanet.errors import ConfigError, ShapeError
@@ -32,19 +34,6 @@ from vsfmanet.networks.jffra import (
     initial_flow,
 )
 from vsfmanet.weights import load_model, parameter_count, save_model
-
-TINY = JFFRAConfig(width=16, depth=2, bottom_depth=2, flow_width=8, flow_features=True)
-
-
-def awake(config: JFFRAConfig = TINY, *, moving: bool = True) -> JFFRA:
-    """A network in which nothing is zero; with `moving` False, all but the last layers of the flow heads."""
-    torch.manual_seed(0)
-    network = JFFRA(config)
-    with torch.no_grad():
-        for name, value in network.named_parameters():
-            if not value.any() and (moving or "flow_head" not in name):
-                value.normal_(std=0.1)
-    return network.eval()
 
 
 def clip(frames: int, height: int, width: int, *, count: int = 1) -> Tensor:

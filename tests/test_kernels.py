@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.fakes import ListSource
-from tests.test_networks import TINY, awake, clip
+from tests.tiny import TINY, awake, clip
 from vsfmanet import kernels
 from vsfmanet.caches import private_folder
 from vsfmanet.errors import ShapeError

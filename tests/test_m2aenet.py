@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tests.test_training import run
+from tests.tiny import TINY_M2AENET as TINY
+from tests.tiny import awake_m2aenet as awake
+from tests.tiny import run
 from training import render_pool, train_m2aenet
 from training.loop import load_checkpoint
 from training.losses import USUAL_ERROR
@@ -37,21 +39,6 @@ from vsfmanet.errors import ConfigError
 from vsfmanet.networks import pruning
 from vsfmanet.networks.m2aenet import HELD, MEMORY, PRESETS, M2AENet, M2AENetConfig, path
 from vsfmanet.weights import load_analyser, parameter_count
-
-TINY = M2AENetConfig(width=8, depth=1, motion_width=2, blur_width=2)
-
-
-def awake(config: M2AENetConfig = TINY) -> M2AENet:
-    """A network in which nothing is zero, with paths of some pixels."""
-    torch.manual_seed(0)
-    network = M2AENet(config)
-    with torch.no_grad():
-        network.restorer.leave.weight.normal_(std=0.1)
-        if network.motion is not None:
-            assert network.motion.last.bias is not None
-            network.motion.last.bias.copy_(torch.tensor([-5.0, 2.0, 4.0, -1.0]))
-            network.motion.last.weight.normal_(std=0.5)
-    return network.eval()
 
 
 def seeing(network: M2AENet) -> M2AENet:

@@ -13,11 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.fakes import ListSource
+from tests.tiny import TINY_MMPRNN as TINY
+from tests.tiny import awake_mmprnn as awake
 from training import render_pool, train_mmprnn
 from training.deblurring import moving
 from training.loop import load_checkpoint, save_checkpoint
@@ -27,20 +29,10 @@ from training.train_mmprnn import build, charbonnier, losses
 from vsfmanet.engines.cuda import Transfers
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, fold
-from vsfmanet.networks.mmprnn import MMPRNN, PRESETS, MMPRNNConfig
+from vsfmanet.networks.mmprnn import MMPRNN, PRESETS
 from vsfmanet.streams.windows import WindowStreams
 from vsfmanet.tiling import MemoryPlan
 from vsfmanet.weights import parameter_count
-
-TINY = MMPRNNConfig(cell_blocks=1, decoder_blocks=1, width=4, prior_width=4)
-
-
-def awake(config: MMPRNNConfig, seed: int = 0) -> MMPRNN:
-    """A network all of whose parts matter, in eval mode."""
-    torch.manual_seed(seed)
-    network = MMPRNN(config).eval()
-    nn.init.normal_(network.decoder.last.weight, std=1)
-    return network
 
 
 def clip(frames: int, height: int = 16, width: int = 20, clips: int = 1) -> Tensor:

@@ -9,36 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.tiny import TINY, awake, clip
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks.blocks import ChannelAttention, ExposureModulation
 from vsfmanet.networks.exposure_extractor import anchor_embedding, fit_temperature, read_exposure
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, deploy, preset, start_from
 from vsfmanet.weights import parameter_count
-
-TINY = FMANetPPConfig(
-    width=12, num_blocks=2, num_flows=3, heads=2, feed_forward_width=16, fuse_convs=1, dense_growth=4, dense_layers=2,
-    extractor_width=4, modulation_width=6, kernel_head_size=1, upsampler="lr", last_flow_update=False,
-)  # fmt: skip
-
-
-def awake(config: FMANetPPConfig, seed: int = 0) -> FMANetPP:
-    """A network in which nothing is zero: a fresh one returns the bilinear image whatever else it computes."""
-    torch.manual_seed(seed)
-    network = FMANetPP(config)
-    with torch.no_grad():
-        for name, value in network.named_parameters():
-            if not value.any():
-                value.normal_(std=0.05)
-            if "flow_update" in name and name.endswith("2.bias"):
-                value.normal_(std=1.5)  # real motion, so that a wrong neighbour shows
-        if network.extractor is not None:
-            network.anchors.copy_(F.normalize(torch.randn_like(network.anchors), dim=1))
-    return network.eval()
-
-
-def clip(frames: int = 5, height: int = 17, width: int = 13, seed: int = 1) -> Tensor:
-    return torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(seed))
-
 
 PAPER = preset("paper")
 ONE_KNOWN = torch.tensor([[torch.nan, 0.4, torch.nan]])

@@ -17,7 +17,7 @@ import vapoursynth as vs
 from torch import Tensor
 
 from tests.fakes import ListSource
-from tests.test_networks import TINY, awake
+from tests.tiny import TINY, awake
 from vsfmanet import restore
 from vsfmanet.devices import pick_backend, pick_device, pick_precision
 from vsfmanet.engines import graph

@@ -6,15 +6,13 @@ import random
 import re
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests import test_jffra, test_m2aenet, test_mmprnn
-from tests.test_networks import TINY, awake
+from tests.tiny import CUTS, FRAMES, TINY, NoiseSource, awake, awake_jffra, awake_m2aenet, awake_mmprnn
 from vsfmanet.devices import Worker, has_fast_bf16, pick_device, pick_precision
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.networks.fmanetpp import deploy
@@ -22,30 +20,7 @@ from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.restorer import Restorer
 from vsfmanet.weights import load_model, save_model
 
-FRAMES = 19
-CUTS = (6, 7, 13)
 CONTEXT = TINY.context
-
-
-class Clip:
-    """A random clip with cuts; remembers what was read of it."""
-
-    num_frames = FRAMES
-
-    def __init__(self) -> None:
-        self.frames = torch.rand(FRAMES, 3, 11, 14, generator=torch.Generator().manual_seed(3))
-        self.given: dict[int, float] = {2: 0.3, 9: 1.0}
-        self.read: list[int] = []
-
-    def frame(self, n: int) -> Tensor:
-        self.read.append(n)
-        return self.frames[n]
-
-    def exposure(self, n: int) -> float | None:
-        return self.given.get(n)
-
-    def starts_scene(self, n: int) -> bool:
-        return n in CUTS
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +36,12 @@ def restorer(weights: Path) -> Iterator[Restorer]:
         yield restorer
 
 
-def frames(restorer: Restorer, clip: Clip, first: int, stop: int) -> Tensor:
+def frames(restorer: Restorer, clip: NoiseSource, first: int, stop: int) -> Tensor:
     return torch.stack([restored.frame for restored in restorer.restore(clip, first, stop)])
 
 
 def test_a_stream_equals_the_whole_sequence_at_once(restorer: Restorer, weights: Path) -> None:
-    clip = Clip()
+    clip = NoiseSource()
     exposure = torch.tensor([[clip.given.get(n, torch.nan) for n in range(FRAMES)]])
     with torch.inference_mode():
         whole = load_model(str(weights)).network(clip.frames[None], exposure, scene_starts=CUTS).frames[0]
@@ -74,7 +49,7 @@ def test_a_stream_equals_the_whole_sequence_at_once(restorer: Restorer, weights:
 
 
 def test_in_order_every_frame_passes_every_level_once(restorer: Restorer) -> None:
-    clip = Clip()
+    clip = NoiseSource()
     for first in range(0, FRAMES, 4):
         restorer.restore(clip, first, min(first + 4, FRAMES))
     assert restorer.steps == FRAMES * 2 * TINY.num_blocks
@@ -83,7 +58,7 @@ def test_in_order_every_frame_passes_every_level_once(restorer: Restorer) -> Non
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 12])
 def test_pixels_do_not_depend_on_the_segment_length_or_the_order(restorer: Restorer, length: int) -> None:
-    clip = Clip()
+    clip = NoiseSource()
     whole = frames(restorer, clip, 0, FRAMES)
     starts = list(range(0, FRAMES, length))
     random.Random(length).shuffle(starts)
@@ -94,7 +69,7 @@ def test_pixels_do_not_depend_on_the_segment_length_or_the_order(restorer: Resto
 
 def test_only_frames_within_the_context_are_read(restorer: Restorer) -> None:
     for n in range(FRAMES):
-        clip = Clip()
+        clip = NoiseSource()
         restorer.restore(clip, FRAMES - 1, FRAMES)  # elsewhere, so that n starts afresh
         clip.read.clear()
         restorer.restore(clip, n, n + 1)
@@ -107,7 +82,7 @@ def test_only_frames_within_the_context_are_read(restorer: Restorer) -> None:
 
 
 def test_a_jump_costs_no_more_than_the_levels_that_the_frame_depends_on(restorer: Restorer) -> None:
-    class Long(Clip):
+    class Long(NoiseSource):
         def starts_scene(self, n: int) -> bool:
             return False
 
@@ -116,7 +91,7 @@ def test_a_jump_costs_no_more_than_the_levels_that_the_frame_depends_on(restorer
 
 
 def test_a_frame_tells_its_exposure_and_how_sure_it_is(restorer: Restorer) -> None:
-    restored = restorer.restore(Clip(), 0, 4)
+    restored = restorer.restore(NoiseSource(), 0, 4)
     assert [item.index for item in restored] == [0, 1, 2, 3]
     assert restored[2].exposure == pytest.approx(0.3)
     assert restored[2].confidence == 1
@@ -126,10 +101,10 @@ def test_a_frame_tells_its_exposure_and_how_sure_it_is(restorer: Restorer) -> No
 
 
 def test_after_a_failed_read_the_next_request_is_right(restorer: Restorer) -> None:
-    clip = Clip()
+    clip = NoiseSource()
     expected = frames(restorer, clip, 4, 8)
 
-    class Broken(Clip):
+    class Broken(NoiseSource):
         def frame(self, n: int) -> Tensor:
             if n == 6:
                 raise OSError("unreadable")
@@ -141,7 +116,7 @@ def test_after_a_failed_read_the_next_request_is_right(restorer: Restorer) -> No
 
 
 def test_bf16_stays_close_to_fp32(weights: Path) -> None:
-    clip = Clip()
+    clip = NoiseSource()
     with Restorer(str(weights), device="cpu", precision="fp32") as restorer:
         exact = frames(restorer, clip, 0, FRAMES)
     with Restorer(str(weights), device="cpu", precision="bf16") as restorer:
@@ -151,10 +126,10 @@ def test_bf16_stays_close_to_fp32(weights: Path) -> None:
     assert not torch.equal(rounded, rounded.bfloat16().float())  # the image itself is never rounded to bf16
 
 
-@pytest.mark.parametrize("build", [partial(test_mmprnn.awake, test_mmprnn.TINY), test_jffra.awake, test_m2aenet.awake])
+@pytest.mark.parametrize("build", [awake_mmprnn, awake_jffra, awake_m2aenet])
 def test_every_kind_of_network_runs_in_both_precisions(build: Callable[[], SequenceNetwork], tmp_path: Path) -> None:
     save_model(build(), tmp_path / "tiny.safetensors")
-    clip = Clip()
+    clip = NoiseSource()
     with torch.inference_mode():
         scene = load_model(str(tmp_path / "tiny.safetensors")).network(clip.frames[None, : CUTS[0]])[0]
     found = []
@@ -166,7 +141,7 @@ def test_every_kind_of_network_runs_in_both_precisions(build: Callable[[], Seque
 
 
 def test_values_out_of_range_are_clamped_before_the_network(restorer: Restorer) -> None:
-    wild, tame = Clip(), Clip()
+    wild, tame = NoiseSource(), NoiseSource()
     wild.frames = wild.frames * 3 - 1
     tame.frames = wild.frames.clamp(0, 1)
     assert torch.equal(frames(restorer, wild, 0, 3), frames(restorer, tame, 0, 3))
@@ -250,8 +225,8 @@ def test_a_frame_is_delivered_as_it_is_encoded(restorer: Restorer) -> None:
     def encode(n: int, rgb: Tensor) -> Tensor:
         return torch.cat([rgb.flatten()[:5], torch.tensor([float(n)])])
 
-    expected = frames(restorer, Clip(), 2, 9)
-    encoded = restorer.restore(Clip(), 2, 9, encode)
+    expected = frames(restorer, NoiseSource(), 2, 9)
+    encoded = restorer.restore(NoiseSource(), 2, 9, encode)
     assert [result.frame[5].item() for result in encoded] == list(range(2, 9))
     assert all(torch.equal(each.frame[:5], rgb.flatten()[:5]) for each, rgb in zip(encoded, expected, strict=True))
     assert [result.index for result in encoded] == list(range(2, 9))

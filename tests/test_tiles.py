@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.fakes import ListSource, noise_clip, planes
-from tests.test_networks import TINY, awake
+from tests.tiny import TINY, awake
 from vsfmanet import restore
 from vsfmanet.engines.eager import EagerEngine, TiledEngine
 from vsfmanet.errors import DeviceError

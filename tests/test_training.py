@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter
 
+from tests.tiny import run
 from training import export, plot_curves, render_pool, train_degradation, train_extractor, train_restoration
 from training.loop import (
     AveragedWeights,
@@ -52,13 +52,6 @@ from training.train_restoration import ramp
 from vsfmanet.errors import ConfigError, SourceError
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.weights import list_models, load_model
-
-
-def run(main: Callable[[], None], *arguments: object) -> None:
-    """Run a script's `main` as from the command line."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["script", *map(str, arguments)])
-        main()
 
 
 @pytest.fixture(scope="module")

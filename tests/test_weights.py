@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.test_networks import TINY, awake
+from tests.tiny import TINY, awake
 from vsfmanet.errors import ConfigError, WeightsError
 from vsfmanet.networks.fmanetpp import FMANetPP, deploy
 from vsfmanet.weights import METADATA_KEY, file_sha256, list_models, load_model, save_model
