@@ -252,6 +252,18 @@ def test_a_file_that_is_not_ours_is_never_replaced(
     assert (made / "2 ok.mkv").read_text() == "precious"
 
 
+def test_folders_beside_the_journal_are_left_alone_and_nothing_is_shared(
+    sources: Path, made: Path, tmp_path: Path
+) -> None:
+    put(sources, "ok")
+    for name in ("films.tmp", "journal.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").touch()
+    for name in ("films.sqlite", "journal.1", "journal.2"):
+        assert run(sources, made, f"--journal={tmp_path / name}") == 0
+    assert [(tmp_path / name / "precious").exists() for name in ("films.tmp", "journal.tmp")] == [True, True]
+
+
 def test_a_second_runner_ends_at_once(sources: Path, made: Path) -> None:
     put(sources, "ok")
     with open_journal(made / batch.FOLDER / "journal.sqlite3"):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_name("FAULTS.md")
 
-CASES = 83
+SPECIFIED = 83
+"""Cases of the specification; those after them were found later."""
 
 
 def rows() -> dict[int, str]:
@@ -20,7 +21,8 @@ def rows() -> dict[int, str]:
 
 def test_every_case_of_the_fault_table_has_a_test_or_a_reason() -> None:
     table = rows()
-    assert sorted(table) == list(range(1, CASES + 1))
+    assert len(table) >= SPECIFIED
+    assert sorted(table) == list(range(1, len(table) + 1))
     for number, text in table.items():
         assert "::test_" in text or re.match(r"untested: \w+", text), number
 

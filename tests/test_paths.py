@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from vsfmanet.atomic import MAX_NAME
 from vsfmanet.errors import ConfigError
-from vsfmanet.jobs.files import MAX_NAME, part_path, pending_path, record_path
+from vsfmanet.jobs.files import part_path, pending_path, record_path
 from vsfmanet.jobs.paths import Selection, Survey, survey
 
 

@@ -211,7 +211,7 @@ def test_a_job_goes_on_after_the_last_whole_range(
     assert work_folders(tmp_path) == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "other frames"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "other frames", "colour"])
 def test_a_range_that_is_not_whole_is_made_again(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, borders: list[range], damage: str
 ) -> None:
@@ -223,13 +223,15 @@ def test_a_range_that_is_not_whole_is_made_again(
     second = tmp_path / work / "000000013-000000026.mkv"
     if damage == "gone":
         second.unlink()
+    elif damage == "colour":
+        (tmp_path / work / ranges.COLOUR).write_text("[" * 100_000)
     elif damage == "other frames":
         second.rename(second.with_name("000000013-000000027.mkv"))
     else:
         second.write_bytes(second.read_bytes()[: 0 if damage == "empty" else 20_000])
     borders.clear()
     assert restore(film, made, LOSSLESS, 13) == 0
-    assert borders[0] == range(13, 26)
+    assert borders[0] == (range(13) if damage == "colour" else range(13, 26))
     assert restore(film, tmp_path / "whole.mkv", LOSSLESS, 0) == 0
     assert shown(made) == shown(tmp_path / "whole.mkv")
 

@@ -93,6 +93,50 @@ def test_a_record_that_cannot_be_put_beside_its_output_is_not_lost(film: Path, t
     assert sorted(os.listdir(tmp_path)) == ["made.mkv", "made.mkv.vsfmanet.json"]
 
 
+def test_an_older_output_stays_where_its_record_cannot_be_renamed(
+    film: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, target: Path) -> Path:
+        if path == record_path(made):
+            raise OSError(errno.EIO, "Input/output error")
+        return replaced(path, target)
+
+    before, replaced = made.read_bytes(), Path.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        assert main(["restore", f"{FAST} -crf 30", "--overwrite", str(film), str(made)]) == 5
+    assert made.read_bytes() == before
+    assert main(["verify", str(made)]) == 0
+    assert sorted(os.listdir(made.parent)) == ["made.mkv", "made.mkv.vsfmanet.json"]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_part_that_cannot_be_deleted_is_told_and_the_output_has_its_record(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, older: bool
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name.endswith(".part.mkv"):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path, missing_ok)
+
+    target, unlink = tmp_path / "made.mkv", Path.unlink
+    if older:
+        assert main(["restore", FAST, str(film), str(target)]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        assert main(["restore", f"{FAST} -crf 30", "--overwrite", str(film), str(target)]) == 0
+    assert "cannot be deleted (Operation not permitted)" in caplog.text
+    assert main(["verify", str(target)]) == 0
+    sweep(target)
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+
+
+def test_a_record_that_is_nested_deeply_is_none(film: Path, made: Path) -> None:
+    record_path(made).write_text("[" * 100_000)
+    assert read_record(record_path(made)) is None
+    assert main(["restore", FAST, str(film), str(made)]) == 2
+
+
 def test_an_older_output_stays_where_the_new_one_cannot_take_its_name(
     film: Path, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("vsfmanet.errors",),
+    ("vsfmanet.errors", "vsfmanet.atomic"),
     ("vsfmanet.settings", "vsfmanet.caches", "vsfmanet.devices", "vsfmanet.segments"),
     ("vsfmanet.ops",),
     ("vsfmanet.kernels",),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,8 +16,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from vsfmanet.atomic import replacing
 from vsfmanet.errors import ConfigError, WeightsError
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
 from vsfmanet.networks.jffra import JFFRA, JFFRAConfig
@@ -294,7 +294,7 @@ def save_reader(reader: ShutterReader, path: Path, *, about: Mapping[str, Any]) 
 
 
 def _save(network: torch.nn.Module, path: Path, description: Mapping[str, Any]) -> None:
-    """Write the values of a network as fp16, with its description, beside and renamed."""
+    """Write the values of a network as fp16, with its description, whole or not at all."""
     state = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in network.state_dict().items()
@@ -302,9 +302,8 @@ def _save(network: torch.nn.Module, path: Path, description: Mapping[str, Any]) 
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise WeightsError(f"save_model: values must fit fp16, got larger ones or NaN in {name}")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(state, beside, metadata={METADATA_KEY: json.dumps(description, sort_keys=True)})
-    beside.replace(path)
+    with replacing(path) as file:
+        file.write(save(state, metadata={METADATA_KEY: json.dumps(description, sort_keys=True)}))
 
 
 def parameter_count(network: torch.nn.Module) -> int:

@@ -18,7 +18,7 @@ from vsfmanet.errors import ConfigError, IncompleteError, OutputError
 from vsfmanet.jobs.child import PROGRAM as PROGRAM
 from vsfmanet.jobs.child import Child
 from vsfmanet.jobs.estimate import measure_speed, output_bytes
-from vsfmanet.jobs.files import pending_records, record_path, remove_work, sweep
+from vsfmanet.jobs.files import TemporaryFolder, pending_records, record_path, remove_work, sweep
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.journal import Journal, Row, open_journal
 from vsfmanet.jobs.paths import Pairing, Selection, survey
@@ -32,7 +32,7 @@ from vsfmanet.media.source import main_track, open_container
 from vsfmanet.settings import EXPOSURE_WORDS
 
 FOLDER = ".vsfmanet"
-"""Inside OUT_DIR, for the journal and for temporary files."""
+"""Inside OUT_DIR, for the journal and for lists of jobs."""
 
 REPORT = "vsfmanet-report.html"
 
@@ -148,7 +148,7 @@ class Batch:
         self._child: Child | None = None
         self._stopped = False
         self._journal = (options.journal or options.out_folder / FOLDER / options.own(JOURNAL)).absolute()
-        self._temporary = self._journal.with_suffix(".tmp")  # whoever has the journal locked has this too
+        self._temporary: TemporaryFolder | None = None  # of the running job
 
     def run(self) -> int:
         """Do every job that is not done.
@@ -172,7 +172,7 @@ class Batch:
             try:
                 stopped_by = self._run_all(journal)
             finally:
-                shutil.rmtree(self._temporary, ignore_errors=True)
+                self._remove_temporary()
                 if not self._stopped:
                     self._conclude()
         codes = {row.exit_code for row in self._rows.values() if row.state != "done"} | {stopped_by}
@@ -185,6 +185,7 @@ class Batch:
             child = self._child
         if child is not None:
             child.stop()
+        self._remove_temporary()
         self._report.close()
         if self._rows:
             self._conclude()
@@ -316,15 +317,13 @@ class Batch:
         return _not_done(row, code, child, self._options.stall_limit)
 
     def _prepare(self, folder: Path) -> None:
-        """Make the folder of an output, empty the one for temporary files, and keep the disk from filling up.
+        """Make the folder of an output, and keep the disk from filling up.
 
         Raises:
             OutputError: They cannot be made, or too little is free.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(self._temporary, ignore_errors=True)  # what the last job left, if it was killed
-            self._temporary.mkdir(parents=True)
             free = shutil.disk_usage(folder).free / 2**30
         except OSError as error:
             raise OutputError(f"batch: {folder}: the folder must be writable, but {error}; mend its rights") from error
@@ -346,14 +345,21 @@ class Batch:
         with self._lock:
             if self._stopped:
                 raise IncompleteError("batch: the batch has been stopped")
-            child = Child([*PROGRAM, *arguments(job, attempt=row.attempts)], temporary=self._temporary)
+            self._temporary = temporary = TemporaryFolder()
+            child = Child([*PROGRAM, *arguments(job, attempt=row.attempts)], temporary=temporary.path)
             self._child = child
         code = child.wait(self._options.stall_limit, lambda: tell(child))
+        temporary.close()  # a job that is killed cannot delete its files
         with self._lock:
             if self._stopped:
                 raise IncompleteError("batch: the batch has been stopped")
             self._child = None
         return child, code
+
+    def _remove_temporary(self) -> None:
+        """Delete the temporary files of a job that was stopped."""
+        if self._temporary is not None:
+            self._temporary.close()
 
     def _is_result(self, row: Row, record: Record) -> bool:
         """Whether a record that a child has left is of its job and its output."""

@@ -17,7 +17,6 @@ import secrets
 import shlex
 import socket
 import subprocess
-import tempfile
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -27,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from vsfmanet import __version__
+from vsfmanet.atomic import write_new, write_whole
 from vsfmanet.errors import ConfigError, IncompleteError, OutputError
 from vsfmanet.jobs import batch
 from vsfmanet.jobs.batch import FOLDER, PRECEDENCE, STALL_LIMIT, TRIES, BatchOptions
 from vsfmanet.jobs.child import Child
-from vsfmanet.jobs.files import sweep, write_whole
+from vsfmanet.jobs.files import TemporaryFolder, sweep
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, weights_sha256
 from vsfmanet.jobs.runner import TAKING_PART, recipe
@@ -188,15 +188,18 @@ class OneJob:
     def run(self) -> Outcome:
         """Make the output, unless it is there: in up to three attempts, where a job crashes, hangs or is wrong."""
         outcome = Outcome(source=str(self._source), code=6, cause="", frames=0, attempts=0)
-        with tempfile.TemporaryDirectory(prefix="vsfmanet-") as temporary:
+        temporary = TemporaryFolder()
+        try:
             while True:
                 record = self._find_done()
                 if record is not None:
                     return replace(outcome, code=0, cause="", frames=record.frames)
                 if outcome.attempts == TRIES or (outcome.attempts and outcome.code != 6):
                     return outcome
-                outcome = self._attempt(outcome.attempts + 1, Path(temporary))
+                outcome = self._attempt(outcome.attempts + 1, temporary.path)
                 sweep(self._target)  # of the process that has ended, if it could not clear up
+        finally:
+            temporary.close()
 
     def stop(self) -> None:
         """End it; may be called from any thread, at any time."""
@@ -256,7 +259,7 @@ def answer(path: Path) -> Mapping[str, str]:
     plan = read_plan(path)
     canary = path.with_suffix(f".{secrets.token_hex(4)}.canary")
     try:
-        canary.write_text(plan.token)
+        write_new(canary, plan.token)
     except OSError as error:
         raise OutputError(
             f"cluster: {socket.gethostname()}: the folder {path.parent} must be writable, but {error}; mend its rights"

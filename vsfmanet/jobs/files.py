@@ -8,50 +8,65 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
+import logging
 import os
 import re
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
+from vsfmanet.atomic import (
+    MAX_NAME,
+    NO_FOLLOW,
+    create_new,
+    delete_unheld,
+    identity,
+    shortened,
+    sweep_temporary,
+    try_lock,
+)
 
-MAX_NAME = 255
-"""Bytes of a file name that file systems take."""
+_log = logging.getLogger(__name__)
 
 RECORD_SUFFIX = ".vsfmanet.json"
 
 PENDING_SUFFIX = ".json"
 """Of a record that waits beside a part file until the output has its name."""
 
-HALF_SUFFIX = ".tmp"
-"""Of a file that is being written."""
-
 WORK = re.compile(r"^\..*\.([0-9a-f]{8})\.[0-9a-f]{16}\.work$", re.DOTALL)
 """Name of a folder of finished ranges; the first group is the identity of the output."""
 
-PART = re.compile(r"^\..*\.([0-9a-f]{8})\.\d+-[0-9a-f]{4}\.part\.\w+$", re.DOTALL)
+PART = re.compile(r"^\..*\.([0-9a-f]{8})\.\d+-[0-9a-f]{4,16}\.part\.\w+$", re.DOTALL)
+"""Name of a part file or of the record that waits beside it; the first group is the identity of the output."""
+
+WITHIN_WORK = re.compile(r"\d{9}-\d{9}\.\w+|colour\.json|[0-9a-f]+\.unfinished\.\w+|\..*\.tmp")
+"""Names of the files that a job puts into a folder of finished ranges. No others are ever deleted there."""
+
+PREFIX = "vsfmanet-"
+"""Beginning of the names of temporary folders."""
+
+HELD = "held"
+"""File in a temporary folder that its owner has locked."""
 
 
 def record_path(target: Path) -> Path:
     """Where the record of an output is; a name that would be too long is shortened, and told apart by a hash."""
     name = f"{target.name}{RECORD_SUFFIX}"
     if len(os.fsencode(name)) > MAX_NAME:
-        name = _shortened(target.name, f".{_identity(target)}{RECORD_SUFFIX}")
+        name = shortened(target.name, f".{identity(target)}{RECORD_SUFFIX}")
     return target.with_name(name)
 
 
 def part_path(target: Path, attempt: int) -> Path:
-    """A name for a new part file of `target`. The token keeps two attempts of one number apart."""
-    ending = f".{_identity(target)}.{attempt}-{secrets.token_hex(2)}.part"
+    """A name for a new part file of `target`, which nobody can predict."""
+    ending = f".{identity(target)}.{attempt}-{secrets.token_hex(8)}.part"
     # Room for the longer suffix of the pending record, which has the same stem.
-    stem = _shortened(f".{target.stem}", f"{ending}{PENDING_SUFFIX}").removesuffix(PENDING_SUFFIX)
+    stem = shortened(f".{target.stem}", f"{ending}{PENDING_SUFFIX}").removesuffix(PENDING_SUFFIX)
     return target.with_name(f"{stem}{target.suffix}")
 
 
@@ -72,13 +87,27 @@ def work_path(target: Path, key: str) -> Path:
         target: The output.
         key: 16 hexadecimal digits that tell ranges apart that must not be mixed.
     """
-    return target.with_name(_shortened(f".{target.stem}", f".{_identity(target)}.{key}.work"))
+    return target.with_name(shortened(f".{target.stem}", f".{identity(target)}.{key}.work"))
 
 
 def remove_work(target: Path) -> None:
     """Delete all finished ranges of `target`, which is done."""
-    for path in _named(target, WORK):
-        shutil.rmtree(path, ignore_errors=True)
+    for folder in _named(target, WORK):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            if WITHIN_WORK.fullmatch(path.name):
+                remove(path)
+        with suppress(OSError):  # what else is in it stays
+            folder.rmdir()
+
+
+def remove(path: Path) -> None:
+    """Delete a file of ours if it is there; a warning says if that fails."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("%s is left over and cannot be deleted (%s); delete it yourself", path, error.strerror)
 
 
 def sweep(target: Path) -> list[Path]:
@@ -92,34 +121,94 @@ def sweep(target: Path) -> list[Path]:
     """
     parts = _parts(target)
     orphan = os.path.lexists(target) and not os.path.lexists(record_path(target))
-    companions = [path for path in parts if path.suffix in (PENDING_SUFFIX, HALF_SUFFIX)]
-    living = [path for path in parts if path not in companions and not _delete_unheld(path)]
-    for path in companions:
-        if not any(path.stem == part.stem for part in living) and not (orphan and path.suffix == PENDING_SUFFIX):
-            path.unlink(missing_ok=True)
+    pending = [path for path in parts if path.suffix == PENDING_SUFFIX]
+    living = [path for path in parts if path not in pending and _is_living(path)]
+    for path in pending:
+        if not orphan and not any(path.stem == part.stem for part in living):
+            remove(path)
+    with suppress(OSError):  # the folder is missing, or may not be read
+        sweep_temporary(record_path(target))
     return living
 
 
+def _is_living(part: Path) -> bool:
+    """Whether a process that lives is making a part file; one of a dead process is deleted."""
+    try:
+        return not delete_unheld(part)
+    except OSError as error:
+        _log.warning("%s is left over and cannot be deleted (%s); delete it yourself", part, error.strerror)
+        return False
+
+
 def hold(path: Path) -> int:
-    """Make a file and hold it until the handle is closed or the process ends.
+    """Create a file, and lock it until the returned handle is closed or the process ends.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The file is there already, or cannot be created.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    handle = create_new(path)
     if sys.platform != "win32":  # there a lock would keep the encoder out, and an open file cannot be deleted anyway
-        _lock(handle)
+        try_lock(handle)
     return handle
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file; gives whether nobody else does. The file stays: to delete it would race with others."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    """Lock a file, which is created if it is missing; yields False if another process has it locked.
+
+    The file stays: deleting it would race with others.
+
+    Raises:
+        OSError: The file cannot be opened, or is a symbolic link.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
     try:
-        yield _lock(handle)
+        yield try_lock(handle)
     finally:
         os.close(handle)
+
+
+class TemporaryFolder:
+    """A new folder on the temporary disk, deleted when it is closed. Those of killed processes are deleted first.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+
+    def __init__(self) -> None:
+        _sweep_folders()
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._handle: int | None = None
+        try:
+            self._handle = create_new(self.path / HELD)
+            try_lock(self._handle)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Delete the folder with all that is in it; may be called again."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _sweep_folders() -> None:
+    """Delete the temporary folders of this user whose owner, which had a file in it locked, has ended."""
+    with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        for entry in entries:
+            if not entry.name.startswith(PREFIX) or not entry.is_dir(follow_symlinks=False):
+                continue
+            held = Path(entry.path, HELD)
+            with suppress(OSError):
+                if held.is_file() and _is_mine(entry) and delete_unheld(held):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _is_mine(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder belongs to this user."""
+    return sys.platform == "win32" or entry.stat(follow_symlinks=False).st_uid == os.getuid()
 
 
 def move_new(path: Path, target: Path) -> None:
@@ -127,7 +216,7 @@ def move_new(path: Path, target: Path) -> None:
 
     Raises:
         FileExistsError: The name is taken.
-        OSError: The file cannot be moved.
+        OSError: The file cannot be moved, or has its new name and cannot lose the old one.
     """
     try:
         os.link(path, target)
@@ -162,36 +251,31 @@ def _rename_new(path: Path, target: Path) -> None:
 
 
 def move_aside(path: Path, target: Path, tag: str) -> Path:
-    """Rename `path` to the first free one of `<target>.<tag>1`, `<target>.<tag>2` ... (before the suffix)."""
+    """Rename `path` to the first free one of `<target>.<tag>1`, `<target>.<tag>2` ... (before the suffix).
+
+    Raises:
+        OSError: The file cannot be moved, and has its old name only.
+    """
     for number in count(1):
-        free = target.with_name(_shortened(target.stem, f".{tag}{number}{target.suffix}"))
-        with suppress(FileExistsError):
+        free = target.with_name(shortened(target.stem, f".{tag}{number}{target.suffix}"))
+        try:
             move_new(path, free)
-            return free
+        except FileExistsError:
+            continue
+        except OSError:
+            if is_same(path, free):
+                remove(free)
+            raise
+        return free
     raise AssertionError  # count() has no end
 
 
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
-    if path.is_dir() and sys.platform == "win32":
-        return  # folders cannot be opened there
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+def is_same(one: Path, other: Path) -> bool:
+    """Whether two names are of one file."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it has all of `text` or does not change, also if power fails."""
-    beside = path.with_suffix(HALF_SUFFIX)
-    try:
-        beside.write_text(text, encoding="utf-8", errors="replace")
-        sync(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync(path.parent)
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _parts(target: Path) -> list[Path]:
@@ -201,58 +285,8 @@ def _parts(target: Path) -> list[Path]:
 
 def _named(target: Path, pattern: re.Pattern[str]) -> list[Path]:
     """What lies beside `target` and belongs to it, by its name."""
-    identity = _identity(target)
+    own = identity(target)
     with suppress(OSError), os.scandir(target.parent) as entries:
         found = [(entry.name, pattern.match(entry.name)) for entry in entries]
-        return [target.with_name(name) for name, match in found if match and match[1] == identity]
+        return [target.with_name(name) for name, match in found if match and match[1] == own]
     return []
-
-
-def _identity(target: Path) -> str:
-    """What the names of all part files of `target` have in common, however much of its own name they hold."""
-    return hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
-
-
-def _shortened(stem: str, ending: str) -> str:
-    """`stem` and `ending`, with as much of the stem as a file name takes."""
-    room = MAX_NAME - len(os.fsencode(ending))
-    data = os.fsencode(stem)
-    return (stem if len(data) <= room else data[:room].decode(errors="ignore")) + ending
-
-
-def _lock(handle: int) -> bool:
-    """Lock an open file; False if another process has. True where there are no locks: then names have to do."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES)
-    return True
-
-
-def _delete_unheld(path: Path) -> bool:
-    """Delete a part file unless a living process holds it; whether it is gone."""
-    if sys.platform == "win32":
-        try:
-            path.unlink(missing_ok=True)  # an open file cannot be deleted there
-        except PermissionError:
-            return False
-        return True
-    try:
-        handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return True
-    try:
-        unheld = _lock(handle)
-        if unheld:
-            path.unlink(missing_ok=True)
-        return unheld
-    finally:
-        os.close(handle)

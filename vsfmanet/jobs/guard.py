@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +16,7 @@ from typing import Any
 
 from vsfmanet.errors import ConfigError, IncompleteError
 from vsfmanet.jobs.child import PROGRAM, Child, Progress
-from vsfmanet.jobs.files import record_path, sweep
+from vsfmanet.jobs.files import TemporaryFolder, record_path, sweep
 from vsfmanet.jobs.progress import Report, frames_state
 from vsfmanet.jobs.record import read_record
 
@@ -48,7 +46,7 @@ class GuardedJob:
         self._lock = threading.Lock()
         self._stopped = False
         self._child: Child | None = None
-        self._temporary = Path()
+        self._temporary: TemporaryFolder | None = None
 
     def run(self) -> tuple[int, bytes]:
         """Do it.
@@ -62,8 +60,8 @@ class GuardedJob:
         with self._lock:
             if self._stopped:
                 raise IncompleteError("restore: the job has been stopped")
-            self._temporary = Path(tempfile.mkdtemp(prefix="vsfmanet-"))
-            self._child = child = Child(self._line, temporary=self._temporary, hear=self._tell_on, own_group=False)
+            self._temporary = TemporaryFolder()
+            self._child = child = Child(self._line, temporary=self._temporary.path, hear=self._tell_on, own_group=False)
         code = child.wait(self._stall_limit, lambda: None)
         self._clear_up()
         if self._is_published(child.result):
@@ -87,7 +85,8 @@ class GuardedJob:
 
     def _clear_up(self) -> None:
         self._report.close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._temporary is not None:
+            self._temporary.close()
 
     def _is_published(self, result: bytes) -> bool:
         """Whether the job has told a record, and that lies beside an output of its size."""

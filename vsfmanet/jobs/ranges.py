@@ -24,8 +24,9 @@ import vapoursynth as vs
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
+from vsfmanet.atomic import write_whole
 from vsfmanet.errors import BusyError, IncompleteError, OutputError
-from vsfmanet.jobs.files import work_path, write_whole
+from vsfmanet.jobs.files import WITHIN_WORK, remove, work_path
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
@@ -133,6 +134,8 @@ class Ranges:
         text = f"{key} {release} {sample.parameters.hex()} {self._length}"
         self._work = work_path(self._target, hashlib.sha256(text.encode()).hexdigest()[:16])
         self._work.mkdir(exist_ok=True)
+        if self._work.is_symlink():
+            raise OutputError(f"{self._work}: a folder is needed for finished ranges, got a symbolic link; remove it")
         self._found = list(self._finished())
         self._scratch.has_ranges = bool(self._found)
 
@@ -179,7 +182,7 @@ class Ranges:
         Raises:
             OutputError: It cannot be written.
         """
-        plan = replace(self._plan, colour=self._colour())
+        plan = self._tagged_plan()
         begin = plan.timestamps[0] * plan.time_base
         if plan.start is not None:
             begin -= plan.start
@@ -192,8 +195,7 @@ class Ranges:
         offset = missing.start - self._frames.start
         unfinished = self._scratch.make_unfinished(self._work, self._plan.output.suffix)
         plan = replace(
-            self._plan,
-            colour=self._colour(),
+            self._tagged_plan(),
             timestamps=self._plan.timestamps[offset : offset + self._length],
             output=unfinished,
         )
@@ -219,31 +221,42 @@ class Ranges:
 
     def _finished(self) -> Iterator[Range]:
         """The finished ranges, up to the first gap. What cannot be used is deleted."""
-        there, tagged = {}, (self._work / COLOUR).is_file()
+        there, tagged = {}, self._colour() is not None
         for path in self._work.iterdir():
             match = NAME.fullmatch(path.name)
             if match and tagged:
                 there[int(match[1])] = (path, range(int(match[1]), int(match[2])))
-            elif path.name != COLOUR:
-                path.unlink()
+            elif path.name != COLOUR and WITHIN_WORK.fullmatch(path.name):
+                remove(path)
         first = self._frames.start
         while first in there:
             path, frames = there.pop(first)
             try:
                 yield read_range(path, frames)
             except IncompleteError:
-                path.unlink()
+                remove(path)
                 break
             first = frames.stop
 
-    def _colour(self) -> Colour:
-        """How the film's first frame is to be read."""
+    def _colour(self) -> Colour | None:
+        """How the film's first frame is to be read; None if nothing says so that can be understood."""
         try:
-            return Colour(**json.loads((self._work / COLOUR).read_text()))
-        except FileNotFoundError as error:
+            return Colour(**json.loads((self._work / COLOUR).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+
+    def _tagged_plan(self) -> EncodePlan:
+        """The plan with the colour of the film's first frame.
+
+        Raises:
+            BusyError: The file that keeps it is gone.
+        """
+        colour = self._colour()
+        if colour is None:
             raise BusyError(
                 f"restore: {self._target}: another run has taken over and removed {self._work.name}; let that run end"
-            ) from error
+            )
+        return replace(self._plan, colour=colour)
 
     def _with_cut_source(self, plan: EncodePlan) -> EncodePlan:
         """A plan with a source that is cut to the time of the output, and has its clock."""

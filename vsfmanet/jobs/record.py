@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from vsfmanet.atomic import write_new, write_whole
 from vsfmanet.errors import IncompleteError
-from vsfmanet.jobs.files import pending_records, record_path, sweep, write_whole
+from vsfmanet.jobs.files import pending_records, record_path, sweep
 from vsfmanet.jobs.paths import exposure_sidecar
 
 FORMAT = 1
@@ -123,7 +124,17 @@ def file_sha256(path: Path) -> str:
 
 def write_record(record: Record, path: Path) -> None:
     """Write a record, whole or not at all."""
-    write_whole(path, json.dumps(asdict(record), indent=2) + "\n")
+    write_whole(path, _as_json(record))
+
+
+def write_pending(record: Record, path: Path) -> None:
+    """Write a record under a new name, where it waits; one that is cut short by a kill cannot be read."""
+    write_new(path, _as_json(record))
+
+
+def _as_json(record: Record) -> str:
+    """The content of a record's file."""
+    return json.dumps(asdict(record), indent=2) + "\n"
 
 
 def read_record(path: Path) -> Record | None:
@@ -135,7 +146,7 @@ def read_record(path: Path) -> Record | None:
         return Record(
             **(fields | {"fingerprint": Fingerprint(**fields["fingerprint"]), "recipe": Recipe(**fields["recipe"])})
         )
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from vsfmanet.jobs.files import write_whole
+from vsfmanet.atomic import write_whole
 from vsfmanet.jobs.journal import Row
 from vsfmanet.jobs.progress import clock
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import vapoursynth as vs
 
 from vsfmanet import __version__
+from vsfmanet.atomic import MAX_NAME
 from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputError
 from vsfmanet.jobs.estimate import output_bytes
-from vsfmanet.jobs.files import MAX_NAME, remove_work
+from vsfmanet.jobs.files import remove_work
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.paths import exposure_sidecar
 from vsfmanet.jobs.progress import Report, clock

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
 
+from vsfmanet.atomic import create_new, sync
 from vsfmanet.errors import BusyError, IncompleteError, OutputError
-from vsfmanet.jobs.files import hold, move_aside, move_new, part_path, pending_path, record_path, sweep, sync
-from vsfmanet.jobs.record import Record, find_done, write_record
+from vsfmanet.jobs.files import (
+    TemporaryFolder,
+    hold,
+    is_same,
+    move_aside,
+    move_new,
+    part_path,
+    pending_path,
+    record_path,
+    remove,
+    sweep,
+)
+from vsfmanet.jobs.record import Record, find_done, write_pending, write_record
+
+_log = logging.getLogger(__name__)
 
 
 class Scratch:
@@ -33,7 +46,7 @@ class Scratch:
         self._lock = threading.Lock()
         self._part: Path | None = None
         self._held: int | None = None
-        self._folder: Path | None = None
+        self._folder: TemporaryFolder | None = None
         self._unfinished: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -42,8 +55,8 @@ class Scratch:
         """A new folder for small files, on the temporary disk."""
         with self._lock:
             self._check_open()
-            self._folder = Path(tempfile.mkdtemp(prefix="vsfmanet-"))
-            return self._folder
+            self._folder = TemporaryFolder()
+            return self._folder.path
 
     def make_part(self, target: Path) -> Path:
         """A new, empty, hidden file beside `target`: shows before the work that the place can be written.
@@ -73,11 +86,17 @@ class Scratch:
             return part
 
     def make_unfinished(self, folder: Path, suffix: str) -> Path:
-        """A name for a range that is being made, in the folder of those that are finished."""
+        """A new, empty file for a range that is being made, in the folder of those that are finished.
+
+        Raises:
+            OSError: It cannot be created.
+        """
         with self._lock:
             self._check_open()
-            self._unfinished = folder / f"{secrets.token_hex(4)}.unfinished{suffix}"
-            return self._unfinished
+            unfinished = folder / f"{secrets.token_hex(8)}.unfinished{suffix}"
+            os.close(create_new(unfinished))
+            self._unfinished = unfinished
+            return unfinished
 
     def finish(self, unfinished: Path, path: Path) -> None:
         """Give a range that is whole its final name, with all of it on the disk."""
@@ -139,17 +158,19 @@ class Scratch:
             sync(part)
             with self._lock:  # a signal must not come between the name and the record
                 self._check_open()
-                write_record(record, pending_path(part))
+                write_pending(record, pending_path(part))
                 self._release(windows_only=True)
                 kept = _set_aside(target) if overwrite and target.exists() else None
                 try:
                     move_new(part, target)
                 except FileExistsError:
                     raise
-                except OSError:  # the target is as it was before
-                    if kept is not None:
-                        _put_back(kept, target)
-                    raise
+                except OSError as error:
+                    if not is_same(part, target):  # the target is as it was before
+                        if kept is not None:
+                            _put_back(kept, target)
+                        raise
+                    _log.warning("%s is left over and cannot be deleted (%s); delete it yourself", part, error.strerror)
                 self._part = None  # from here on the record must stay, even if it cannot be put beside its output
                 sync(target.parent)
                 try:
@@ -182,12 +203,12 @@ class Scratch:
                 kill(self._process)
             self._release()
             if self._part is not None:
-                self._part.unlink(missing_ok=True)
-                pending_path(self._part).unlink(missing_ok=True)
+                remove(self._part)
+                remove(pending_path(self._part))
             if self._unfinished is not None:
-                self._unfinished.unlink(missing_ok=True)
+                remove(self._unfinished)
             if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder.close()
             return self.has_ranges
 
     def _release(self, *, windows_only: bool = False) -> None:
@@ -223,10 +244,18 @@ def _refuse_twin(target: Path, record: Record) -> None:
 
 
 def _set_aside(target: Path) -> Path:
-    """Give an older output another name, and its record with it; returns the name."""
+    """Give an older output another name, and its record with it; returns the name.
+
+    Raises:
+        OSError: One of them cannot be renamed; both are as they were before.
+    """
     kept = move_aside(target, target, "old")
-    with suppress(FileNotFoundError):
-        record_path(target).replace(record_path(kept))
+    try:
+        with suppress(FileNotFoundError):
+            record_path(target).replace(record_path(kept))
+    except OSError:
+        _put_back(kept, target)
+        raise
     return kept
 
 

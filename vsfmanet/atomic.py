@@ -1,0 +1,167 @@
+"""Files that are written whole or not at all, under temporary names that nobody else has or can predict.
+
+A temporary file is called `.<name>.<identity>.<token>.tmp` and lies beside the file that it becomes. It is created
+exclusively, never opened through a link, and locked while its writer lives, so the next writer of the same file can
+delete what a killed one has left, and nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+if sys.platform != "win32":
+    import fcntl
+
+MAX_NAME = 255
+"""Bytes of a file name that file systems take."""
+
+TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})\.[0-9a-f]{16}\.tmp$", re.DOTALL)
+"""Name of a temporary file; the first group is the identity of the file that it becomes."""
+
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+"""Flag with which a symbolic link is not opened; Windows has none."""
+
+BINARY = getattr(os, "O_BINARY", 0)
+"""Flag without which Windows changes line endings."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file so that it has all of its new content or does not change, also if power fails.
+
+    Args:
+        path: File to create or replace. A symbolic link of this name is replaced, not followed.
+
+    Yields:
+        A new file beside `path`. It takes the name when the block ends without an error, and is deleted otherwise.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    sweep_temporary(path)
+    ending = f".{identity(path)}.{secrets.token_hex(8)}.tmp"
+    beside = path.with_name(shortened(f".{path.name}", ending))
+    handle = create_new(beside)
+    try:
+        try_lock(handle)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file by a text, in UTF-8: see `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode(errors="replace"))
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a text to a new file, in UTF-8, and have it on the disk.
+
+    Raises:
+        FileExistsError: The name is taken, also by a link.
+        OSError: The file cannot be written.
+    """
+    with os.fdopen(create_new(path), "wb") as file:
+        file.write(text.encode(errors="replace"))
+        file.flush()
+        os.fsync(file.fileno())
+    sync(path.parent)
+
+
+def create_new(path: Path) -> int:
+    """Create a file, and return an open handle.
+
+    Raises:
+        FileExistsError: The name is taken, also by a link.
+        OSError: The file cannot be created.
+    """
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW | BINARY, 0o666)
+
+
+def sweep_temporary(path: Path) -> None:
+    """Delete the temporary files that killed writers of `path` have left."""
+    for name in os.listdir(path.parent):
+        match = TEMPORARY.match(name)
+        if match and match[1] == identity(path):
+            with suppress(OSError):  # someone else's; it does no harm
+                delete_unheld(path.with_name(name))
+
+
+def delete_unheld(path: Path) -> bool:
+    """Delete a file unless a living process has it locked; returns whether it is gone.
+
+    Raises:
+        OSError: It cannot be opened or deleted.
+    """
+    if sys.platform == "win32":
+        try:
+            path.unlink(missing_ok=True)  # an open file cannot be deleted there
+        except PermissionError:
+            return False
+        return True
+    try:
+        handle = os.open(path, os.O_RDONLY | NO_FOLLOW)
+    except FileNotFoundError:
+        return True
+    try:
+        unheld = try_lock(handle)
+        if unheld:
+            path.unlink(missing_ok=True)
+        return unheld
+    finally:
+        os.close(handle)
+
+
+def try_lock(handle: int) -> bool:
+    """Lock an open file; False if another process has. True where there are no locks: then names have to do."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    if path.is_dir() and sys.platform == "win32":
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def identity(path: Path) -> str:
+    """Eight digits that the names of all temporary files of `path` have in common, however short they are cut."""
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+
+
+def shortened(stem: str, ending: str) -> str:
+    """`stem` and `ending`, with as much of the stem as a file name takes."""
+    room = MAX_NAME - len(os.fsencode(ending))
+    data = os.fsencode(stem)
+    return (stem if len(data) <= room else data[:room].decode(errors="ignore")) + ending
