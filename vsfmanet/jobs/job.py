@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from vsfmanet.errors import ConfigError
 from vsfmanet.media.containers import CONTAINERS
+from vsfmanet.media.encoder_args import parse_encoder_args
 from vsfmanet.settings import RestoreSettings, check_choice, from_json, is_int, is_real, to_json
 
 OnDamage = Literal["stop", "salvage", "as-is"]
@@ -59,6 +60,7 @@ class RestoreJob:
             raise ConfigError(f"0 <= start < end is needed, got {self.start} to {self.end}; mend --start and --end")
         if not isinstance(self.encoder_args, str):
             raise ConfigError(f"encoder_args must be one string, got {self.encoder_args!r}; mend --encoder-args")
+        parse_encoder_args(self.encoder_args)
         check_choice("on_damage", self.on_damage, OnDamage)
         for name in ("audio", "subtitles", "attachments", "deinterlace", "overwrite"):
             if not isinstance(getattr(self, name), bool):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import shlex
 import shutil
 import subprocess
 import threading
@@ -25,10 +24,11 @@ from typing import IO, Self
 import av
 import imageio_ffmpeg
 
-from vsfmanet.errors import ConfigError, OutputError
+from vsfmanet.errors import OutputError
 from vsfmanet.jobs.scratch import kill
 from vsfmanet.media.clip import Colour
 from vsfmanet.media.containers import CONTAINERS
+from vsfmanet.media.encoder_args import parse_encoder_args
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import Source, Stream, open_container
 
@@ -181,14 +181,9 @@ def choose_encoder(user_args: str, pixel_format: str, container: str) -> tuple[s
         container: Suffix of the output file.
 
     Raises:
-        ConfigError: The quotes do not match.
+        ConfigError: The options would do more than code one output.
     """
-    try:
-        own = tuple(shlex.split(user_args))
-    except ValueError as error:
-        raise ConfigError(
-            f"restore: --encoder-args must be options as in a shell, got {user_args!r} ({error}); close the quotes"
-        ) from error
+    own = parse_encoder_args(user_args)
     if any(argument in ("-c:v", "-codec:v", "-vcodec") for argument in own):
         return own
     depth = av.VideoFormat(pixel_format).components[0].bits
