@@ -1,0 +1,163 @@
+"""The documentation against what it describes: links, options, defaults, models, and the README's own commands."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import vsfmanet
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*.md"), ROOT / "tests" / "FAULTS.md"])
+COMMANDS = ("restore", "batch", "cluster", "verify", "probe", "models", "doctor")
+ENGINES = ("ray", "slurm", "kubernetes", "run")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+
+OTHERS = {
+    *("--requests", "--timecodes"),  # of vspipe
+    *("--hwdec", "--vf"),  # of mpv
+    "--requeue",  # of Slurm
+    *("--clip", "--no-sharp", "--crop", "--out"),  # of scripts/make_picture.py
+}
+"""Options in the documentation that belong to other programs."""
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def without_code(text: str) -> str:
+    """Markdown without its fenced blocks and code spans, in which brackets are no links."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    plain = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@cache
+def help_of(*command: str) -> str:
+    """What `vsfmanet COMMAND --help` prints, as users see it."""
+    line = [sys.executable, "-m", "vsfmanet", *command, "--help"]
+    return subprocess.run(line, check=True, capture_output=True, text=True).stdout
+
+
+@cache
+def options_of(*command: str) -> frozenset[str]:
+    """The options that a command's help defines, one a line; not those of its examples."""
+    return frozenset(re.findall(r"^\W*?(?:-\w,? )?(--[a-z][a-z-]+)", help_of(*command), re.MULTILINE))
+
+
+def section(page: str, heading: str) -> str:
+    """A section of a page, from its heading to the next of the same or a higher rank."""
+    found = re.search(rf"^(#+) {re.escape(heading)}\n(.*?)(?=^#{{1,2}} |\Z)", text_of(page), re.MULTILINE | re.DOTALL)
+    assert found, f"{page} has no section {heading!r}"
+    return found[2]
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The rows of all tables, without headings and rules."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    rules = {n for n, row in enumerate(rows) if all(set(cell) <= set("-: ") for cell in row)}
+    return [row for n, row in enumerate(rows) if n not in rules and n + 1 not in rules]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{target}: no such file"
+        assert linked.is_relative_to(ROOT), f"{target}: outside the project"
+        if anchor:
+            assert anchor in anchors(linked.read_text(encoding="utf-8")), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("page", ["docs/restore.md", "docs/archive.md", "docs/models.md", "docs/vapoursynth.md"])
+def test_every_option_in_the_documentation_exists(page: str) -> None:
+    own = {option for command in COMMANDS for option in options_of(command)}
+    own |= {option for engine in ENGINES for option in options_of("cluster", engine)}
+    assert set(OPTION.findall(text_of(page))) - own <= OTHERS
+
+
+@pytest.mark.parametrize("command", ["vsfmanet restore", "vsfmanet batch", "vsfmanet probe", "vsfmanet verify"])
+def test_every_example_command_takes_its_options(command: str) -> None:
+    name = command.split()[1]
+    for page in PAGES:
+        code = "\n".join(re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+        for line in re.findall(rf"^{command} .*$", code.replace("\\\n", " "), re.MULTILINE):
+            given = re.sub(r'--encoder-args="[^"]*"', "--encoder-args", line.partition("#")[0])
+            assert set(OPTION.findall(given)) <= options_of(name), f"{page.name}: {line}"
+
+
+def test_every_option_of_restore_is_documented_and_what_batch_and_cluster_add() -> None:
+    restore = text_of("docs/restore.md")
+    assert options_of("restore") - {"--help"} <= set(OPTION.findall(restore))
+    archive = text_of("docs/archive.md")
+    added = options_of("batch") - options_of("restore")
+    added |= {option for engine in ENGINES for option in options_of("cluster", engine)} - options_of("restore")
+    assert added <= set(OPTION.findall(archive))
+    both = set(OPTION.findall(restore))
+    assert options_of("probe") | options_of("verify") <= both | {"--help"}
+
+
+@pytest.mark.parametrize("name", [name for name in vsfmanet.__all__ if name != "__version__"])
+def test_every_argument_is_documented_with_its_default(name: str) -> None:
+    documented = section("docs/vapoursynth.md", f"`{name}({'clip, *, ...' if name != 'models' else ''})`")
+    rows = {row[0].strip("`"): row[1] for row in table_rows(documented) if len(row) >= 3}
+    parameters = inspect.signature(getattr(vsfmanet, name)).parameters.values()
+    expected = {
+        parameter.name: f"`{parameter.default!r}`".replace("'", '"')
+        for parameter in parameters
+        if parameter.default is not inspect.Parameter.empty
+    }
+    assert {key: value for key, value in rows.items() if key in expected} == expected
+
+
+def test_the_table_of_models_lists_those_of_the_manifest() -> None:
+    manifest = tomllib.loads(text_of("models/manifest.toml"))
+    shipped = {model["name"] for model in manifest["model"]}
+    assert set(re.findall(r"^\| `(\w+_x\d\w*)` \|", text_of("docs/models.md"), re.MULTILINE)) == shipped
+    assert shipped <= set(re.findall(r"\.\./models/(\w+)\.md", text_of("docs/models.md")))
+    for name in shipped:
+        assert (ROOT / "models" / f"{name}.md").is_file()
+
+
+def test_the_gains_in_the_table_of_models_are_those_that_the_command_prints() -> None:
+    from vsfmanet.weights import list_models
+
+    for entry in list_models():
+        gains = [entry.gain(condition) for condition in ("5_1", "5_5", "re")]
+        shown = ", ".join(f"{gain:+.2f}" for gain in gains if gain is not None)
+        [row] = re.findall(rf"^\| `{entry.name}` \|.*\| (.*) \|$", text_of("docs/models.md"), re.MULTILINE)
+        assert row == shown, entry.name
+
+
+def test_every_exit_code_is_documented() -> None:
+    from vsfmanet import errors
+
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.VsfmanetError)
+    ]
+    codes = {kind.exit_code for kind in kinds} | {0}
+    rows = {row[0] for row in table_rows(section("docs/restore.md", "Exit codes"))}
+    assert rows == {*map(str, codes), "128 + n"}
+
+
+def test_the_pages_name_no_machine_and_no_registry() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"/work/|/home/|/root/|pythonhosted|pypi\.org/simple|download\.pytorch", text), page.name
