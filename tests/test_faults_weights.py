@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import struct
 import subprocess
 import sys
@@ -136,6 +137,18 @@ def described(weights: Path, **changes: object) -> bytes:
         {"width": "90"},
         {"width": None},
         {"scale": 10**9},
+        {"heads": 0},
+        {"heads": -1},
+        {"extractor_width": -3},
+        {"feed_forward_width": -1},
+        {"modulation_width": 0},
+        {"num_blocks": -1},
+        {"num_blocks": 10**7},
+        {"extractor_blocks": 2**70},
+        {"dense_growth": True},
+        {"flow_features": "no"},
+        {"guidance": 1},
+        {"fuse_convs": [1]},
     ],
     ids=str,
 )
@@ -144,8 +157,53 @@ def test_case_67_a_configuration_that_does_not_fit_its_tensors_is_refused_withou
 ) -> None:
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(described(weights, **changes))
+    with pytest.raises(WeightsError, match=r"bad\.safetensors") as caught:
+        load_model(str(bad))
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "{}", '{"network": [], "config": {}}', "[" * 100_000])
+def test_case_67_metadata_that_describe_no_network_are_refused(weights: Path, tmp_path: Path, text: str) -> None:
+    header, data = parts(weights)
+    header["__metadata__"][METADATA_KEY] = text
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(whole(header, data))
     with pytest.raises(WeightsError, match=r"bad\.safetensors"):
         load_model(str(bad))
+
+
+@pytest.mark.parametrize("change", ["I16", "F8_E4M3", "negative variance", "temperature 0"])
+def test_case_67_tensors_of_a_wrong_type_or_value_are_refused(weights: Path, tmp_path: Path, change: str) -> None:
+    header, data = parts(weights)
+    name = {"negative variance": "extractor.stem.1.running_var", "temperature 0": "reading_temperature"}.get(
+        change, "degradation.stem.0.weight"
+    )
+    if change == "I16":
+        header[name]["dtype"] = "I16"
+    elif change == "F8_E4M3":
+        header[name] |= {"dtype": "F8_E4M3", "shape": [2 * header[name]["shape"][0], *header[name]["shape"][1:]]}
+    else:
+        begin, end = header[name]["data_offsets"]
+        value = torch.tensor(-1.0 if change == "negative variance" else 0.0, dtype=torch.float16)
+        data = data[:begin] + value.expand((end - begin) // 2).contiguous().numpy().tobytes() + data[end:]
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(whole(header, data))
+    with pytest.raises(WeightsError, match=r"bad\.safetensors must hold positive|the tensors of bad\.safetensors"):
+        load_model(str(bad))
+
+
+def test_case_67_an_empty_tensor_of_an_enormous_shape_costs_nothing(weights: Path, tmp_path: Path) -> None:
+    header, data = parts(weights)
+    description = json.loads(header["__metadata__"][METADATA_KEY])
+    description["config"]["width"] = 2**28
+    header["__metadata__"][METADATA_KEY] = json.dumps(description)
+    header["more"] = {"dtype": "F16", "shape": [0, 2**40], "data_offsets": [len(data), len(data)]}
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(whole(header, data))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError, match=r"bad\.safetensors"):
+        load_model(str(bad))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 
 @pytest.mark.parametrize("kind", ["missing", "cut", "web page", "wrong sha256", "no such name"])
@@ -168,7 +226,10 @@ def test_case_67_weights_that_are_not_those_are_refused_with_their_exit_code(
     made.parent.mkdir()
     given = {"no such name": "fmanetpp_x9"}.get(kind, str(model))
     assert main(["restore", f"--model={given}", str(film), str(made)]) == 8
-    assert "load_model: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert {"no such name": "must be one of", "wrong sha256": "must have sha256", "missing": "file that exists"}.get(
+        kind, "must be a whole safetensors file"
+    ) in said
     assert nothing_but(made.parent)
 
 

@@ -205,7 +205,7 @@ def test_losses_are_their_definitions_and_the_motion_counts_by_its_weight() -> N
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="prior must be extent, speed or none, got 'flow'"):
         replace(TINY, prior="flow")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="width must be at least 2, got 1"):
+    with pytest.raises(ConfigError, match="width must be a whole number of at least 2, got 1"):
         replace(TINY, width=1)
 
 

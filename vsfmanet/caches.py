@@ -10,6 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
+from vsfmanet.atomic import sync
 from vsfmanet.errors import ConfigError
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -85,12 +86,7 @@ def publish(path: Path, content: bytes, *, replace: bool = True) -> None:
                 path.hardlink_to(beside)
     finally:
         beside.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync(path.parent)
 
 
 def _is_private(found: os.stat_result) -> bool:

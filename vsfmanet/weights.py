@@ -11,6 +11,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,18 @@ MODELS: Mapping[str, Callable[[Mapping[str, Any]], FMANetPP | SequenceNetwork]] 
 }
 """How each kind of network that restores is built from the configuration in a weights file."""
 
-SMALL = 64
-"""Numbers in a configuration up to this cost nothing, whatever the tensors are."""
+_COUNTS = ("blocks", "layers", "depth")
+"""Endings of the names of sizes that say how often something is built; each has at least one tensor in the file."""
+
+_NOT_NEGATIVE = ("running_var",)
+_POSITIVE = ("reading_temperature", "spread")
+"""Endings of the names of tensors with such values; they are put under roots and fractions."""
+
+_FLOATS = ("F16", "BF16", "F32")
+"""Types of numbers that weights may have in a file."""
+
+_SHOWN = 3
+"""Names of tensors that an error message lists."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +129,7 @@ def list_models() -> list[ModelEntry]:
         ]
     except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
         raise WeightsError(
-            f"list_models: a readable manifest is needed, got {manifest} ({error}); reinstall vsfmanet"
+            f"the manifest of models must be readable, got {manifest} ({error}); reinstall vsfmanet"
         ) from error
 
 
@@ -131,16 +142,14 @@ def find_model(name_or_path: str) -> tuple[str, Path, str | None]:
     if name_or_path.endswith(".safetensors"):
         path = Path(name_or_path)
         if not path.is_file():
-            raise WeightsError(f"load_model: model must be a safetensors file that exists, got {name_or_path!r}")
+            raise WeightsError(f"model must be a safetensors file that exists, got {name_or_path!r}")
         return path.stem, path, None
     entries = list_models()
     for entry in entries:
         if entry.name == name_or_path:
             return entry.name, entry.path, entry.sha256
     known = ", ".join(entry.name for entry in entries)
-    raise WeightsError(
-        f"load_model: model must be one of {known}, or a path that ends in .safetensors; got {name_or_path!r}"
-    )
+    raise WeightsError(f"model must be one of {known}, or a path that ends in .safetensors; got {name_or_path!r}")
 
 
 def file_sha256(path: Path) -> str:
@@ -165,11 +174,9 @@ def load_model(name_or_path: str) -> LoadedModel:
     try:
         digest = file_sha256(path)
     except OSError as error:
-        raise WeightsError(
-            f"load_model: {name} needs {path.name}, which cannot be read ({error}); reinstall"
-        ) from error
+        raise WeightsError(f"{name} needs {path.name}, which cannot be read ({error}); reinstall") from error
     if expected is not None and digest != expected:
-        raise WeightsError(f"load_model: {path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
+        raise WeightsError(f"{path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
     network = _read(path, MODELS)
     return LoadedModel(name=name, sha256=digest, scale=network.scale, network=network)
 
@@ -182,7 +189,7 @@ def load_fmanetpp(name_or_path: str) -> FMANetPP:
     """
     network = load_model(name_or_path).network
     if not isinstance(network, FMANetPP):
-        raise WeightsError(f"load_fmanetpp: a model of FMA-Net++ is needed, got {name_or_path!r}, a {network.kind}")
+        raise WeightsError(f"a model of FMA-Net++ is needed, got {name_or_path!r}, a {network.kind}")
     return network
 
 
@@ -212,56 +219,115 @@ def _shipped[Network: torch.nn.Module](table: str, kind: str, build: Callable[[A
         digest = file_sha256(path)
     except (OSError, tomllib.TOMLDecodeError, LookupError) as error:
         raise WeightsError(
-            f"load_{table}: the {table} that ships with vsfmanet is needed, got {manifest} without ({error}); "
-            "reinstall vsfmanet"
+            f"the {table} that ships with vsfmanet is needed, got {manifest} without ({error}); reinstall vsfmanet"
         ) from error
     if digest != expected:
-        raise WeightsError(f"load_{table}: {path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
+        raise WeightsError(f"{path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
     return _read(path, {kind: build})
 
 
 def _read[Network: torch.nn.Module](path: Path, kinds: Mapping[str, Callable[[Mapping[str, Any]], Network]]) -> Network:
-    """The network in a weights file, of any of some kinds, in fp32 and eval mode; its values are finite."""
+    """Read the network in a weights file.
+
+    The file's header decides whether it is read at all: the network is first built without memory, and the names,
+    shapes and types of its tensors are compared with those in the header.
+
+    Args:
+        path: A safetensors file.
+        kinds: Builders of the networks that are accepted, by the name in the file.
+
+    Returns:
+        The network in fp32 and eval mode, on the CPU, with finite values; it asks for no gradients.
+
+    Raises:
+        WeightsError: The file is damaged, of another kind, or its tensors do not fit its configuration.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
             if text is None:
-                raise WeightsError(
-                    f"load_model: {path.name} must carry our metadata, got a file without; is it a model?"
-                )
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                raise WeightsError(f"{path.name} must carry our metadata, got a file without; is it a model?")
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            shapes = {name: (list(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
+            build = _builder(path, text, kinds, len(shapes))
+            _check_tensors(path, build, shapes)
+            state = {name: file.get_tensor(name) for name in shapes}
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"load_model: {path.name} must be a whole safetensors file, got {error}") from error
-    try:
-        description = json.loads(text)
-        if description["network"] not in kinds:
-            raise WeightsError(
-                f"load_model: {path.name} holds the network {description['network']!r} where one of "
-                f"{', '.join(map(repr, kinds))} is needed; choose another file, or update vsfmanet"
-            )
-        _check_numbers(path, dict(description["config"]), state)
-        network = kinds[description["network"]](description["config"])
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise WeightsError(f"load_model: the configuration in {path.name} must be complete, got {error}") from error
+        raise WeightsError(f"{path.name} must be a whole safetensors file, got {error}") from error
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise WeightsError(f"load_model: {path.name} must hold finite values, got NaN or infinity in {name}")
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"load_model: the tensors of {path.name} must fit its configuration; {error}") from error
+            raise WeightsError(f"{path.name} must hold finite values, got NaN or infinity in {name}")
+        least = value.min()
+        if (name.endswith(_NOT_NEGATIVE) and least < 0) or (name.endswith(_POSITIVE) and least <= 0):
+            raise WeightsError(f"{path.name} must hold positive values in {name}, got {float(least)}")
+    network = build()
+    network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 
 
-def _check_numbers(path: Path, config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse a configuration that asks for more than the file has, before a network of any size is built of it."""
-    most = max(SMALL, len(state), *(size for value in state.values() for size in value.shape))
-    for name, value in config.items():
-        if isinstance(value, int) and value > most:
+def _builder[Network: torch.nn.Module](
+    path: Path, text: str, kinds: Mapping[str, Callable[[Mapping[str, Any]], Network]], num_tensors: int
+) -> Callable[[], Network]:
+    """Return what builds the network that a file's metadata describe.
+
+    Raises:
+        WeightsError: The metadata are not ours, name another network, or ask for more parts than there are tensors.
+    """
+    try:
+        description = json.loads(text)
+        kind, config = description["network"], dict(description["config"])
+        if kind not in kinds:
             raise WeightsError(
-                f"load_model: the tensors of {path.name} must fit its configuration; none is as large as its {name}, "
+                f"{path.name} holds the network {kind!r} where one of {', '.join(map(repr, kinds))} is needed; "
+                "choose another file, or update vsfmanet"
+            )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"the metadata of {path.name} must describe a network, got {error!r}") from error
+    for name, value in config.items():
+        if name.endswith(_COUNTS) and isinstance(value, int | float) and value > num_tensors:
+            raise WeightsError(
+                f"the tensors of {path.name} must fit its configuration; it has {num_tensors}, too few for a {name} of "
                 f"{value}"
             )
+    return partial(kinds[kind], config)
+
+
+def _check_tensors(
+    path: Path, build: Callable[[], torch.nn.Module], found: Mapping[str, tuple[list[int], str]]
+) -> None:
+    """Compare the tensors of a file with those of its network, which is built without memory.
+
+    Args:
+        path: The file, for messages.
+        build: Builds the network.
+        found: Shape and safetensors' type of each tensor in the file.
+
+    Raises:
+        WeightsError: The configuration is none, or names, shapes or types differ.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = {
+                name: (list(value.shape), _FLOATS if value.is_floating_point() else ("I64",))
+                for name, value in build().state_dict().items()
+            }
+    except (ConfigError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(f"the configuration in {path.name} must be complete, got {reason}") from error
+    wrong = sorted(
+        name
+        for name in wanted.keys() | found.keys()
+        if name not in wanted
+        or name not in found
+        or found[name][0] != wanted[name][0]
+        or found[name][1] not in wanted[name][1]
+    )
+    if wrong:
+        shown = ", ".join(f"{name} {found.get(name, ('missing',))[0]}" for name in wrong[:_SHOWN])
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise WeightsError(
+            f"the tensors of {path.name} must fit its configuration, got {shown}{more}; is the file of another version?"
+        )
 
 
 def save_model(network: FMANetPP | SequenceNetwork, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
@@ -276,14 +342,14 @@ def save_model(network: FMANetPP | SequenceNetwork, path: Path, *, about: Mappin
         WeightsError: A value does not fit fp16.
     """
     if isinstance(network, FMANetPP) and not network.deployed:
-        raise ConfigError("save_model: network must be in deployed form; call deploy() first")
+        raise ConfigError("network must be in deployed form; call deploy() first")
     _save(network, path, {"network": network.kind, "config": asdict(network.config), **(about or {})})
 
 
 def save_analyser(analyser: BlurAnalyser, path: Path, *, about: Mapping[str, Any]) -> None:
     """Write a folded blur analyser; arguments and errors as of `save_model`."""
     if not analyser.folded:
-        raise ConfigError("save_analyser: the analyser must be in folded form; call fold() first")
+        raise ConfigError("the analyser must be in folded form; call fold() first")
     _save(analyser, path, {"network": "blur", "config": asdict(analyser.config), **about})
 
 
@@ -301,7 +367,7 @@ def _save(network: torch.nn.Module, path: Path, description: Mapping[str, Any]) 
     }
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise WeightsError(f"save_model: values must fit fp16, got larger ones or NaN in {name}")
+            raise WeightsError(f"values must fit fp16, got larger ones or NaN in {name}")
     with replacing(path) as file:
         file.write(save(state, metadata={METADATA_KEY: json.dumps(description, sort_keys=True)}))
 

@@ -33,6 +33,7 @@ from vsfmanet.networks.blocks import (
     leaky_relu,
     zero_init,
 )
+from vsfmanet.networks.checks import check_fields
 from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor, anchor_embedding, read_exposure
 from vsfmanet.ops.matching import match_frames
 from vsfmanet.segments import Reach
@@ -91,17 +92,18 @@ class FMANetPPConfig:
 
     def __post_init__(self) -> None:
         """Refuse contradictions where they are made."""
+        check_fields(self)
         if self.scale not in _KERNEL_SIZES:
-            raise ConfigError(f"FMANetPPConfig: scale must be 4, 2 or 1, got {self.scale}")
+            raise ConfigError(f"scale must be 4, 2 or 1, got {self.scale}")
         if self.width % self.heads:
-            raise ConfigError(f"FMANetPPConfig: width ({self.width}) must be a multiple of heads ({self.heads})")
+            raise ConfigError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if not 1 <= self.num_flows <= self.width:
-            raise ConfigError(f"FMANetPPConfig: num_flows must be in 1 ... width ({self.width}), got {self.num_flows}")
+            raise ConfigError(f"num_flows must be in 1 ... width ({self.width}), got {self.num_flows}")
         if self.upsampler == "two_stage" and self.scale != 4:
-            raise ConfigError(f"FMANetPPConfig: upsampler two_stage makes scale 4, got scale {self.scale}; use 'lr'")
+            raise ConfigError(f"upsampler two_stage makes scale 4, got scale {self.scale}; use 'lr'")
         if self.fuse_convs not in (1, 2) or self.kernel_head_size not in (1, 3):
             raise ConfigError(
-                "FMANetPPConfig: fuse_convs must be 1 or 2 and kernel_head_size 1 or 3, "
+                "fuse_convs must be 1 or 2 and kernel_head_size 1 or 3, "
                 f"got {self.fuse_convs} and {self.kernel_head_size}"
             )
 
@@ -137,7 +139,7 @@ def preset(name: str, scale: int = 4) -> FMANetPPConfig:
             upsampler="lr", last_flow_update=False, initial_flow="matching", flow_features=True,
             learned_exposures=True,
         )  # fmt: skip
-    raise ConfigError(f"preset: name must be paper, base or fast, got {name!r}")
+    raise ConfigError(f"name must be paper, base or fast, got {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks.blocks import Conv3x3, Layers, at_multiples, keep_scale, leaky_relu, zero_init
+from vsfmanet.networks.checks import check_fields
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.ops.matching import match_frames
 from vsfmanet.ops.warp import flow_warp
@@ -65,16 +66,14 @@ class JFFRAConfig:
     not find that out from pictures alone."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("width", "flow_width"):
-            if getattr(self, name) < 2 or getattr(self, name) % 2:
-                raise ConfigError(f"JFFRAConfig: {name} must be even and at least 2, got {getattr(self, name)}")
-        for name in ("depth", "bottom_depth"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"JFFRAConfig: {name} must be at least 1, got {getattr(self, name)}")
+            if getattr(self, name) % 2:
+                raise ConfigError(f"{name} must be even, got {getattr(self, name)}")
         for width in self.widths:
             if width < 16 or width % (width // 16):
                 raise ConfigError(
-                    f"JFFRAConfig: width must give levels that heads of about 16 channels divide, got {self.width} "
+                    f"width must give levels that heads of about 16 channels divide, got {self.width} "
                     f"for {self.widths}; take 32, 48, 64 or 96"
                 )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.blocks import Conv3x3, keep_scale, zero_init
+from vsfmanet.networks.checks import check_fields
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig
 from vsfmanet.networks.pruning import (
     Area,
@@ -67,16 +68,14 @@ class M2AENetConfig:
     """`BlurConfig.max_extent` of the blur analyser."""
 
     def __post_init__(self) -> None:
-        if self.width < 2 or self.width % 2:
-            raise ConfigError(f"M2AENetConfig: width must be even and at least 2, got {self.width}")
-        if self.depth < 1 or self.motion_width < 1:
-            raise ConfigError(
-                f"M2AENetConfig: depth and motion_width must be at least 1, got {self.depth} and {self.motion_width}"
-            )
+        check_fields(self)
+        for name in ("width", "blur_width"):
+            if getattr(self, name) % 2:
+                raise ConfigError(f"{name} must be even, got {getattr(self, name)}")
         if not 0 <= self.off_below <= self.on_above:
-            raise ConfigError(
-                f"M2AENetConfig: 0 <= off_below <= on_above is needed, got {self.off_below} and {self.on_above} pixels"
-            )
+            raise ConfigError(f"0 <= off_below <= on_above is needed, got {self.off_below} and {self.on_above} pixels")
+        if not self.blur_max_extent > 0:
+            raise ConfigError(f"blur_max_extent must be above 0 pixels, got {self.blur_max_extent}")
 
 
 PRESETS: Mapping[str, M2AENetConfig] = {

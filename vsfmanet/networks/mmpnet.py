@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.blocks import Conv3x3, at_multiples
+from vsfmanet.networks.checks import check_fields
 
 MULTIPLE_OF = 16
 """Sides are filled up to multiples of this by repeating the border, and cropped back."""
@@ -31,10 +32,11 @@ class BlurConfig:
     """Blur extent in pixels that an output of 1 stands for."""
 
     def __post_init__(self) -> None:
-        if self.width < 2 or self.width % 2:
-            raise ConfigError(f"BlurConfig: width must be even and at least 2, got {self.width}")
+        check_fields(self)
+        if self.width % 2:
+            raise ConfigError(f"width must be even, got {self.width}")
         if not self.max_extent > 0:
-            raise ConfigError(f"BlurConfig: max_extent must be above 0 pixels, got {self.max_extent}")
+            raise ConfigError(f"max_extent must be above 0 pixels, got {self.max_extent}")
 
 
 class MMPNet(nn.Module):

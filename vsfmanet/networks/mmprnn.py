@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsfmanet.errors import ConfigError
 from vsfmanet.networks.blocks import Conv3x3, at_multiples, keep_scale, zero_init
+from vsfmanet.networks.checks import check_fields
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, DenseBlock, MMPNet
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.segments import Reach
@@ -41,11 +41,7 @@ class MMPRNNConfig:
     """Channels of the prior's network at full size."""
 
     def __post_init__(self) -> None:
-        if self.prior not in ("extent", "speed", "none"):
-            raise ConfigError(f"MMPRNNConfig: prior must be extent, speed or none, got {self.prior!r}")
-        for name, least in (("cell_blocks", 1), ("decoder_blocks", 1), ("width", 2)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"MMPRNNConfig: {name} must be at least {least}, got {getattr(self, name)}")
+        check_fields(self, least={"width": 2, "prior_width": 2})
 
 
 PRESETS: Mapping[str, MMPRNNConfig] = {
