@@ -295,6 +295,7 @@ def test_case_76_a_flipped_bit_between_writing_and_verification_is_found(film: P
         size=(128, 96),
         aspect=Fraction(1),
         hdr=Hdr(),
+        anchors=[(0, times(made)[0])],
         times=times(made),
         lively=(),
         copied=found.others,

@@ -404,7 +404,7 @@ def test_case_16_film_with_pulldown_flags_keeps_its_frames_and_their_times(
     with_pulldown(tmp_path / "bare.m2v")
     ffmpeg("-fflags", "+genpts", "-i", tmp_path / "bare.m2v", "-c", "copy", tmp_path / "timed.mpg")
     field = Fraction(1001, 60000)
-    for name, said in (("bare.m2v", "no timestamps: they are reckoned from its flags"), ("timed.mpg", "")):
+    for name, said in (("bare.m2v", "no timestamps: they are computed from its flags"), ("timed.mpg", "")):
         made = tmp_path / f"{name}.mkv"
         assert restore(tmp_path / name, made) == 0
         assert said in capsys.readouterr().err
@@ -642,7 +642,9 @@ def test_case_23_a_change_of_size_is_told_with_its_time(tmp_path: Path, capsys: 
         ffmpeg(*picture(0.4, size=size), *H264, "-output_ts_offset", later, tmp_path / f"{size}.ts")
     (tmp_path / "in.ts").write_bytes((tmp_path / "64x48.ts").read_bytes() + (tmp_path / "32x32.ts").read_bytes())
     said = refusal(tmp_path / "in.ts", tmp_path, capsys)
-    assert "they change at 1.8" in said  # 1.4 s is where FFmpeg starts a transport stream
+    assert (
+        "one size and format throughout is needed, but it changes at 1.8" in said
+    )  # 1.4 s is where FFmpeg starts a transport stream
 
 
 def test_case_24_of_several_video_tracks_the_one_that_players_show_is_restored(

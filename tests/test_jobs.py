@@ -65,6 +65,7 @@ def check(
         size=size,
         aspect=aspect,
         hdr=Hdr(),
+        anchors=[(0, times[0]), (len(times) - 1, times[-1])],
         times=times,
         lively=lively,
         copied=found.others if streams is None else streams,
@@ -265,7 +266,7 @@ def test_verification_finds_a_file_that_is_cut(made: Path, tmp_path: Path, keep:
     ],
 )
 def test_a_gap_counts_as_damage_only_in_a_constant_rate(shown: list[int], gaps: int) -> None:
-    assert len(source._gaps(shown, Fraction(1, 1000))) == gaps
+    assert len(source._gaps([source.Shown(time, 40, -1) for time in shown], Fraction(1, 1000), hole=None)) == gaps
 
 
 # What must not outlive a job

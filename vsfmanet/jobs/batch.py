@@ -27,8 +27,8 @@ from vsfmanet.jobs.progress import Report, clock, frames_state
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, read_record
 from vsfmanet.jobs.report import tally, write_report
 from vsfmanet.jobs.runner import recipe
+from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.encode import choose_encoder
-from vsfmanet.media.source import main_track, open_container
 from vsfmanet.settings import EXPOSURE_WORDS
 
 FOLDER = ".vsfmanet"

@@ -50,6 +50,7 @@ def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str
             size=(scale * width, scale * height),
             aspect=clip.aspect,
             hdr=Hdr(),  # whether the encoder could carry the source's is not known here
+            anchors=clip.anchors,
             times=[timestamp * clip.time_base for timestamp in clip.timestamps],
             lively=clips.lively_frames(clip.node, range(clip.node.num_frames)),
             copied=[stream for stream in source.of_kind(*kinds) if is_kept(stream)],

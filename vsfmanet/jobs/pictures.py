@@ -10,7 +10,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from vsfmanet.media.source import main_track, open_container
+from vsfmanet.media.demux import main_track, open_container
 
 WIDTH, HEIGHT = 320, 180
 """Pixels of each half, at most."""

@@ -31,6 +31,7 @@ from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import Colour
+from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.encode import (
     EncodePlan,
     Encoder,
@@ -43,7 +44,6 @@ from vsfmanet.media.encode import (
     others_command,
     range_command,
 )
-from vsfmanet.media.source import main_track, open_container
 
 EARLIEST_CUT = Fraction(3, 4)
 """Part of the length from which on a range ends where a scene does."""

@@ -31,6 +31,7 @@ from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import SourceClip
 from vsfmanet.media.containers import CONTAINERS
+from vsfmanet.media.decode import first_frame
 from vsfmanet.media.deinterlace import deinterlaced
 from vsfmanet.media.encode import (
     EncodePlan,
@@ -46,7 +47,7 @@ from vsfmanet.media.encode import (
     takes_hdr,
 )
 from vsfmanet.media.hdr import Hdr
-from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, first_frame, inspect, is_kept, save_packets
+from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, inspect, is_kept, save_packets
 from vsfmanet.media.verify import Needed, verify
 from vsfmanet.settings import RestoreSettings
 
@@ -125,7 +126,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     if job.on_damage == "as-is":
         step = 1 / (source.rate * clip.time_base)
         evenly = tuple(clip.timestamps[0] + round(n * step) for n in range(len(clip.timestamps)))
-        clip = replace(clip, timestamps=evenly)
+        clip = replace(clip, timestamps=evenly, anchors=clip.anchors[:1])
     for notice in clip.notices:
         report.warn(notice)
     if job.deinterlace:
@@ -197,6 +198,7 @@ def _needed(source: Source, clip: SourceClip, frames: range, plan: EncodePlan, h
         size=plan.size,
         aspect=None if filtered or has_option(own, "aspect", "bsf") else plan.aspect,
         hdr=hdr,
+        anchors=[(n - frames.start, time) for n, time in clip.anchors if n in frames],
         times=[timestamp * plan.time_base for timestamp in plan.timestamps],
         lively=set() if filtered else clips.lively_frames(clip.node, frames),
         copied=plan.copied,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from itertools import pairwise
 from typing import Any
 
 import av
@@ -18,7 +17,9 @@ import vapoursynth as vs
 
 from vsfmanet import errors
 from vsfmanet.errors import ConfigError, DamagedError, FormatError, IncompleteError, SourceError, VsfmanetError
-from vsfmanet.media.source import Decoded, Source, check_unchanged, decode_all, first_change
+from vsfmanet.media.decode import Decoded, decode_all
+from vsfmanet.media.source import Source, check_unchanged
+from vsfmanet.media.timeline import Timeline, is_ascending, repaired
 from vsfmanet.settings import RestoreSettings
 
 AHEAD = 8
@@ -39,7 +40,7 @@ MOST_AT_ONCE = 4
 LIVELY = 8.0
 """Standard deviation from which a picture, in code values of 8 bits, is clearly not of one colour."""
 
-HIDDEN_FRAMES = {"mpeg4", "msmpeg4v2", "msmpeg4v3", "vp8"}
+HIDDEN_FRAMES = {"libdav1d", "mpeg4", "msmpeg4v2", "msmpeg4v3", "vp8", "vp9"}
 """Codecs with packets that show no picture, or two: packets need not equal frames."""
 
 NO_TIMESTAMP = -(1 << 63)
@@ -59,6 +60,9 @@ class SourceClip:
     """Of every frame, strictly ascending, in units of `time_base`."""
     time_base: Fraction
     """Seconds."""
+    anchors: tuple[tuple[int, Fraction], ...]
+    """Frames with a time of their own in the source, and that time in seconds: the first and the last of them. They are
+    read apart from `timestamps`, which may be repaired."""
     aspect: Fraction
     """Width over height of a sample (SAR)."""
     faults: tuple[str, ...]
@@ -119,7 +123,16 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> Sour
         FormatError: Its size or format changes, it is interlaced and must not be, or an encoder cannot take its format.
     """
     if not hasattr(vs.core, "bs"):
-        raise ConfigError("restore: the plug-in BestSource is needed, got none; pip install vapoursynth-bestsource")
+        raise ConfigError("the plug-in BestSource is needed, got none; pip install vapoursynth-bestsource")
+    decoded = decode_all(
+        source.path, index=source.video.index, time_base=source.time_base, open_start=source.starts_open
+    )
+    _check_constant(source, decoded)
+    if source.rotation % 90:
+        raise FormatError(
+            f"{source.path}: unsupported: the display matrix turns the picture by {source.rotation} degrees, multiples "
+            "of 90 are needed; turn it first, for example with FFmpeg's filter rotate"
+        )
     try:
         opened = vs.core.bs.VideoSource(
             os.fsencode(source.path), track=source.video.index, cachemode=0, threads=threads, exporttimestamps=True
@@ -128,33 +141,39 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> Sour
         _check_format(source, node)
         frames = [node.get_frame(n) for n in sorted({k * (node.num_frames - 1) // 4 for k in range(5)})]
     except vs.Error as error:
-        found = "; ".join(decode_all(source).faults) or repr(_last_line(error))
+        if not decoded.faults and decoded.times:
+            raise FormatError(
+                f"{source.path}: unsupported: {_last_line(error)}; convert the file first, for example to FFV1 in .mkv"
+            ) from error
+        found = "; ".join(decoded.faults) or repr(_last_line(error))
         raise DamagedError(
-            f"restore: {source.path}: the video track must decode, got {found}; copy or repair the file; --on-damage "
-            "salvage decodes in one thread, which gets further"
+            f"{source.path}: the video track must decode, got {found}; copy or repair the file; --on-damage salvage "
+            "decodes in one thread, which gets further"
         ) from error
-    decoded = decode_all(source)
     if not interlaced:
         _check_progressive(source, decoded)
-    timestamps, time_base, notices = _timestamps(source, opened, decoded)
+    stored = _stored_times(opened)
+    timestamps, time_base, notices = _timestamps(source, opened, stored, decoded)
     props = frames[0].props
     if "_Alpha" in props:
         notices += ("the transparency channel is not carried over",)
     if "Dolby Vision" in source.hdr.dynamic and props.get("_Transfer", UNSPECIFIED) == UNSPECIFIED:
         raise FormatError(
-            f"restore: {source.path}: a picture that can be seen without Dolby Vision is needed, got one of profile 5, "
-            "whose colours only Dolby Vision can tell; convert it to HDR10 first, for example with libplacebo"
+            f"{source.path}: a picture that can be seen without Dolby Vision is needed, got one of profile 5, whose "
+            "colours only Dolby Vision can tell; convert it to HDR10 first, for example with libplacebo"
         )
     notices += tuple(f"the {kind} metadata of single frames is not carried over" for kind in source.hdr.dynamic)
-    faults, late_start = _missing_frames(source, node.num_frames, timestamps, time_base)
+    faults, late_start = _missing_frames(source, node.num_frames, stored, time_base)
     faults += decoded.faults
+    node, hidden = _cropped(source, node)
     return SourceClip(
         node=node,
         timestamps=timestamps,
         time_base=time_base,
-        aspect=_aspect(props, source.rotation),
+        anchors=_anchors(source, decoded, node.num_frames),
+        aspect=source.aspect if source.rotation % 180 == 0 else 1 / source.aspect,
         faults=faults,
-        notices=notices + late_start,
+        notices=notices + late_start + hidden,
     )
 
 
@@ -187,18 +206,18 @@ def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode) -
         scale * node.height,
     ):
         raise IncompleteError(
-            f"restore: {source.path}: {node.num_frames} frames of a multiple of {node.width}x{node.height} are needed, "
+            f"{source.path}: {node.num_frames} frames of a multiple of {node.width}x{node.height} are needed, "
             f"but the filter offers {restored.num_frames} of {restored.width}x{restored.height}; report this as a bug"
         )
     if (restored.width + 128) * (restored.height + 128) >= MOST_PIXELS:
         raise FormatError(
-            f"restore: {source.path}: frames of at most {MOST_PIXELS // 10**6} million pixels are needed, which FFmpeg "
+            f"{source.path}: frames of at most {MOST_PIXELS // 10**6} million pixels are needed, which FFmpeg "
             f"can take, got {restored.width}x{restored.height}; cut the picture into parts, or scale it down first"
         )
     needed, there = MOST_AT_ONCE * _frame_bytes(restored), memory_bytes()
     if there is not None and needed > there:
         raise FormatError(
-            f"restore: {source.path}: {needed / 2**20:.0f} MiB of memory are needed for frames of {restored.width}x"
+            f"{source.path}: {needed / 2**20:.0f} MiB of memory are needed for frames of {restored.width}x"
             f"{restored.height}, got {there / 2**20:.0f} MiB; cut the picture into parts, or scale it down first"
         )
 
@@ -247,7 +266,7 @@ def read_frames(
             kind, text = own[-1]
             raise getattr(errors, kind, IncompleteError)(f"{text} ({source.path}, {place})") from error
         raise IncompleteError(
-            f"restore: {source.path}: all frames are needed, but the filter failed at {place}: {_last_line(error)}; "
+            f"{source.path}: all frames are needed, but the filter failed at {place}: {_last_line(error)}; "
             "nothing was written. Try again, and report it if it comes back"
         ) from error
 
@@ -291,9 +310,7 @@ def pixel_format(video_format: vs.VideoFormat) -> str:
     except ValueError:
         name = ""
     if not name or video_format.sample_type == vs.FLOAT:
-        raise FormatError(
-            f"restore: 8 to 16 bit YUV, RGB or Gray is needed, got {video_format.name}; convert the source first"
-        )
+        raise FormatError(f"8 to 16 bit YUV, RGB or Gray is needed, got {video_format.name}; convert the source first")
     return name
 
 
@@ -322,84 +339,149 @@ def _frame_bytes(node: vs.VideoNode) -> int:
     return round(node.width * node.height * node.format.bytes_per_sample * (1 + chroma))
 
 
+def _check_constant(source: Source, decoded: Decoded) -> None:
+    """Refuse a picture whose size, format, aspect or colour changes: the output has one of each.
+
+    Raises:
+        FormatError: One changes; the message says when.
+    """
+    change = decoded.change
+    if change is not None:
+        place = "within the track" if change.time is None else f"at {float(change.time):.2f} s"
+        raise FormatError(
+            f"{source.path}: one {change.what} throughout is needed, but it changes {place}; cut the file there and "
+            "restore the parts"
+        )
+
+
 def _check_format(source: Source, node: vs.VideoNode) -> None:
     """Refuse what a fixed raw stream cannot carry."""
     if not node.width or not node.height or not node.format.id:
-        change = first_change(source)
-        place = "within the track" if change is None else f"at {float(change):.2f} s"
         raise FormatError(
-            f"restore: {source.path}: one size and format is needed, but they change {place}; cut the file there and "
-            "restore the parts"
+            f"{source.path}: one size and format throughout is needed, but they change within the track; cut the file "
+            "there and restore the parts"
         )
     size = source.size if source.rotation % 180 == 0 else source.size[::-1]
     if (node.width, node.height) != size:
         raise FormatError(
-            f"restore: {source.path}: all of the picture is needed, but of {size[0]}x{size[1]} the source filter gives "
+            f"{source.path}: all of the picture is needed, but of {size[0]}x{size[1]} the source filter returns "
             f"{node.width}x{node.height}: odd sizes cannot be subsampled; convert the file to 4:4:4 first"
         )
     pixel_format(node.format)
+
+
+def _cropped(source: Source, node: vs.VideoNode) -> tuple[vs.VideoNode, tuple[str, ...]]:
+    """The part of the picture that the container shows, and a notice where it cannot be cut out."""
+    left, right, top, bottom = source.crop
+    if not any(source.crop):
+        return node, ()
+    across, down = 1 << node.format.subsampling_w, 1 << node.format.subsampling_h
+    fits = left + right < node.width and top + bottom < node.height
+    if source.rotation or not fits or left % across or right % across or top % down or bottom % down:
+        shown = f"{source.size[0] - left - right}x{source.size[1] - top - bottom}"
+        return node, (f"players show {shown} of the picture; the edges that they hide are restored too",)
+    return node.std.Crop(left, right, top, bottom), ()
 
 
 def _check_progressive(source: Source, decoded: Decoded) -> None:
     """Refuse fields woven into frames."""
     if decoded.interlaced is not None:
         raise FormatError(
-            f"restore: {source.path}: progressive video is needed, got interlaced{decoded.interlaced}; --deinterlace "
-            "makes whole frames of it with bwdif, or deinterlace it first, for example with QTGMC (VapourSynth)"
+            f"{source.path}: progressive video is needed, got interlaced{decoded.interlaced}; --deinterlace makes "
+            "whole frames of it with bwdif, or deinterlace it first, for example with QTGMC (VapourSynth)"
         )
 
 
+def _stored_times(opened: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """The timestamp of each frame as BestSource read it; None for a frame without one."""
+    given = opened["timestamps"]
+    stored = tuple(given) if isinstance(given, list) else (given,)  # one frame: VapourSynth returns a bare number
+    return tuple(None if time == NO_TIMESTAMP else time for time in stored)
+
+
 def _timestamps(
-    source: Source, opened: Mapping[str, Any], decoded: Decoded
+    source: Source, opened: Mapping[str, Any], stored: Sequence[int | None], decoded: Decoded
 ) -> tuple[tuple[int, ...], Fraction, tuple[str, ...]]:
-    """Timestamps, their unit, and a notice where the source has none that can be used."""
-    node, given = opened["clip"], opened["timestamps"]
-    stored = tuple(given) if isinstance(given, list) else (given,)  # one frame: VapourSynth gives a bare number
-    if _are_times(stored, node.num_frames):
-        return stored, Fraction(opened["timebasenum"], opened["timebaseden"]), ()
-    if _are_times(decoded.times, node.num_frames):
-        return decoded.times, source.time_base, ("the source has no timestamps: they are reckoned from its flags",)
+    """Timestamps, their unit, and a notice where some of the source's own cannot be used.
+
+    Raises:
+        SourceError: It has neither timestamps nor a rate.
+        FormatError: The timestamps start again, and other streams would lose their place.
+    """
+    node = opened["clip"]
+    unit = Fraction(opened["timebasenum"], opened["timebaseden"])
+    rate = node.fps if node.fps else source.rate
+    made = repaired(stored, step=1 / (rate * unit)) if len(stored) == node.num_frames and rate else None
+    if made is not None and not made.replaced and not made.restarts:
+        return made.times, unit, ()
+    computed = [time for time in decoded.times if time is not None]
+    if len(computed) == node.num_frames and is_ascending(decoded.times):
+        return tuple(computed), source.time_base, ("the source has no timestamps: they are computed from its flags",)
+    if made is not None:
+        return made.times, unit, _repairs(source, made, stored, unit)
     if not node.fps:
         raise SourceError(
-            f"restore: {source.path}: timestamps or a frame rate are needed, got neither; remux the file to Matroska"
+            f"{source.path}: timestamps or a frame rate are needed, got neither; remux the file to Matroska"
         )
     notice = f"the source has no usable timestamps: its frames are taken as {float(node.fps):.6g} per second"
     return tuple(range(node.num_frames)), 1 / node.fps, (notice,)
 
 
-def _are_times(times: Sequence[int], count: int) -> bool:
-    """Whether these can be the times of `count` frames."""
-    ascending = all(earlier < later for earlier, later in pairwise(times))
-    return len(times) == count and ascending and times[0] != NO_TIMESTAMP
+def _repairs(source: Source, made: Timeline, stored: Sequence[int | None], unit: Fraction) -> tuple[str, ...]:
+    """What has been repaired of the timestamps, in words.
+
+    Raises:
+        FormatError: They start again while there is sound or text, whose timestamps would have to be moved alike.
+    """
+    notices = []
+    if made.restarts:
+        n = made.restarts[0]
+        before, after = (float((stored[k] or 0) * unit) for k in (n - 1, n))
+        found = f"start again at frame {n}, from {before:.2f} s to {after:.2f} s"
+        if source.of_kind("audio", "subtitle"):
+            raise FormatError(
+                f"{source.path}: timestamps that rise are needed, but they {found}: as in two recordings that were "
+                "joined; remux the file first (ffmpeg -i IN -map 0 -c copy OUT.mkv), which moves all streams alike"
+            )
+        notices.append(f"the timestamps {found}; the frames from there on follow the frames before")
+    if made.replaced:
+        count, first = len(made.replaced), made.replaced[0]
+        notices.append(
+            f"{count} of {len(stored)} frames have no usable timestamp, the first is frame {first}; theirs are "
+            "computed from their neighbours', all others are kept"
+        )
+    return tuple(notices)
+
+
+def _anchors(source: Source, decoded: Decoded, count: int) -> tuple[tuple[int, Fraction], ...]:
+    """The first and the last frame with a time of their own, and that time in seconds."""
+    if len(decoded.times) != count:  # another decoder shows other frames at a damaged beginning
+        return ()
+    known = [(n, time * source.time_base) for n, time in enumerate(decoded.times) if time is not None]
+    return (known[0], known[-1]) if known else ()
 
 
 def _missing_frames(
-    source: Source, num_frames: int, timestamps: tuple[int, ...], time_base: Fraction
+    source: Source, num_frames: int, stored: Sequence[int | None], time_base: Fraction
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Faults and notices about packets that gave no frame."""
+    """Faults and notices about packets of which no frame came."""
     if source.video.codec in HIDDEN_FRAMES:
         return (), ()
-    if time_base != source.time_base or len(source.packet_times) < source.video.packets:
+    shown = {time for time in stored if time is not None}
+    if not shown or time_base != source.time_base or len(source.packet_times) < source.video.packets:
         lost = source.video.packets - num_frames
         fault = f"{lost} of {source.video.packets} frames cannot be decoded"
         return ((fault,) if lost > 0 else ()), ()
-    begun = [time for time in source.packet_times if time >= timestamps[0]]
+    begin = min(shown) if source.starts_open or source.first_key is None else source.first_key
+    begun = [time for time in source.packet_times if time >= begin]
     late = len(source.packet_times) - len(begun)
     notice = f"the recording starts inside a group of pictures: its first {late} frames cannot be decoded"
-    absent = sorted(set(begun).difference(timestamps))
+    absent = sorted(set(begun).difference(shown))
     fault = f"{len(absent)} of {len(begun)} frames cannot be decoded, the first at "
     faults = (f"{fault}{float(absent[0] * time_base):.2f} s",) if len(begun) > num_frames and absent else ()
     return faults, ((notice,) if late else ())
 
 
-def _aspect(props: vs.FrameProps, rotation: int) -> Fraction:
-    """Sample aspect ratio of the upright picture. BestSource turns the picture but not its ratio."""
-    width, height = props.get("_SARNum", 1), props.get("_SARDen", 1)
-    if not isinstance(width, int) or not isinstance(height, int) or width <= 0 or height <= 0:
-        return Fraction(1)
-    return Fraction(width, height) if rotation % 180 == 0 else Fraction(height, width)
-
-
 def _last_line(error: vs.Error) -> str:
     """What went wrong, without the traceback that VapourSynth puts before it."""
-    return str(error).strip().rpartition("\n")[2].strip()
+    return str(error).strip().rpartition("\n")[2].strip().removeprefix("VideoSource: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from vsfmanet.media.source import DIGEST, Chapter, Source, Stream
@@ -53,27 +54,36 @@ def check_streams(made: Source, copied: Sequence[Stream], *, extent: str) -> Non
             raise Mismatch(f"{stream} must hold what it held, but nothing that is attached does")
 
 
-def check_sound(first: Fraction, made: Source, copied: Sequence[Stream]) -> None:
-    """Compare where each sound track starts and ends against the first frame, and where each subtitle track starts.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anchor:
+    """One frame before and after."""
+
+    before: Fraction
+    """When the source shows it by its own timestamp, seconds."""
+    after: Fraction
+    """When the file shows it, seconds."""
+
+
+def check_sound(begin: Anchor, end: Anchor, made: Source, copied: Sequence[Stream]) -> None:
+    """Compare where each sound track starts and ends against the picture, and where each subtitle track starts.
 
     Args:
-        first: When the source's first frame is shown, seconds.
+        begin: A frame near the beginning, to compare starts with.
+        end: A frame near the end, to compare ends with.
         made: The file.
         copied: Streams of its source, whole.
 
     Raises:
         Mismatch: One has moved.
     """
-    if made.video.first is None:
-        return
     for before, after in _pairs(copied, made.others):
         if before.kind == "subtitle" and before.needed != before.content:
             continue  # some begin before picture and sound, and may be gone
-        places = [("start", before.first, after.first), ("end", before.end, after.end)]
-        for place, old, new in places if before.kind == "audio" else places[:1]:
+        places = [("start", begin, before.first, after.first), ("end", end, before.end, after.end)]
+        for place, anchor, old, new in places if before.kind == "audio" else places[:1]:
             if old is None or new is None:
                 continue
-            moved = (new - made.video.first) - (old - first)
+            moved = (new - anchor.after) - (old - anchor.before)
             if abs(moved) > SOUND_TOLERANCE:
                 raise Mismatch(f"the {place} of {before} must keep its place, but moved by {float(moved):+.3f} s")
 

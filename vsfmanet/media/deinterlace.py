@@ -33,9 +33,7 @@ def deinterlaced(node: vs.VideoNode) -> vs.VideoNode:
     order = (1, 2, 0) if node.format.color_family == vs.RGB else tuple(range(node.format.num_planes))
     blank = vs.core.std.BlankClip(node, length=1, keep=True).get_frame(0)
     if _whole([_picture(blank, name, order)] * 2, PARITY[2]).format.name != name:
-        raise FormatError(
-            f"restore: --deinterlace takes most formats, but not {node.format.name}; deinterlace it first"
-        )
+        raise FormatError(f"--deinterlace takes most formats, but not {node.format.name}; deinterlace it first")
 
     def make_whole(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
         parity = PARITY.get(int(f[1].props.get("_FieldBased", 0)))

@@ -28,9 +28,10 @@ from vsfmanet.errors import OutputError
 from vsfmanet.jobs.scratch import kill
 from vsfmanet.media.clip import Colour
 from vsfmanet.media.containers import CONTAINERS
+from vsfmanet.media.demux import open_container
 from vsfmanet.media.encoder_args import parse_encoder_args
 from vsfmanet.media.hdr import Hdr
-from vsfmanet.media.source import Source, Stream, open_container
+from vsfmanet.media.source import Source, Stream
 
 OLDEST_FFMPEG = (5, 1)
 """Release 4.2 shifts the first frames against the others when sound starts before the picture; 5.1 has `-fps_mode`."""
@@ -142,7 +143,7 @@ def find_ffmpeg(*, for_hdr: bool = False) -> Ffmpeg:
     first = next(recent, None)
     if first is None:
         oldest = ".".join(map(str, OLDEST_FFMPEG))
-        raise OutputError(f"restore: FFmpeg {oldest} or newer is needed, on the path or by imageio-ffmpeg; install it")
+        raise OutputError(f"FFmpeg {oldest} or newer is needed, on the path or by imageio-ffmpeg; install it")
     return next((each for each in (first, *recent) if takes_hdr(each)), first) if for_hdr else first
 
 
@@ -467,7 +468,7 @@ class Feed:
         self._reader.join()
         said = self._log.decode(errors="replace").splitlines()[-20:] or ["nothing"]
         return OutputError(
-            f"restore: {self._plan.source.path}: the encoder must take all frames, but it ended after {self.written} "
+            f"{self._plan.source.path}: the encoder must take all frames, but it ended after {self.written} "
             f"of {len(self._plan.timestamps)} with exit code {code}; check --encoder-args and the disk. FFmpeg said:\n"
             + "\n".join(f"  {line}" for line in said)
         )

@@ -6,9 +6,9 @@ import hashlib
 import math
 import stat
 import statistics
+import struct
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -17,6 +17,7 @@ from typing import Any
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.rational import AVRational
 from av.stream import AttachmentStream, Disposition
 from av.stream import Stream as AvStream
@@ -24,13 +25,18 @@ from av.video.stream import VideoStream
 
 from vsfmanet.errors import SourceError
 from vsfmanet.media.bounds import missing_bytes
+from vsfmanet.media.decode import first_frame
+from vsfmanet.media.demux import demuxer, main_track, open_container
 from vsfmanet.media.hdr import Hdr
-
-PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "tty", "vapoursynth", "webm_dash_manifest"}
-"""Demuxers that open other files, run code, or make pictures of text: never for a source."""
 
 DECLARING = {"asf", "avi", "flv", "matroska", "mov", "nut"}
 """Demuxers whose duration stands in the file; elsewhere it is reckoned from the packets, and proves nothing."""
+
+CONTIGUOUS = {"avi", "flv", "matroska"}
+"""Demuxers whose packets follow each other in the file, but for their headers."""
+
+FRAMING = 1024
+"""Most bytes of headers and indexes between two packets of such a file."""
 
 DIGEST = 8
 """Bytes of the hash of a packet: two hours of sound make some 3 MB of them."""
@@ -111,8 +117,15 @@ class Source:
     """Unit of the video's timestamps, seconds."""
     rate: Fraction
     """Frames per second, as far as it has one; the timestamps decide."""
+    crop: tuple[int, int, int, int]
+    """Pixels that the container hides at the left, right, top and bottom of the stored picture (clean aperture)."""
     packet_times: tuple[int, ...]
     """Timestamps of the packets that show a picture, ascending; empty where the container stores none."""
+    first_key: int | None
+    """Timestamp of the first key frame, in units of `time_base`; None where none is known."""
+    starts_open: bool
+    """Whether the recording starts inside a group of pictures: packets come before, or are shown before, the first key
+    frame, and cannot be decoded."""
     rotation: int
     """Degrees in the display matrix; the source filter turns the picture."""
     hdr: Hdr
@@ -148,7 +161,7 @@ def check_unchanged(source: Source) -> None:
     except OSError:
         unchanged = False
     if not unchanged:
-        raise SourceError(f"restore: {source.path}: the source changed during the job; run it again when it is at rest")
+        raise SourceError(f"{source.path}: the source changed during the job; run it again when it is at rest")
 
 
 def inspect(path: Path) -> Source:
@@ -163,17 +176,17 @@ def inspect(path: Path) -> Source:
     try:
         status = path.stat()
     except OSError as error:
-        raise SourceError(f"restore: {path}: the source cannot be found ({error.strerror}); check the path") from error
+        raise SourceError(f"{path}: the source cannot be found ({error.strerror}); check the path") from error
     if not stat.S_ISREG(status.st_mode):  # before opening: a pipe would hang
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise SourceError(f"restore: {path}: the source must be a regular file, got {kind}; name a video file")
+        raise SourceError(f"{path}: the source must be a regular file, got {kind}; name a video file")
     if status.st_size == 0:
-        raise SourceError(f"restore: {path}: the file is empty (0 bytes); copy it again from where it came from")
+        raise SourceError(f"{path}: the file is empty (0 bytes); copy it again from where it came from")
     try:
         return _read(path.absolute())
     except (av.FFmpegError, OSError) as error:
         raise SourceError(
-            f"restore: {path}: a video file is needed, but this one cannot be opened ({error.strerror}); if it is a "
+            f"{path}: a video file is needed, but this one cannot be opened ({error.strerror}); if it is a "
             "video, it was cut short before its index was written, or may not be read: copy or repair it"
         ) from error
 
@@ -184,20 +197,6 @@ def _fingerprint(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def open_container(path: Path) -> InputContainer:
-    """Open a file, and nothing but that file, for reading."""
-    allowed = ",".join(sorted(av.formats_available - PLAYLISTS))
-    return av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": allowed})
-
-
-def main_track(container: InputContainer) -> VideoStream | None:
-    """The video track that players show: not a cover picture."""
-    track = container.streams.best("video")
-    if not isinstance(track, VideoStream) or Disposition.attached_pic in track.disposition:
-        return None
-    return track
-
-
 @dataclass(kw_only=True, slots=True)
 class _Tally:
     """What one pass over a stream's packets found; times in units of the stream's time base."""
@@ -206,7 +205,6 @@ class _Tally:
     cut: int = 0
     first: int | None = None
     end: int | None = None
-    shown: list[int] = field(default_factory=list)  # of the main track
     content: bytearray = field(default_factory=bytearray)
     times: array[int] = field(default_factory=lambda: array("q"))  # of the packets in `content`
     joined: Any = field(default_factory=hashlib.sha256)
@@ -224,21 +222,70 @@ class _Tally:
         return b"".join(self.content[place : place + DIGEST] for place in places)
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A packet that shows a picture."""
+
+    time: int
+    """Timestamp."""
+    duration: int
+    """In the same unit; 0 where it is unknown."""
+    place: int
+    """Byte at which it begins; -1 where that is unknown."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Order:
+    """What one pass over all packets found about the main track and the file; times in units of its time base."""
+
+    shown: list[Shown] = field(default_factory=list)
+    started: bool = False
+    """Whether a key frame has been seen."""
+    first_key: int | None = None
+    starts_open: bool = False
+    holes: list[tuple[int, int]] = field(default_factory=list)
+    """Bytes from and to which nothing belongs to any packet."""
+    _end: int | None = None
+
+    def add(self, packet: Packet[Any]) -> None:
+        """Note a packet of any stream, in the order of the file."""
+        if packet.pos is None or packet.pos < 0:
+            return
+        if self._end is not None and packet.pos > self._end + FRAMING:
+            self.holes.append((self._end, packet.pos))
+        self._end = packet.pos + packet.size
+
+    def add_shown(self, packet: Packet[Any]) -> None:
+        """Note a packet of the main track, also one that is cut."""
+        if packet.is_keyframe and not self.started:
+            self.started, self.first_key = True, packet.pts
+        early = packet.pts is not None and self.first_key is not None and packet.pts < self.first_key
+        self.starts_open = self.starts_open or not self.started or early
+        if packet.pts is not None and not packet.is_discard:
+            place = -1 if packet.pos is None else packet.pos
+            self.shown.append(Shown(packet.pts, packet.duration or 0, place))
+
+    def has_hole(self, one: int, other: int) -> bool:
+        """Whether bytes are missing between two places in the file, as far as that is known."""
+        low, high = min(one, other), max(one, other)
+        return low < 0 or any(start < high and end > low for start, end in self.holes)
+
+
 def _read(path: Path) -> Source:
     """`inspect`, after the checks that need no opening."""
     identity = _fingerprint(path)
     with open_container(path) as container:
         track = main_track(container)
         if track is None:
-            raise SourceError(f"restore: {path}: the file has no video track; name a video file")
+            raise SourceError(f"{path}: the file has no video track; name a video file")
         guess = track.guessed_rate or track.average_rate
         rate = Fraction(guess.numerator, guess.denominator) if guess else Fraction(25)
-        tallies, faults = _tally(container, track)
+        tallies, order, faults = _tally(container, track)
         streams = _streams(container, track, tallies)
-        shown = tuple(sorted(tallies[track.index].shown))
+        shown = sorted(order.shown, key=lambda each: each.time)
         time_base = Fraction(track.time_base.numerator, track.time_base.denominator)
         faults += _missing_end(container, track, streams, rate) or _missing_bytes(path)
-        faults += _gaps(shown, time_base)
+        faults += _gaps(shown, time_base, hole=order.has_hole if demuxer(container) in CONTIGUOUS else None)
         rotation, hdr = first_frame(path)
         return Source(
             path=path,
@@ -251,7 +298,10 @@ def _read(path: Path) -> Source:
             aspect=_fraction(track.sample_aspect_ratio) or Fraction(1),
             time_base=time_base,
             rate=rate,
-            packet_times=shown,
+            crop=_crop(track),
+            packet_times=tuple(each.time for each in shown),
+            first_key=order.first_key,
+            starts_open=order.starts_open,
             rotation=rotation,
             hdr=hdr,
             disposition=tuple(flag.name for flag in Disposition if flag in track.disposition and flag.name),
@@ -259,8 +309,9 @@ def _read(path: Path) -> Source:
         )
 
 
-def _tally(container: InputContainer, track: VideoStream) -> tuple[list[_Tally], list[str]]:
-    """Read every packet once: a tally for each stream, and where the reading failed, if it did."""
+def _tally(container: InputContainer, track: VideoStream) -> tuple[list[_Tally], _Order, list[str]]:
+    """Read every packet once: a tally for each stream, their order, and where the reading failed, if it did."""
+    order = _Order()
     tallies = [_Tally() for _ in container.streams]
     codecs = {stream.index: stream.codec_context.name for stream in container.streams if _is_hashed(stream)}
     for stream in container.streams:
@@ -271,6 +322,9 @@ def _tally(container: InputContainer, track: VideoStream) -> tuple[list[_Tally],
             if not packet.size or packet.stream_index >= len(tallies):  # the end, or a stream that begins midway
                 continue
             tally = tallies[packet.stream_index]
+            order.add(packet)
+            if packet.stream_index == track.index:
+                order.add_shown(packet)
             time = packet.pts if packet.pts is not None else packet.dts
             codec = codecs.get(packet.stream_index)
             if codec is not None:
@@ -282,14 +336,16 @@ def _tally(container: InputContainer, track: VideoStream) -> tuple[list[_Tally],
                 tally.cut += 1
                 continue
             tally.packets += 1
-            if packet.pts is not None and packet.stream_index == track.index:
-                tally.shown.append(packet.pts)
             if time is not None:
                 tally.first = time if tally.first is None else min(tally.first, time)
                 tally.end = max(tally.end or 0, time + (packet.duration or 0))
     except av.FFmpegError as error:
-        return tallies, [f"reading fails after {sum(tally.packets for tally in tallies)} packets ({error.strerror})"]
-    return tallies, []
+        return (
+            tallies,
+            order,
+            [f"reading fails after {sum(tally.packets for tally in tallies)} packets ({error.strerror})"],
+        )
+    return tallies, order, []
 
 
 def _start(firsts: Iterable[Fraction | None]) -> Fraction:
@@ -376,12 +432,12 @@ def _missing_end(container: InputContainer, track: VideoStream, streams: Sequenc
     """Whether the file ends before the duration or the frame count that it declares."""
     found = max((stream.end for stream in streams if stream.end is not None), default=Fraction(0))
     tolerance = max(0.5, 2 / float(rate))  # seconds; headers round, and streams differ in length
-    if container.duration is not None and container.format.name.split(",")[0] in DECLARING:
+    if container.duration is not None and demuxer(container) in DECLARING:
         declared = container.duration / 1_000_000
         if found < declared - tolerance:
             return [f"declared {declared:.1f} s, found {float(found):.1f} s; the end is missing"]
     packets = streams[track.index].packets + streams[track.index].cut
-    if track.frames > packets and container.format.name != "avi":  # which counts frames that were dropped, too
+    if track.frames > packets and demuxer(container) != "avi":  # which counts frames that were dropped, too
         return [f"declared {track.frames} frames, found {packets}; the end is missing"]
     return []
 
@@ -392,93 +448,38 @@ def _missing_bytes(path: Path) -> list[str]:
     return [f"its last {missing} bytes are missing"] if missing else []
 
 
-def _gaps(shown: Sequence[int], time_base: Fraction) -> list[str]:
-    """Holes in a file of constant rate. A file of variable rate may pause as long as it likes."""
-    steps = [later - earlier for earlier, later in pairwise(shown)]
+def _gaps(shown: Sequence[Shown], time_base: Fraction, *, hole: Callable[[int, int], bool] | None) -> list[str]:
+    """Holes in a file of constant rate.
+
+    A pause is none: a packet lasts until the next, or the bytes of both follow each other. Neither is anything in a
+    file of variable rate, which may pause as long as it likes.
+
+    Args:
+        shown: The packets, by time.
+        time_base: Unit of their times, seconds.
+        hole: Whether bytes are missing between two places; None where the container does not show it.
+    """
+    pairs = list(pairwise(shown))
+    steps = [later.time - earlier.time for earlier, later in pairs]
     if not steps:
         return []
     usual = statistics.median(steps)
     if sum(step > 1.5 * usual for step in steps) > max(1, len(steps) / 50):
         return []
     return [
-        f"no frames between {float(time * time_base):.2f} s and {float((time + step) * time_base):.2f} s"
-        for time, step in zip(shown, steps, strict=False)
-        if step > 3 * usual
+        f"no frames between {float(one.time * time_base):.2f} s and {float(other.time * time_base):.2f} s"
+        for (one, other), step in zip(pairs, steps, strict=True)
+        if step > 3 * usual and one.duration < step - usual / 2 and (hole is None or hole(one.place, other.place))
     ]
 
 
-def first_frame(path: Path) -> tuple[int, Hdr]:
-    """Degrees in the display matrix of the first frame, and its metadata; 0 and none where it cannot be decoded."""
-    with open_container(path) as container, suppress(av.FFmpegError):
-        track = main_track(container)
-        for frame in container.decode(track) if track else ():
-            return int(frame.rotation), Hdr.of(frame)
-    return 0, Hdr()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
-    """What decoding every frame shows."""
-
-    faults: tuple[str, ...]
-    """Signs of damage."""
-    interlaced: str | None
-    """Where the first frame is that is woven of two fields; None if there is none."""
-    times: tuple[int, ...]
-    """When each frame is shown, in units of the source's time base; for a bare stream without timestamps that is
-    reckoned, from its flags for frames that are to be shown longer (pulldown). Empty where it cannot be told."""
-
-
-def decode_all(source: Source) -> Decoded:
-    """Decode the video track once, to find the frames that decoders patch over in silence, and those of two fields.
-
-    One wrong byte is enough for a frame that looks torn and counts as decoded. A recording that starts inside a group
-    of pictures is no fault: what cannot be shown of its beginning does not count.
-    """
-    broken: list[int | None] = []
-    interlaced: str | None = None
-    times: list[int | None] = []
-    begun = False
-
-    def place(stamp: int | None, before: str) -> str:
-        return "" if stamp is None else f"{before}{float(stamp * source.time_base):.2f} s"
-
-    with open_container(source.path) as container, suppress(av.FFmpegError):  # reading that fails is in `faults`
-        track = container.streams[source.video.index]
-        assert isinstance(track, VideoStream)
-        track.thread_type = "AUTO"
-        for packet in container.demux(track):
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                broken += [packet.pts] if begun else []
-                continue
-            for frame in frames:
-                times.append(frame.pts)
-                if frame.interlaced_frame and interlaced is None:
-                    interlaced = place(frame.pts, " at ")
-                if not frame.is_corrupt:
-                    begun = True
-                elif begun:
-                    broken.append(frame.pts)
-    fault = f"{len(broken)} frames decode with errors{place(broken[0], ', the first near ')}" if broken else ""
-    told = tuple(time for time in times if time is not None)
-    return Decoded(
-        faults=(fault,) if fault else (), interlaced=interlaced, times=told if len(told) == len(times) else ()
-    )
-
-
-def first_change(source: Source) -> Fraction | None:
-    """When the size or format of the picture first changes, seconds; None where that cannot be told."""
-    shapes = set()
-    with open_container(source.path) as container, suppress(av.FFmpegError):
-        track = container.streams[source.video.index]
-        assert isinstance(track, VideoStream)
-        for frame in container.decode(track):
-            shapes.add((frame.width, frame.height, frame.format.name))
-            if len(shapes) > 1:
-                return None if frame.pts is None else frame.pts * source.time_base
-    return None
+def _crop(track: VideoStream) -> tuple[int, int, int, int]:
+    """Pixels that the container hides: left, right, top, bottom. Source: AV_PKT_DATA_FRAME_CROPPING, libavcodec."""
+    data = track.codec_context.coded_side_data.get("frame_cropping", b"")
+    if len(data) != 16:
+        return 0, 0, 0, 0
+    top, bottom, left, right = struct.unpack("=4I", data)
+    return left, right, top, bottom
 
 
 def save_packets(source: Source, files: Mapping[int, Path]) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from vsfmanet.errors import IncompleteError, SourceError
-from vsfmanet.media.copied import Mismatch, check_chapters, check_names, check_sound, check_streams
+from vsfmanet.media.copied import Anchor, Mismatch, check_chapters, check_names, check_sound, check_streams
+from vsfmanet.media.decode import decode
+from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.matroska import damaged_place
-from vsfmanet.media.source import Source, Stream, inspect, main_track, open_container
+from vsfmanet.media.source import Source, Stream, inspect
 
 TIME_TOLERANCE = Fraction(1, 1000)
 """Seconds that a timestamp may be off, beside the rounding of the container's own unit."""
@@ -41,6 +46,9 @@ class Needed:
     """What must be said about the light of the whole film, at least."""
     times: Sequence[Fraction]
     """When each frame is shown, seconds on the source's clock."""
+    anchors: Sequence[tuple[int, Fraction]]
+    """Numbers of frames in the file, ascending, each with its own time in the source, seconds: what sound is compared
+    with. Times that were computed are none of them."""
     lively: Collection[int]
     """Numbers of frames that must not be of one colour, as after a fault of the device."""
     copied: Sequence[Stream]
@@ -69,39 +77,39 @@ def verify(part: Path, needed: Needed, *, advance: Callable[[], None], remedy: s
         place = damaged_place(part)
         if place is not None:
             raise Mismatch(f"bytes as they were written are needed, but those after byte {place} are damaged")
-        _check_frames(part, needed, advance)
+        shown = _check_frames(part, needed, advance)
         made = inspect(part)
         if lacking := made.hdr.lacks(needed.hdr):
             raise Mismatch(f"for HDR10 {lacking} is needed, got {made.hdr}")
         _check_aspect(made, needed)
         check_streams(made, needed.copied, extent=needed.extent)
-        if needed.extent == "whole":
-            check_sound(needed.times[0], made, needed.copied)
+        if needed.extent == "whole" and shown:
+            check_sound(shown[0], shown[-1], made, needed.copied)
         if needed.chapters:
             check_chapters(made, needed.source.chapters, needed.times)
         if needed.names:
             check_names(made, needed.source, needed.copied)
     except (av.FFmpegError, SourceError) as error:
-        raise IncompleteError(
-            f"verify: {part}: a file that decodes to its end is needed, got {error}; {remedy}"
-        ) from error
+        raise IncompleteError(f"{part}: a file that decodes to its end is needed, got {error}; {remedy}") from error
     except Mismatch as mismatch:
-        raise IncompleteError(f"verify: {part}: {mismatch}; {remedy}") from mismatch
+        raise IncompleteError(f"{part}: {mismatch}; {remedy}") from mismatch
 
 
-def _check_frames(part: Path, needed: Needed, advance: Callable[[], None]) -> None:
-    """Count the frames, and compare size and timestamp of each, apart from a shift common to all."""
+def _check_frames(part: Path, needed: Needed, advance: Callable[[], None]) -> list[Anchor]:
+    """Count the frames, and compare size and timestamp of each, apart from a shift common to all.
+
+    Returns:
+        When the frames of `Needed.anchors` are shown.
+    """
     size, times, count = needed.size, needed.times, 0
+    own, found = dict(needed.anchors), []
     with open_container(part) as container:
         track = main_track(container)
         if track is None:
             raise Mismatch("a video track is needed, got none")
-        track.thread_type = "AUTO"
         tick = Fraction(track.time_base.numerator, track.time_base.denominator)
         first = Fraction(0)
-        for count, frame in enumerate(container.decode(track), start=1):
-            if frame.is_corrupt:
-                raise Mismatch(f"frames without errors are needed, but frame {count - 1} is damaged")
+        for count, frame in enumerate(_decoded(container, track), start=1):
             if (frame.width, frame.height) != size:
                 raise Mismatch(f"frames of {size[0]}x{size[1]} are needed, got {frame.width}x{frame.height}")
             if count - 1 in needed.lively and np.ptp(frame.to_ndarray(format="gray")) <= FLAT:
@@ -109,6 +117,8 @@ def _check_frames(part: Path, needed: Needed, advance: Callable[[], None]) -> No
             if count > len(times) or frame.pts is None:
                 continue  # too many frames, or a container without timestamps: both are told below
             shown = frame.pts * tick
+            if count - 1 in own:
+                found.append(Anchor(before=own[count - 1], after=shown))
             if count == 1:
                 first = shown
             if abs((shown - first) - (times[count - 1] - times[0])) > TIME_TOLERANCE + tick:
@@ -119,6 +129,26 @@ def _check_frames(part: Path, needed: Needed, advance: Callable[[], None]) -> No
             advance()
     if count != len(times):
         raise Mismatch(f"{len(times)} frames are needed, got {count}")
+    return found
+
+
+def _decoded(container: InputContainer, track: VideoStream) -> Iterator[VideoFrame]:
+    """The frames of a track.
+
+    Raises:
+        Mismatch: The decoder complains, or has patched over damage.
+    """
+    count = 0
+    for step in decode(container, track):
+        if step.complaint:
+            raise Mismatch(
+                f"frames without errors are needed, but near frame {count} the decoder says: {step.complaint}"
+            )
+        for frame in step.frames:
+            if frame.is_corrupt:
+                raise Mismatch(f"frames without errors are needed, but frame {count} is damaged")
+            yield frame
+            count += 1
 
 
 def _check_aspect(made: Source, needed: Needed) -> None:

@@ -1,0 +1,263 @@
+"""Files as people have them, each with what is right for it. Those in `cases/` are FFmpeg's test patterns."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.films import FFMPEG, H264, LOSSLESS, ffmpeg, lighten, packets, picture, restore, sound, steps, times
+from vsfmanet.cli import main
+from vsfmanet.errors import FormatError
+from vsfmanet.media import clip as clips
+from vsfmanet.media.clip import SourceClip
+from vsfmanet.media.source import inspect
+
+CASES = Path(__file__).with_name("cases")
+
+
+@pytest.fixture(autouse=True)
+def light_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    lighten(monkeypatch)
+
+
+def opened(path: Path) -> SourceClip:
+    """What the filter gets of a file."""
+    return clips.open_clip(inspect(path), threads=0)
+
+
+def apart(path: Path) -> Fraction:
+    """From the first frame to the first packet of sound, seconds."""
+    return packets(path, 1)[0][0] - times(path)[0]
+
+
+# Damage in the first key frame
+
+
+CODECS = {
+    "h264": ("mkv", [*H264]),
+    "mpeg2video": ("ts", ["-c:v", "mpeg2video", "-bf", "2"]),
+    "mpeg4": ("avi", ["-c:v", "mpeg4"]),
+    "wmv2": ("wmv", ["-c:v", "wmv2"]),
+    "ffv1": ("mkv", ["-c:v", "ffv1"]),
+    "mjpeg": ("mov", ["-c:v", "mjpeg"]),
+    "prores": ("mov", ["-c:v", "prores_ks", "-pix_fmt", "yuv422p10le"]),
+    "av1": ("mkv", ["-c:v", "libsvtav1", "-preset", "13", "-svtav1-params", "lp=1"]),
+}
+
+
+@pytest.fixture(scope="session", params=CODECS)
+def film(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 frames of each codec."""
+    suffix, options = CODECS[request.param]
+    path = tmp_path_factory.mktemp("films") / f"{request.param}.{suffix}"
+    ffmpeg(*picture(0.48), *options, path)
+    return path
+
+
+def flipped(film: Path, folder: Path, count: int) -> list[Path]:
+    """Copies of a film, each with another bit flipped in its first key frame."""
+    data, chance = film.read_bytes(), random.Random(film.name)
+    with av.open(str(film)) as container:
+        first = bytes(next(packet for packet in container.demux(video=0) if packet.size))
+    inside = data.index(first[-24:]) + 24 - len(first) + 24  # transport streams have headers of their own between
+    made = []
+    for number in range(count):
+        changed = bytearray(data)
+        changed[chance.randrange(inside, inside + len(first) - 26)] ^= 1 << chance.randrange(8)
+        made.append(folder / f"{number}{film.suffix}")
+        made[-1].write_bytes(changed)
+    return made
+
+
+def test_a_first_key_frame_that_ffmpeg_complains_of_is_damage(film: Path, tmp_path: Path) -> None:
+    assert inspect(film).faults == opened(film).faults == ()
+    complained = 0
+    for path in flipped(film, tmp_path, 10):
+        line = [FFMPEG, "-v", "error", "-i", path, "-f", "null", "-"]
+        if subprocess.run(line, capture_output=True, check=False).stderr:
+            complained += 1
+            assert inspect(path).faults + opened(path).faults, path
+    assert complained
+
+
+def test_no_film_with_a_damaged_first_key_frame_is_restored_unless_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film, made = tmp_path / "film.mkv", tmp_path / "made.mkv"
+    ffmpeg(*picture(0.48), "-c:v", "ffv1", film)  # its decoder marks no frame as corrupt
+    [damaged] = flipped(film, tmp_path, 1)
+    assert restore(damaged, made) == 3
+    assert "frames decode with errors, the first near 0.00 s" in capsys.readouterr().err
+    assert not made.exists()
+    assert restore(damaged, made, "--on-damage=salvage") == 0
+
+
+def test_a_recording_that_starts_inside_a_group_of_pictures_is_whole(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole.ts", tmp_path / "part.ts"
+    ffmpeg(*picture(2), "-c:v", "mpeg2video", "-bf", "2", "-g", "12", whole)
+    data = whole.read_bytes()
+    part.write_bytes(data[188 * (len(data) // 188 // 3) :])
+    clip = opened(part)
+    assert inspect(part).starts_open
+    assert clip.faults == ()
+    assert any("starts inside a group of pictures" in notice for notice in clip.notices)
+
+
+# Timelines
+
+
+def test_timestamps_that_start_again_are_refused_where_there_is_sound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert restore(CASES / "cat-reset.ts", tmp_path / "made.mkv") == 3
+    said = capsys.readouterr().err
+    assert "start again at frame 25, from 2.37 s to 1.41 s" in said
+    assert "remux the file first (ffmpeg -i IN -map 0 -c copy OUT.mkv)" in said
+    remuxed = tmp_path / "remuxed.mkv"
+    ffmpeg("-i", CASES / "cat-reset.ts", "-map", "0", "-c", "copy", remuxed)
+    assert restore(remuxed, tmp_path / "made.mkv") == 0
+    assert max(abs(time - Fraction(n, 25)) for n, time in enumerate(steps(tmp_path / "made.mkv"))) < Fraction(2, 100)
+
+
+def test_one_doubled_timestamp_moves_one_frame_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, made = CASES / "vfr-one-doubled-timestamp.mkv", tmp_path / "made.mkv"
+    assert restore(source, made) == 0
+    assert "1 of 36 frames have no usable timestamp, the first is frame 20" in capsys.readouterr().err
+    before, after = steps(source), steps(made)
+    assert [n for n in range(36) if before[n] != after[n]] == [20]
+    assert after[19] < after[20] < after[21]
+
+
+def test_missing_timestamps_at_the_beginning_are_counted_back_from_the_first(tmp_path: Path) -> None:
+    source, made = CASES / "neg.mkv", tmp_path / "made.mkv"
+    assert restore(source, made) == 0
+    assert steps(made) == [Fraction(n, 25) for n in range(20)]
+    first_known = next(frame_time for frame_time in times(source))  # of frame 13, the first that has one
+    begun = first_known - 13 * Fraction(1, 25)
+    assert abs(apart(made) - (packets(source, 1)[0][0] - begun)) <= Fraction(2, 1000)
+
+
+def test_the_place_of_sound_is_checked_against_times_that_were_never_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = clips._timestamps
+
+    def late(*given: object) -> object:
+        made, unit, notices = real(*given)  # type: ignore[arg-type]
+        return tuple(time + 500 for time in made), unit, notices
+
+    monkeypatch.setattr(clips, "_timestamps", late)
+    assert restore(CASES / "neg.mkv", tmp_path / "made.mkv") == 6
+    assert "the start of audio stream 1 (aac) must keep its place, but moved by -0.500 s" in capsys.readouterr().err
+    assert not (tmp_path / "made.mkv").exists()
+
+
+# The shape and the edges of the picture
+
+
+@pytest.mark.parametrize(
+    ("name", "aspect"),
+    [
+        ("aspect-by-container.mkv", Fraction(32, 27)),
+        ("aspect-by-container.mp4", Fraction(32, 27)),
+        ("aspect-by-container-mpeg2.mkv", Fraction(32, 27)),
+        ("aspect-by-container-mpeg4.mkv", Fraction(32, 27)),
+    ],
+)
+def test_the_aspect_of_the_container_wins_over_that_of_the_codec(tmp_path: Path, name: str, aspect: Fraction) -> None:
+    made = tmp_path / "made.mkv"
+    assert restore(CASES / name, made) == 0
+    assert abs(inspect(made).aspect / aspect - 1) < Fraction(1, 100)
+
+
+@pytest.mark.parametrize("name", ["clap.mp4", "clap.mov", "pixelcrop.mkv"])
+def test_edges_that_the_container_hides_are_cut_off_as_ffmpeg_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    lighten(monkeypatch, scale=1)
+    made, wanted = tmp_path / "made.mkv", tmp_path / "wanted.mkv"
+    assert restore(CASES / name, made, LOSSLESS) == 0
+    ffmpeg("-i", CASES / name, "-c:v", "ffv1", wanted)
+    with av.open(str(made)) as one, av.open(str(wanted)) as other:
+        for frame, right in zip(one.decode(video=0), other.decode(video=0), strict=True):
+            assert (frame.width, frame.height) == (80, 48)
+            assert frame.to_ndarray().tobytes() == right.to_ndarray().tobytes()
+
+
+def test_a_display_matrix_of_zeros_turns_nothing(tmp_path: Path) -> None:
+    assert restore(CASES / "zero-matrix.mp4", tmp_path / "made.mkv") == 0
+    assert inspect(tmp_path / "made.mkv").size == (192, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("matrix-change.ts", "colour matrix"),
+        ("sar-change-h264.ts", "aspect of a sample (SAR)"),
+        ("sar-change.ts", "aspect of a sample (SAR)"),
+    ],
+)
+def test_a_change_of_colour_or_aspect_is_refused_with_its_time(
+    tmp_path: Path, name: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert restore(CASES / name, tmp_path / "made.mkv") == 3
+    assert f"one {what} throughout is needed, but it changes at 2.00 s; cut the file there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["rot45.mp4", "qtrle555.mov"])
+def test_what_is_whole_but_not_supported_is_not_called_damaged(name: str) -> None:
+    with pytest.raises(FormatError, match="unsupported: ") as refused:
+        opened(CASES / name)
+    assert "repair" not in str(refused.value)
+
+
+# Pauses and hidden frames
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["phone-one-drop.mp4", "screen-pause.mp4", "hold-first.gif", "avi-drop.avi", "webm-one-drop.webm"],
+)
+def test_a_pause_is_no_damage_and_keeps_its_length(tmp_path: Path, name: str) -> None:
+    made = tmp_path / "made.mkv"
+    assert restore(CASES / name, made) == 0
+    off = [abs(one - other) for one, other in zip(steps(CASES / name), steps(made), strict=True)]
+    assert max(off) <= Fraction(1, 1000)
+
+
+def test_a_hole_in_the_bytes_is_damage_also_where_a_pause_could_be(tmp_path: Path) -> None:
+    film, holed = tmp_path / "film.mkv", tmp_path / "holed.mkv"
+    ffmpeg(*picture(2), *sound(2), *H264, "-g", "10", "-c:a", "aac", film)
+    data = bytearray(film.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 6000] = bytes(6000)
+    holed.write_bytes(data)
+    assert any("no frames between" in fault for fault in inspect(holed).faults)
+
+
+def test_hidden_frames_of_vp9_are_not_missed(tmp_path: Path) -> None:
+    assert restore(CASES / "vp9-split.webm", tmp_path / "made.mkv") == 0
+    assert len(times(tmp_path / "made.mkv")) == len(times(CASES / "vp9-split.webm"))
+
+
+# Files that FFmpeg opens and cannot decode
+
+
+def test_a_drawing_has_no_video_track_and_does_not_end_a_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    drawing = tmp_path / "in" / "drawing.svg"
+    drawing.write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"><rect width="8" height="8"/></svg>'
+    )
+    assert restore(drawing, tmp_path / "made.mkv") == 3
+    assert "no video track" in capsys.readouterr().err
+    assert main(["probe", str(drawing)]) == 3
+    assert main(["batch", "--dry-run", "--include=*.svg", str(tmp_path / "in"), str(tmp_path / "out")]) in (0, 3)
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,206 @@
+"""Decoding a video track from end to end, with all that the decoder complains about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from vsfmanet.media.demux import HOLDING_ASPECT, demuxer, main_track, open_container
+from vsfmanet.media.hdr import Hdr
+
+HARMLESS = re.compile(r"\bSEI\b|mmco|\bVPS\b|\bAPP fields|\bICC\b|\bE[Xx][Ii][Ff]\b|A53|timecode")
+"""Errors in a decoder's log that leave the picture as it is: user data, metadata, and references that nobody uses."""
+
+UNNAMED = {"matrix": 2, "primaries": 2, "transfer": 2, "range": 0}
+"""Values that stand for an unknown colour: the first three of ITU-T H.273, the range of FFmpeg."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One packet given to the decoder. With several threads, its frames and complaints may belong to earlier ones."""
+
+    packet: Packet[VideoStream]
+    """The packet; an empty one at the end of the track."""
+    frames: tuple[VideoFrame, ...]
+    """Frames that came out, in the order of showing."""
+    complaint: str
+    """The first error that the decoder returned or logged; empty if there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """A property of the picture that is not the same throughout a track."""
+
+    what: str
+    """Its name."""
+    time: Fraction | None
+    """When it first changes, seconds; None for a track without timestamps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """Findings from decoding every frame of a track."""
+
+    faults: tuple[str, ...]
+    """Signs of damage."""
+    interlaced: str | None
+    """Where the first frame is that is woven of two fields, in words; None if there is none."""
+    times: tuple[int | None, ...]
+    """When each frame is shown, in units of the track's time base; None for a frame without a timestamp. Bare streams
+    have times that FFmpeg computes, from flags for frames that are to be shown longer (pulldown)."""
+    change: Change | None
+    """The first change of size, format, aspect or colour; None if there is none."""
+
+
+def decode(container: InputContainer, track: VideoStream) -> Iterator[Step]:
+    """Decode a track packet by packet. Decoders conceal damage: their log is the only trace that some of them leave.
+
+    Raises:
+        FFmpegError: A packet cannot be read.
+    """
+    track.thread_type = "AUTO"
+    with _logged() as log:
+        try:
+            for packet in container.demux(track):
+                error = ""
+                frames: list[VideoFrame] = []
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError as failure:
+                    error = failure.strerror or str(failure)
+                yield Step(
+                    packet=packet, frames=tuple(frames), complaint=_complaint(log, track.codec_context.name) or error
+                )
+                log.clear()
+        finally:
+            track.codec_context.flush_buffers()  # lets its threads end; they would wait for the interpreter to log
+
+
+def decode_all(path: Path, *, index: int, time_base: Fraction, open_start: bool) -> Decoded:
+    """Decode a track once, to find frames that decoders patch over in silence, frames of two fields, and changes.
+
+    One wrong byte is enough for a frame that looks torn and counts as decoded. A recording that starts inside a group
+    of pictures is no damage: what cannot be decoded of its beginning does not count.
+
+    Args:
+        path: The file.
+        index: Number of the track.
+        time_base: Unit of its timestamps, seconds.
+        open_start: Whether it has packets before, or shown before, its first key frame.
+    """
+    broken: dict[int | None, None] = {}
+    interlaced: str | None = None
+    times: list[int | None] = []
+    looks: list[tuple[_Look, int | None]] = []
+    begun = False
+    with open_container(path) as container, suppress(av.FFmpegError):  # `inspect` has reported where reading fails
+        track = container.streams[index]
+        assert isinstance(track, VideoStream)
+        for step in decode(container, track):
+            if step.complaint and (begun or not open_start):
+                broken[step.packet.pts] = None
+            for frame in step.frames:
+                times.append(frame.pts)
+                if frame.interlaced_frame and interlaced is None:
+                    interlaced = _place(frame.pts, time_base, " at ")
+                if frame.is_corrupt and begun:
+                    broken[frame.pts] = None
+                begun = begun or not frame.is_corrupt
+                look = _Look.of(frame, container, track)
+                if not looks or look != looks[-1][0]:
+                    looks.append((look, frame.pts))
+    first = next(iter(broken), None)
+    fault = f"{len(broken)} frames decode with errors{_place(first, time_base, ', the first near ')}"
+    return Decoded(
+        faults=(fault,) if broken else (),
+        interlaced=interlaced,
+        times=tuple(times),
+        change=_change(looks, time_base),
+    )
+
+
+def first_frame(path: Path) -> tuple[int, Hdr]:
+    """Degrees in the display matrix of the first frame, and its metadata; 0 and none where it cannot be decoded."""
+    with open_container(path) as container, suppress(av.FFmpegError):
+        track = main_track(container)
+        for frame in container.decode(track) if track else ():
+            turned = int(frame.rotation)  # a matrix of zeros has the least number
+            return turned if abs(turned) <= 360 else 0, Hdr.of(frame)
+    return 0, Hdr()
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Properties of a frame that must stay the same."""
+
+    shape: tuple[int, int, str]
+    """Width, height and pixel format."""
+    aspect: Fraction
+    """Width over height of a sample, where the container has none; else 1."""
+    colour: tuple[int, ...]
+    """Matrix, primaries, transfer and range, in FFmpeg's numbers."""
+
+    @classmethod
+    def of(cls, frame: VideoFrame, container: InputContainer, track: VideoStream) -> _Look:
+        ratio = None if demuxer(container) in HOLDING_ASPECT else track.codec_context.sample_aspect_ratio
+        colour = (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range)
+        return cls(
+            shape=(frame.width, frame.height, frame.format.name),
+            aspect=Fraction(ratio.numerator, ratio.denominator) if ratio else Fraction(1),
+            colour=tuple(int(value) for value in colour),
+        )
+
+    def difference(self, other: _Look) -> str | None:
+        """What differs, in words; None if nothing does. An unknown colour is taken as equal to any."""
+        if self.shape != other.shape:
+            return "size and format"
+        if self.aspect != other.aspect:
+            return "aspect of a sample (SAR)"
+        for (name, unnamed), one, two in zip(UNNAMED.items(), self.colour, other.colour, strict=True):
+            if one != two and unnamed not in (one, two):
+                return f"colour {name}"
+        return None
+
+
+def _change(looks: list[tuple[_Look, int | None]], time_base: Fraction) -> Change | None:
+    """The first change among looks, each with the time from which it holds."""
+    for (before, _), (after, time) in pairwise(looks):
+        what = after.difference(before)
+        if what is not None:
+            return Change(what=what, time=None if time is None else time * time_base)
+    return None
+
+
+def _place(stamp: int | None, time_base: Fraction, before: str) -> str:
+    return "" if stamp is None else f"{before}{float(stamp * time_base):.2f} s"
+
+
+@contextmanager
+def _logged() -> Iterator[list[tuple[int, str, str]]]:
+    """A list to which FFmpeg's error messages are appended: level, origin and text."""
+    level, repeated = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # it would also skip a message that another file has caused
+    try:
+        with av.logging.Capture(local=False) as log:
+            yield log
+    finally:
+        av.logging.set_skip_repeated(repeated)
+        av.logging.set_level(level)
+
+
+def _complaint(log: list[tuple[int, str, str]], decoder: str) -> str:
+    """The first message of a decoder that means damage; empty if there is none."""
+    texts = (text.strip() for _, origin, text in log if origin == decoder)
+    return next((text for text in texts if text and not HARMLESS.search(text)), "")

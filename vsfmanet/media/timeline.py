@@ -1,0 +1,133 @@
+"""Timestamps that can be used, from timestamps of which some cannot: repaired where they are wrong, kept elsewhere."""
+
+from __future__ import annotations
+
+import bisect
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+LONG_RUN = 3
+"""Timestamps that rise from an earlier time on, after which they have started again; fewer are stray ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timeline:
+    """When each frame is shown."""
+
+    times: tuple[int, ...]
+    """Strictly ascending."""
+    replaced: tuple[int, ...]
+    """Numbers of the frames whose own timestamp is missing or cannot be used."""
+    restarts: tuple[int, ...]
+    """Numbers of the frames at which the timestamps start again; the frames from there on are moved behind those
+    before."""
+
+
+def is_ascending(times: Sequence[int | None]) -> bool:
+    """Whether every frame has a timestamp above the one before."""
+    known = [time for time in times if time is not None]
+    return len(known) == len(times) > 0 and all(earlier < later for earlier, later in pairwise(known))
+
+
+def repaired(times: Sequence[int | None], *, step: Fraction) -> Timeline | None:
+    """Replace the timestamps that cannot be used, and keep all others.
+
+    Missing ones at the beginning are counted back from the first known one; those at the end are counted on; others are
+    spread evenly between their neighbours.
+
+    Args:
+        times: Of each frame, in the order of showing; None where there is none.
+        step: Nominal time from frame to frame, used where the timestamps do not show it; above 0.
+
+    Returns:
+        The timeline; None without any timestamp.
+    """
+    if all(time is None for time in times):
+        return None
+    steps = [later - earlier for earlier, later in pairwise(times) if earlier is not None and later is not None]
+    rising = [each for each in steps if each > 0]
+    usual = Fraction(statistics.median_low(rising)) if rising else max(step, Fraction(1))
+    joined, restarts = _continued(times, usual)
+    kept = _longest_rise(joined)
+    while True:
+        made = _filled(joined, kept, usual)
+        crowded = [n for n in range(1, len(made)) if made[n] <= made[n - 1]]
+        if not crowded:
+            return Timeline(
+                times=tuple(made), replaced=tuple(sorted(set(range(len(made))) - set(kept))), restarts=restarts
+            )
+        # Neighbours leave no room for the frames between them: let the next timestamp that is known move too.
+        kept.remove(next(n for n in kept if n >= crowded[0]))
+
+
+def _continued(times: Sequence[int | None], usual: Fraction) -> tuple[list[int | None], tuple[int, ...]]:
+    """Move what follows a restart behind what came before, and name the frames at which that is."""
+    moved, restarts, shift = list[int | None](times), [], 0
+    highest: int | None = None
+    for n, time in enumerate(times):
+        if time is None:
+            continue
+        if (
+            highest is not None
+            and time + shift <= highest
+            and _rises_long(times[n : n + 2 * LONG_RUN], highest - shift)
+        ):
+            restarts.append(n)
+            shift = highest + round(usual) - time
+        moved[n] = time + shift
+        highest = time + shift if highest is None else max(highest, time + shift)
+    return moved, tuple(restarts)
+
+
+def _rises_long(times: Sequence[int | None], below: int) -> bool:
+    """Whether the next timestamps rise without soon reaching a time that has been before."""
+    known = [time for time in times if time is not None][:LONG_RUN]
+    return len(known) == LONG_RUN and is_ascending(known) and known[-1] <= below
+
+
+def _longest_rise(times: Sequence[int | None]) -> list[int]:
+    """Numbers of the most frames whose timestamps rise; of equal timestamps the first."""
+    tails: list[int] = []  # the least last time of a rise of each length
+    places: list[int] = []
+    before: dict[int, int] = {}
+    for n, time in enumerate(times):
+        if time is None:
+            continue
+        length = bisect.bisect_left(tails, time)
+        if length < len(tails) and tails[length] == time:
+            continue
+        if length:
+            before[n] = places[length - 1]
+        tails[length : length + 1] = [time]
+        places[length : length + 1] = [n]
+    chain = [places[-1]]
+    while chain[-1] in before:
+        chain.append(before[chain[-1]])
+    return chain[::-1]
+
+
+def _filled(times: Sequence[int | None], kept: Sequence[int], usual: Fraction) -> list[int]:
+    """Times for all frames, those of `kept` as they are; not ascending where too little room is between two of them."""
+    made: list[int] = []
+    for n in range(len(times)):
+        place = bisect.bisect_left(kept, n)
+        after = kept[place] if place < len(kept) else None
+        earlier = kept[place - 1] if place else None
+        if after == n or (after is not None and earlier is None):
+            made.append(round(_known(times, after) - (after - n) * usual))
+        elif earlier is not None and after is not None:
+            start, end = _known(times, earlier), _known(times, after)
+            made.append(start + (end - start) * (n - earlier) // (after - earlier))
+        else:
+            assert earlier is not None
+            made.append(round(_known(times, earlier) + (n - earlier) * usual))
+    return made
+
+
+def _known(times: Sequence[int | None], n: int) -> int:
+    time = times[n]
+    assert time is not None
+    return time
