@@ -12,17 +12,18 @@ SPECIFIED = 83
 """Cases of the specification; those after them were found later."""
 
 
-def rows() -> dict[int, str]:
-    """What shows each case, by its number."""
-    found = re.findall(r"^\| (\d+) \|[^|]+\|(.+)\|$", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
+def rows() -> dict[str, str]:
+    """What shows each case, by its number; kinds of files are numbered F1, F2 ..."""
+    found = re.findall(r"^\| (F?\d+) \|[^|]+\|(.+)\|$", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(found) == len({number for number, _ in found})
-    return {int(number): text.strip() for number, text in found}
+    return {number: text.strip() for number, text in found}
 
 
 def test_every_case_of_the_fault_table_has_a_test_or_a_reason() -> None:
     table = rows()
-    assert len(table) >= SPECIFIED
-    assert sorted(table) == list(range(1, len(table) + 1))
+    numbers = sorted(int(number) for number in table if number.isdigit())
+    assert len(numbers) >= SPECIFIED
+    assert numbers == list(range(1, len(numbers) + 1))
     for number, text in table.items():
         assert "::test_" in text or re.match(r"untested: \w+", text), number
 

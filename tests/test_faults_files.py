@@ -12,7 +12,7 @@ import pytest
 
 from tests.films import FFMPEG, H264, LOSSLESS, ffmpeg, lighten, packets, picture, restore, sound, steps, times
 from vsfmanet.cli import main
-from vsfmanet.errors import FormatError
+from vsfmanet.errors import DamagedError, FormatError
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import SourceClip
 from vsfmanet.media.source import inspect
@@ -81,16 +81,24 @@ def test_a_first_key_frame_that_ffmpeg_complains_of_is_damage(film: Path, tmp_pa
         line = [FFMPEG, "-v", "error", "-i", path, "-f", "null", "-"]
         if subprocess.run(line, capture_output=True, check=False).stderr:
             complained += 1
-            assert inspect(path).faults + opened(path).faults, path
+            assert is_called_damaged(path), path
     assert complained
+
+
+def is_called_damaged(path: Path) -> bool:
+    """Whether a file is refused for its damage, or restored only if the user asks for what is left."""
+    try:
+        return bool(inspect(path).faults + opened(path).faults)
+    except DamagedError:
+        return True
 
 
 def test_no_film_with_a_damaged_first_key_frame_is_restored_unless_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     film, made = tmp_path / "film.mkv", tmp_path / "made.mkv"
-    ffmpeg(*picture(0.48), "-c:v", "ffv1", film)  # its decoder marks no frame as corrupt
-    [damaged] = flipped(film, tmp_path, 1)
+    ffmpeg(*picture(0.48), "-c:v", "mjpeg", film)  # its decoder marks no frame as corrupt
+    damaged = next(path for path in flipped(film, tmp_path, 40) if is_called_damaged(path))
     assert restore(damaged, made) == 3
     assert "frames decode with errors, the first near 0.00 s" in capsys.readouterr().err
     assert not made.exists()
