@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 
 import pytest
 import vapoursynth as vs
+from hypothesis import HealthCheck, settings
 
 from vsfmanet import cli
+
+settings.register_profile("quick", derandomize=True, max_examples=50, deadline=None, database=None)
+settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -171,7 +171,7 @@ def _is_in(shard: tuple[int, int], inside: Path) -> bool:
 def _natural(text: str) -> list[tuple[int, int, str]]:
     """A key that sorts `part 2` before `part 10`."""
     pieces = re.split(r"([0-9]+)", text.casefold())
-    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces if piece]
+    return [(0, int(piece), "") if re.fullmatch("[0-9]+", piece) else (1, 0, piece) for piece in pieces if piece]
 
 
 def _name_problems(job: Pairing, out_root: Path) -> Iterator[str]:
