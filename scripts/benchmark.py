@@ -58,6 +58,7 @@ from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.projection import feed_forward_reference, squared_projection_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
 from vsfmanet.restorer import Restorer
+from vsfmanet.settings import Device, Precision
 from vsfmanet.weights import load_fmanetpp, save_model
 
 PEER = "vsbasicvsrpp"
@@ -118,7 +119,7 @@ class Bench:
     size: tuple[int, int]
     """Height and width of an input frame."""
     presets: list[str]
-    precision: str
+    precision: Precision
     device: torch.device
     threads: int
     rounds: int
@@ -130,6 +131,11 @@ class Bench:
     """Where the weights are."""
     processes: ProcessPoolExecutor
     """Gives each task a process of its own."""
+
+    @property
+    def kind(self) -> Device:
+        """Kind of the device."""
+        return "cpu" if self.device.type == "cpu" else "cuda"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -145,7 +151,7 @@ class Bench:
 
     def restorer(self, name: str) -> Restorer:
         """The streaming restorer with random weights."""
-        return Restorer(str(self.weights(name)), device=self.device.type, precision=self.precision)
+        return Restorer(str(self.weights(name)), device=self.kind, precision=self.precision)
 
     def cost(self, timing: Timing) -> float:
         """What ratios are taken from."""
@@ -400,7 +406,7 @@ def deblurring_section(bench: Bench) -> None:
     for name, network in networks.items():
         path = bench.folder / f"x1 {name}.safetensors"
         save_model(network, path)
-        restorers[name] = Restorer(str(path), device=bench.device.type, precision=bench.precision)
+        restorers[name] = Restorer(str(path), device=bench.kind, precision=bench.precision)
     source, position = Noise(height, width), dict.fromkeys(networks, 0)
 
     def stream(name: str) -> None:
@@ -523,12 +529,14 @@ class Found:
 def _alone(bench: Bench, name: str, size: tuple[int, int], frames: int) -> Found:
     """Restore a clip of so many frames in a process of its own."""
     task = bench.processes.submit(
-        _restore_clip, str(bench.weights(name)), bench.device.type, bench.precision, bench.threads, size, frames
+        _restore_clip, str(bench.weights(name)), bench.kind, bench.precision, bench.threads, size, frames
     )
     return task.result()
 
 
-def _restore_clip(path: str, device: str, precision: str, threads: int, size: tuple[int, int], frames: int) -> Found:
+def _restore_clip(
+    path: str, device: Device, precision: Precision, threads: int, size: tuple[int, int], frames: int
+) -> Found:
     torch.set_num_threads(threads)
     kernels.kernels_for(torch.empty(1))
     before = _resident()

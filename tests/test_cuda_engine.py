@@ -22,7 +22,7 @@ from vsfmanet.engines.eager import EagerEngine
 from vsfmanet.filter import RestoringDevice, _restore_with
 from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset
 from vsfmanet.restorer import Encode, Restorer
-from vsfmanet.settings import RestoreSettings
+from vsfmanet.settings import Device, RestoreSettings
 from vsfmanet.weights import save_model
 
 
@@ -198,7 +198,7 @@ def test_what_is_given_out_has_been_waited_for(
         assert (at_once.exposure, at_once.confidence) == (late.exposure, late.confidence)
 
 
-def restored_planes(weights: Path, device: str, *, on_device: bool) -> list[list[NDArray[np.float64]]]:
+def restored_planes(weights: Path, device: Device, *, on_device: bool) -> list[list[NDArray[np.float64]]]:
     """What the filter makes of a clip of 4:2:0, by a network on a device, with colours converted there or not."""
     clip = noise_clip(5, width=22, height=18, cuts={3}).resize.Bicubic(format=vs.YUV420P8, matrix=1)
     restorer = Restorer(str(weights), device=device, precision="fp32")

@@ -6,6 +6,7 @@ import random
 import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from torch import Tensor
 from tests.tiny import CUTS, FRAMES, TINY, NoiseSource, awake, awake_jffra, awake_m2aenet, awake_mmprnn
 from vsfmanet.devices import Worker, has_fast_bf16, pick_device, pick_precision
 from vsfmanet.errors import ConfigError, DeviceError
+from vsfmanet.kernels.build import library
 from vsfmanet.networks.fmanetpp import deploy
 from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.restorer import Restorer
-from vsfmanet.weights import load_model, save_model
+from vsfmanet.settings import Precision
+from vsfmanet.weights import file_sha256, load_model, save_model
 
 CONTEXT = TINY.context
 
@@ -140,6 +143,24 @@ def test_every_kind_of_network_runs_in_both_precisions(build: Callable[[], Seque
     assert (found[1] - scene).square().mean().sqrt() < 0.03
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_was_resolved_is_a_value(weights: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Restorer(str(weights), device="cpu", precision=precision) as restorer:
+        found = restorer.resolved
+        assert (found.model, found.weights_sha256) == ("tiny", file_sha256(weights))
+        assert (found.backend, found.device, found.precision) == ("torch", "cpu", precision)
+        assert found.device_name == torch.backends.cpu.get_cpu_capability()
+        assert found.kernels == ("cpp" if library() is not None else None)
+        monkeypatch.setenv("VSFMANET_NO_KERNELS", "1")
+        assert restorer.resolved == replace(found, kernels=None)
+    automatic = "bf16" if has_fast_bf16() else "fp32"
+    with Restorer(str(weights), device="cpu") as restorer:
+        assert restorer.resolved.precision == automatic
+    with Restorer(str(weights), backend="onnx") as restorer:
+        assert (restorer.resolved.backend, restorer.resolved.precision) == ("onnx", "fp32")
+        assert restorer.resolved.kernels is None
+
+
 def test_values_out_of_range_are_clamped_before_the_network(restorer: Restorer) -> None:
     wild, tame = NoiseSource(), NoiseSource()
     wild.frames = wild.frames * 3 - 1
@@ -152,11 +173,11 @@ def test_precision_and_device_follow_one_rule() -> None:
     assert pick_device("cpu") == cpu
     assert pick_precision("auto", cpu) == (torch.bfloat16 if has_fast_bf16() else torch.float32)
     assert pick_precision("fp32", cpu) == torch.float32
-    with pytest.raises(ConfigError, match="needs 'auto', 'cpu' or 'cuda', got 'tpu'"):
-        pick_device("tpu")
+    with pytest.raises(ConfigError, match="device must be one of 'auto', 'cpu', 'cuda', got 'tpu'"):
+        pick_device("tpu")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="got 'int8'"):
-        pick_precision("int8", cpu)
-    with pytest.raises(ConfigError, match="fp16 is for CUDA"):
+        pick_precision("int8", cpu)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="must be 'bf16' or 'fp32' on the CPU, got 'fp16'"):
         pick_precision("fp16", cpu)
     with pytest.raises(DeviceError, match="got 99"):
         pick_device("cuda", 99)

@@ -21,6 +21,7 @@ from vsfmanet.errors import DeviceError
 from vsfmanet.kernels import pixel_norm
 from vsfmanet.networks.fmanetpp import FMANetPPConfig, HRBABlock, deploy, preset
 from vsfmanet.restorer import Restorer
+from vsfmanet.settings import Precision
 from vsfmanet.tiling import MemoryPlan, is_out_of_memory, memory_needed, tiles
 from vsfmanet.weights import save_model
 
@@ -43,7 +44,7 @@ def source() -> ListSource:
     )
 
 
-def whole(weights: Path, source: ListSource, precision: str = "fp32") -> Tensor:
+def whole(weights: Path, source: ListSource, precision: Precision = "fp32") -> Tensor:
     with Restorer(str(weights), device="cpu", precision=precision) as restorer:
         return torch.stack([item.frame for item in restorer.restore(source, 0, source.num_frames)])
 
@@ -117,11 +118,15 @@ def test_a_restored_clip_is_the_same_in_tiles(weights: Path, source: ListSource)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("at_start", [True, False])
 def test_a_lack_of_memory_is_met_by_smaller_parts_with_the_same_result(
-    weights: Path, source: ListSource, monkeypatch: pytest.MonkeyPatch, at_start: bool, precision: str
+    weights: Path,
+    source: ListSource,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    at_start: bool,
+    precision: Precision,
 ) -> None:
     expected = whole(weights, source, precision)
-    told: list[str] = []
-    with Restorer(str(weights), device="cpu", precision=precision, notify=told.append) as restorer:
+    with Restorer(str(weights), device="cpu", precision=precision) as restorer:
         before = [] if at_start else [item.frame for item in restorer.restore(source, 0, 3)]
         refused = out_of_memory_above(WIDTH * 30, monkeypatch)
         after = restorer.restore(source, len(before), source.num_frames)
@@ -129,19 +134,18 @@ def test_a_lack_of_memory_is_met_by_smaller_parts_with_the_same_result(
     found = torch.stack([*before, *(item.frame for item in after)])
     assert (found - expected).abs().max() <= CODE_VALUE
     assert len(refused) == 1  # the plan is kept
-    [notice] = told
-    assert notice.startswith(f"restore: out of memory at frame {len(before)}: from here on parts of {WIDTH}x21 pixels")
+    [notice] = caplog.messages
+    assert notice.startswith(f"out of memory at frame {len(before)}: from here on parts of {WIDTH}x21 pixels")
     assert "Tried to allocate" in notice
 
 
 def test_where_no_part_is_small_enough_the_error_says_what_fits(
-    weights: Path, source: ListSource, monkeypatch: pytest.MonkeyPatch
+    weights: Path, source: ListSource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("vsfmanet.restorer.free_memory", lambda _: 3 << 20)
     out_of_memory_above(0, monkeypatch)
-    told: list[str] = []
     with (
-        Restorer(str(weights), device="cpu", precision="fp32", notify=told.append) as restorer,
+        Restorer(str(weights), device="cpu", precision="fp32") as restorer,
         pytest.raises(
             DeviceError, match=rf"about \d+ MiB of memory are needed for {WIDTH}x{HEIGHT} in parts"
         ) as caught,
@@ -150,7 +154,7 @@ def test_where_no_part_is_small_enough_the_error_says_what_fits(
     assert "got 3 MiB free on cpu" in str(caught.value)
     assert "fits: scale or crop it" in str(caught.value)
     assert caught.value.exit_code == 4
-    assert len(told) == 1  # halves; quarters would be too small to pay
+    assert len(caplog.messages) == 1  # halves; quarters would be too small to pay
 
 
 def test_the_ladder_halves_the_parts_and_then_leaves_the_device() -> None:

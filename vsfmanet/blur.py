@@ -18,6 +18,7 @@ from vsfmanet.exposures.shutter import REACH, Reading, Step, read_exposure, sett
 from vsfmanet.filter import SCENE_START, shifted
 from vsfmanet.networks.mmpnet import BlurAnalyser
 from vsfmanet.ops.matching import match_frames
+from vsfmanet.settings import Device
 from vsfmanet.weights import load_analyser, load_reader
 
 BLURRED_ABOVE = 1.0
@@ -33,7 +34,7 @@ _KEPT = 2 * REACH + 8
 """Readings and motions kept, so that none is computed twice while frames are asked for in order."""
 
 
-def blur_map(clip: vs.VideoNode, *, device: str = "auto", device_index: int = 0) -> vs.VideoNode:
+def blur_map(clip: vs.VideoNode, *, device: Device = "auto", device_index: int = 0) -> vs.VideoNode:
     """Measure how far things move within each frame while the shutter is open, pixel by pixel.
 
     The network sees single frames, and so cannot tell the blur of motion from that of a lens in every case. Where a
@@ -85,7 +86,7 @@ def blur_map(clip: vs.VideoNode, *, device: str = "auto", device_index: int = 0)
     return measured
 
 
-def with_exposures_by_sight(marked: vs.VideoNode, *, device: str, device_index: int) -> vs.VideoNode:
+def with_exposures_by_sight(marked: vs.VideoNode, *, device: Device, device_index: int) -> vs.VideoNode:
     """The clip whose frames carry, where it can be seen, the exposure that blur and motion show.
 
     Properties `SIGHT` and `SIGHT_CONFIDENCE` are written, or taken away where nothing can be seen. What frame n gets

@@ -145,16 +145,8 @@ def restore(
 
         from vsfmanet.restorer import Restorer  # with the networks and their weights
 
-        def in_precision(index: int, precision: str, backend: str) -> Restorer:
-            return Restorer(
-                model,
-                device=device,
-                device_index=index,
-                precision=precision,
-                backend=backend,
-                tile=tile,
-                notify=lambda text: vs.core.log_message(vs.MESSAGE_TYPE_WARNING, text),
-            )
+        def in_precision(index: int, precision: Precision, backend: Backend) -> Restorer:
+            return Restorer(model, device=device, device_index=index, precision=precision, backend=backend, tile=tile)
 
         with ExitStack() as opened:
             devices = []
@@ -177,7 +169,7 @@ def exposure(
     *,
     exposure: ExposureArgument = "auto",
     source_path: str | os.PathLike[str] | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     device_index: int = 0,
 ) -> vs.VideoNode:
     """Write each frame's exposure into its properties, as far as anything but the network knows it.
@@ -222,7 +214,7 @@ def exposure(
     return clip.std.ModifyFrame([clip, looked_at], tag)
 
 
-def _with_estimates(marked: vs.VideoNode, known: Exposures, device: str, device_index: int) -> vs.VideoNode:
+def _with_estimates(marked: vs.VideoNode, known: Exposures, device: Device, device_index: int) -> vs.VideoNode:
     """The clip of `_mark_scenes`, where nothing else knows the exposure with what blur and motion show of it.
 
     Raises:

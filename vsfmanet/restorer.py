@@ -5,15 +5,25 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from vsfmanet import kernels
 from vsfmanet.caches import cache_folder
-from vsfmanet.devices import Worker, free_memory, pick_backend, pick_device, pick_precision
+from vsfmanet.devices import (
+    PRECISIONS,
+    Runtime,
+    Worker,
+    device_name,
+    free_memory,
+    pick_backend,
+    pick_device,
+    pick_precision,
+)
 from vsfmanet.engines import Engine
 from vsfmanet.engines.cache import EngineCache
 from vsfmanet.engines.cuda import CudaGraphEngine, Transfers, give_back_memory
@@ -23,7 +33,7 @@ from vsfmanet.networks.blocks import channels_last
 from vsfmanet.networks.fmanetpp import FMANetPP
 from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.segments import Reach
-from vsfmanet.settings import check_tile
+from vsfmanet.settings import Backend, Device, Precision, check_tile
 from vsfmanet.streams import FrameSource, Restored, Streams
 from vsfmanet.streams.levels import LevelStreams
 from vsfmanet.streams.windows import WindowStreams
@@ -58,53 +68,72 @@ class FrameRestorer(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolved:
+    """What a restorer runs, once "auto" is settled. Where two differ, pixels may."""
+
+    model: str
+    """Name of the model, or stem of the weights file."""
+    weights_sha256: str
+    """Sha256 of the weights file, in hexadecimal."""
+    backend: Runtime
+    """What runs the network."""
+    device: Literal["cpu", "cuda"]
+    """Kind of device."""
+    device_name: str
+    """Name of the CUDA device, or the widest instructions that torch uses on the CPU, such as "AVX512"."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Data type of weights and features."""
+    kernels: Literal["cpp", "triton"] | None
+    """Kernels of this package that are used; None if torch, onnxruntime or TensorRT computes everything."""
+
+
 class Restorer:
-    """A network over a clip, with the same pixels whatever is asked for first.
+    """Runs a network over a clip; the pixels do not depend on the order of requests.
 
-    When the frames asked for follow those given before, the stream of restored frames goes on; any other frame starts a
-    new stream as far back as it depends on. Frames pass the network one at a time, so the arithmetic is the same
-    whichever way they come: so are the pixels, to the last bit.
+    When the requested frames follow the last ones, the stream of restored frames goes on; any other frame starts a new
+    stream as far back as it depends on. Frames pass through the network one at a time, so the arithmetic, and with it
+    every bit of the pixels, is the same for any order.
 
-    All work is done in the thread of its device, see `Worker`.
+    All work is done in the thread of the device, see `Worker`.
 
-    When the device's memory is short, the restorer becomes more sparing, step by step and for good: on CUDA without
-    graphs, then frames in 2, 4 and 8 parts, then features kept in the host's memory. The frame at which that happens,
-    and all after it, are the same up to rounding with FMA-Net++; other networks see less around each part. What was
-    changed is told through `notify`.
+    When the device's memory is short, the restorer takes measures, one after the other and permanently: on CUDA no
+    graphs; then frames in 2, 4 and 8 parts; then, on CUDA, features kept in the host's memory. The frame at which that
+    happens and all after it are the same up to rounding if the network's tiles are exact (`exact_tiles`); other
+    networks see less around each part. Each measure is logged as a warning, from the thread that calls `restore`.
 
     Args:
         model: Name in the manifest, or path of a safetensors file.
         device: "auto" (a CUDA device if there is one), "cpu" or "cuda".
-        device_index: Which CUDA device.
+        device_index: Number of the CUDA device, from 0.
         precision: "auto", "fp32", "bf16" or "fp16".
-        backend: "auto" (torch), "torch", "onnx" or "tensorrt"; the latter two are for FMA-Net++, and built when the
-            first frame comes.
+        backend: "auto" (torch), "torch", "onnx" or "tensorrt"; the latter two are for FMA-Net++ and are built when the
+            first frame is requested.
         tile: Width and height in input pixels of the parts in which frames are computed, 16 or more; None for whole
             frames while memory lasts.
-        notify: Called with a line for the user, from the thread that calls `restore`; the log by default.
 
     Raises:
         WeightsError: The model is unknown or its file is not usable.
-        DeviceError: There is no such device. `restore` raises it where memory is too small whatever is done.
-        ConfigError: An argument is none of those listed, or device or model have no such precision or backend.
+        DeviceError: There is no such device. `restore` raises it when memory is too small in spite of all measures.
+        ConfigError: An argument is none of those listed, or the device or the model does not support the precision or
+            backend.
     """
 
     def __init__(
         self,
         model: str,
         *,
-        device: str = "auto",
+        device: Device = "auto",
         device_index: int = 0,
-        precision: str = "auto",
-        backend: str = "auto",
+        precision: Precision = "auto",
+        backend: Backend = "auto",
         tile: tuple[int, int] | None = None,
-        notify: Callable[[str], None] = _log.warning,
     ) -> None:
         check_tile(tile)
         self._plan = MemoryPlan(tile=None if tile is None else (tile[1], tile[0]))
         self._backend = pick_backend(backend)
         if self._plan.tile is not None and self._backend != "torch":
-            raise ConfigError(f"restore: tile is for backend 'torch', got {backend!r}; leave one of them out")
+            raise ConfigError(f"tile is for backend 'torch', got {backend!r}; leave one of them out")
         self.device = pick_device(device, device_index, backend=self._backend)
         self.dtype = pick_precision(precision, self.device, backend=self._backend)
         self._worker = Worker(self.device)
@@ -113,7 +142,7 @@ class Restorer:
         network = loaded.network
         self.reach = network.reach
         if self._backend != "torch" and not isinstance(network, FMANetPP):
-            raise ConfigError(f"restore: backend {backend!r} is for FMA-Net++, got model {model!r}; leave it out")
+            raise ConfigError(f"backend {backend!r} is for FMA-Net++, got model {model!r}; leave it out")
         self._worker.run(partial(_settle, network, self.device, self.dtype))
         self._network = network
         self.transfers = Transfers(self.device)
@@ -122,8 +151,22 @@ class Restorer:
         self._source = _SourceInUse()
         self._stream: Iterator[Restored] | None = None
         self._next = -1
-        self._notify = notify
         self._notices: list[str] = []
+
+    @property
+    def resolved(self) -> Resolved:
+        """What this restorer runs; the same for every frame."""
+        precision = next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+        found = partial(kernels.kind_for, self.device, self.dtype)
+        return Resolved(
+            model=self.name,
+            weights_sha256=self.sha256,
+            backend=self._backend,
+            device="cpu" if self.device.type == "cpu" else "cuda",
+            device_name=device_name(self.device),
+            precision=precision,
+            kernels=self._worker.run(found) if self._backend == "torch" else None,
+        )
 
     @property
     def steps(self) -> int:
@@ -140,7 +183,7 @@ class Restorer:
             return self._worker.run(partial(self._restore, source, first, stop, encode))
         finally:
             while self._notices:
-                self._notify(self._notices.pop(0))
+                _log.warning(self._notices.pop(0))
 
     def close(self) -> None:
         """Release state, network and worker; the restorer cannot be used after that."""
@@ -218,15 +261,15 @@ class Restorer:
         if plan is None:
             free = free_memory(self.device)
             amount = "more memory is" if needed is None else f"about {needed >> 20} MiB of memory are"
-            share = math.sqrt(min(1.0, free / needed)) if free and needed else 0.5
+            share = math.sqrt(min(1.0, free / needed)) if needed else 0.5
             raise DeviceError(
-                f"restore: {amount} needed for {width}x{height} in {self._plan}, got "
-                f"{'an unknown amount' if free is None else f'{free >> 20} MiB'} free on {self.device} ({reason}); a "
+                f"{amount} needed for {width}x{height} in {self._plan}, got "
+                f"{free >> 20} MiB free on {self.device} ({reason}); a "
                 f"clip of {_even(width * share)}x{_even(height * share)} fits: scale or crop it, free memory, or use "
                 + ("device='cpu'" if on_gpu else "a machine with more")
             )
         same = "with the same result up to rounding" if isinstance(self._network, FMANetPP) else "with a slight change"
-        self._notices.append(f"restore: out of memory at frame {n}: from here on {plan}, {same} ({reason})")
+        self._notices.append(f"out of memory at frame {n}: from here on {plan}, {same} ({reason})")
 
     @property
     def _has_graphs(self) -> bool:

@@ -21,6 +21,7 @@ from vsfmanet.blur import motion, picture_of, reduced, scene_around, starts_scen
 from vsfmanet.devices import Worker, pick_device
 from vsfmanet.exposures import Exposures
 from vsfmanet.filter import SCENE_START, shifted
+from vsfmanet.settings import Device
 
 SKIPPED = "FMANetSkipped"
 """On every frame: 1 if it was passed through, 0 if it was restored."""
@@ -48,7 +49,7 @@ def pass_sharp_frames(
     marked: vs.VideoNode,
     known: Exposures,
     *,
-    device: str,
+    device: Device,
     device_index: int,
 ) -> vs.VideoNode:
     """The restored clip, but sharp frames from another: those that are passed through are never restored.

@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,13 @@ def kernels_for(x: Tensor) -> Kernels | None:
     if x.device.type == "cuda" and x.dtype in _CUDA_TYPES:
         return cuda_kernels(x.device, x.dtype)
     return None
+
+
+def kind_for(device: torch.device, dtype: torch.dtype) -> Literal["cpp", "triton"] | None:
+    """Return which kernels compute on a device in a type at inference; None where torch does."""
+    with torch.inference_mode():
+        kernels = kernels_for(torch.empty(1, dtype=dtype, device=device))
+    return None if kernels is None else "cpp" if device.type == "cpu" else "triton"
 
 
 @functools.cache
