@@ -17,6 +17,14 @@ settings.register_profile("long", max_examples=2000, deadline=None, suppress_hea
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the clusters to CI and to `-m cluster`: each starts some twenty processes."""
+    if "CI" not in os.environ and not config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("cluster"):
+                item.add_marker(pytest.mark.skip(reason="run with -m cluster"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _quick_garbage_collection() -> None:
     """Keep what is imported out of the collections that `clip.frames` ends with; they outlast the reading."""
