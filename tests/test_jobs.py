@@ -64,6 +64,8 @@ def check(
         source=found,
         size=size,
         aspect=aspect,
+        thumbnails=(),
+        likeness="unknown",
         hdr=Hdr(),
         anchors=[(0, times[0]), (len(times) - 1, times[-1])],
         times=times,

@@ -44,6 +44,7 @@ from vsfmanet.media.encode import (
     others_command,
     range_command,
 )
+from vsfmanet.media.thumbnails import SUFFIX, count_thumbnails
 
 EARLIEST_CUT = Fraction(3, 4)
 """Part of the length from which on a range ends where a scene does."""
@@ -106,6 +107,11 @@ class Ranges:
     def missing(self) -> range:
         """The frames that are in no finished range."""
         return range(self._found[-1].frames.stop if self._found else self._frames.start, self._frames.stop)
+
+    @property
+    def thumbnails(self) -> list[Path]:
+        """The files with the thumbnails of the frames, range by range."""
+        return [each.path.with_suffix(SUFFIX) for each in self._found]
 
     def open(self, key: str, blank: bytes) -> None:
         """Try the encoder on two frames, and find the ranges that are finished.
@@ -208,12 +214,14 @@ class Ranges:
                 "encoder changes them from range to range; make it in one pass with --range-frames 0"
             )
         path = self._work / f"{frames.start:09}-{frames.stop:09}{unfinished.suffix}"
+        unfinished.with_suffix(SUFFIX).replace(path.with_suffix(SUFFIX))  # it is on the disk, and the range comes last
         self._scratch.finish(unfinished, path)
         self._found.append(replace(made, path=path))
 
     def _encode(self, plan: EncodePlan, samples: Iterable[bytes]) -> int:
         """Encode some frames to a file; returns how many."""
-        with Encoder(range_command(plan), plan, launch=self._scratch.launch) as encoder:
+        line, kept = range_command(plan), plan.output.with_suffix(SUFFIX)
+        with Encoder(line, plan, launch=self._scratch.launch, thumbnails=kept) as encoder:
             for frame in samples:
                 encoder.write(frame)
             encoder.finish()
@@ -224,6 +232,8 @@ class Ranges:
         there, tagged = {}, self._colour() is not None
         for path in self._work.iterdir():
             match = NAME.fullmatch(path.name)
+            if match and match[3] == SUFFIX:
+                continue
             if match and tagged:
                 there[int(match[1])] = (path, range(int(match[1]), int(match[2])))
             elif path.name != COLOUR and WITHIN_WORK.fullmatch(path.name):
@@ -232,10 +242,14 @@ class Ranges:
         while first in there:
             path, frames = there.pop(first)
             try:
-                yield read_range(path, frames)
+                made = read_range(path, frames)
             except IncompleteError:
                 remove(path)
                 break
+            if count_thumbnails(path.with_suffix(SUFFIX)) != len(frames):
+                remove(path)
+                break
+            yield made
             first = frames.stop
 
     def _colour(self) -> Colour | None:

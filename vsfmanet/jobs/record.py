@@ -94,6 +94,8 @@ class Record:
     """Of the whole file."""
     verdict: str = "verified"
     """Nothing else gets a record."""
+    pictures: str = "unknown"
+    """How like what was encoded every decoded frame was found to be: `Likeness` of `media.thumbnails`."""
     format: int = FORMAT
     """Of this file."""
 

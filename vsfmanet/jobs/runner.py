@@ -43,16 +43,21 @@ from vsfmanet.media.encode import (
     find_ffmpeg,
     has_filters,
     has_option,
+    likeness,
     refused_streams,
     takes_hdr,
 )
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, inspect, is_kept, save_packets
+from vsfmanet.media.thumbnails import SUFFIX
 from vsfmanet.media.verify import Needed, verify
 from vsfmanet.settings import RestoreSettings
 
 SAME_PIXELS = {"device", "device_index", "backend", "tile", "segment", "source_path"}
 """Fields of `RestoreSettings` that say where and how a result is computed, or of which source, but not which."""
+
+THUMBNAILS = f"frames{SUFFIX}"
+"""File with the thumbnails of the frames, where the output is made in one pass."""
 
 ROOM = 1.2
 """How much more than is expected must be free on the disk."""
@@ -156,7 +161,8 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         ranges.join()
     try:
         with report.begin("verifying", len(frames)) as progress:
-            needed = _needed(source, clip, frames, plan, hdr)
+            thumbnails = [folder / THUMBNAILS] if ranges is None else ranges.thumbnails
+            needed = _needed(source, clip, frames, plan, hdr, thumbnails)
             verify(
                 part,
                 needed,
@@ -177,6 +183,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         frames=len(frames),
         width=plan.size[0],
         height=plan.size[1],
+        pictures=needed.likeness,
         output_size=part.stat().st_size,
         output_sha256=file_sha256(part),
     )
@@ -188,7 +195,9 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     return record
 
 
-def _needed(source: Source, clip: SourceClip, frames: range, plan: EncodePlan, hdr: Hdr) -> Needed:
+def _needed(
+    source: Source, clip: SourceClip, frames: range, plan: EncodePlan, hdr: Hdr, thumbnails: Sequence[Path]
+) -> Needed:
     """What the output must hold; what the user has set with --encoder-args is as the user has it."""
     own = plan.encoder_args
     filtered = has_filters(own)
@@ -197,6 +206,8 @@ def _needed(source: Source, clip: SourceClip, frames: range, plan: EncodePlan, h
         source=source,
         size=plan.size,
         aspect=None if filtered or has_option(own, "aspect", "bsf") else plan.aspect,
+        thumbnails=thumbnails,
+        likeness=likeness(own, plan.pixel_format),
         hdr=hdr,
         anchors=[(n - frames.start, time) for n, time in clip.anchors if n in frames],
         times=[timestamp * plan.time_base for timestamp in plan.timestamps],
@@ -431,7 +442,8 @@ def _encode(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scr
     with report.begin("restoring", len(plan.timestamps)) as progress:
         first = next(frames)
         plan = replace(plan, colour=clips.colour(first))  # how the filter wants the samples to be read
-        with Encoder(command(plan, covers=folder), plan, launch=scratch.launch) as encoder:
+        line = command(plan, covers=folder)
+        with Encoder(line, plan, launch=scratch.launch, thumbnails=folder / THUMBNAILS) as encoder:
             for frame in chain([first], frames):
                 encoder.write(clips.frame_bytes(frame))
                 progress.advance()

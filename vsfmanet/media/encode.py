@@ -32,6 +32,7 @@ from vsfmanet.media.demux import open_container
 from vsfmanet.media.encoder_args import parse_encoder_args
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import Source, Stream
+from vsfmanet.media.thumbnails import Likeness, ThumbnailWriter
 
 OLDEST_FFMPEG = (5, 1)
 """Release 4.2 shifts the first frames against the others when sound starts before the picture; 5.1 has `-fps_mode`."""
@@ -76,6 +77,31 @@ CODING = {
 
 FILTERS = {"-vf", "-filter:v"}
 """Options with filters for the picture."""
+
+LOSSLESS = {"ffv1", "ffvhuff", "huffyuv", "png", "qtrle", "rawvideo", "utvideo"}
+"""Encoders whose frames decode to the very samples, if they take the pixel format."""
+
+CRF = {"libx264", "libx264rgb", "libx265"}
+"""Encoders with a constant rate factor of one scale."""
+
+HIGH_QUALITY = 16
+"""The greatest constant rate factor at which they keep detail and grain; the default."""
+
+EQUAL_QUALITY = {
+    "c",
+    "preset",
+    "crf",
+    "pix_fmt",
+    "tag",
+    "threads",
+    "g",
+    "keyint_min",
+    "bf",
+    "refs",
+    "movflags",
+    "metadata",
+}
+"""Options that leave their quality as it is, beside the rate factor."""
 
 CONTAINING = {"tag", "vtag", "movflags", "metadata", "brand"}
 """Options for the container, one value each: they are given again where ranges are joined."""
@@ -233,6 +259,31 @@ def one_range(encoder_args: Sequence[str]) -> str | None:
 def has_filters(encoder_args: Sequence[str]) -> bool:
     """Whether the user's options change the picture."""
     return any(argument in FILTERS for argument in encoder_args)
+
+
+def likeness(encoder_args: Sequence[str], pixel_format: str) -> Likeness:
+    """How much decoded frames must be like those that are encoded with some options."""
+    if has_filters(encoder_args):
+        return "unknown"
+    given = {
+        name.removeprefix("-").partition(":")[0]: value
+        for name, value in zip(encoder_args[::2], encoder_args[1::2], strict=True)
+    }
+    codec = next((given[name] for name in ("c", "codec", "vcodec") if name in given), "")
+    quality = _number(given.get("crf", ""))
+    eight_bits = av.VideoFormat(pixel_format).components[0].bits == 8
+    if codec in LOSSLESS or (codec in CRF and (given.get("qp") == "0" or (quality == 0 and eight_bits))):
+        return "exact"
+    if codec in CRF and quality is not None and quality <= HIGH_QUALITY and set(given) <= EQUAL_QUALITY:
+        return "near"
+    return "rough"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def has_option(encoder_args: Sequence[str], *names: str) -> bool:
@@ -475,12 +526,30 @@ class Feed:
 
 
 class Encoder(Feed):
-    """An FFmpeg that gets frames."""
+    """An FFmpeg that gets frames.
+
+    Args:
+        line: As for `Feed`.
+        plan: As for `Feed`.
+        launch: As for `Feed`.
+        thumbnails: File for the thumbnails of the frames, with which the output is compared; None for none.
+    """
 
     def __init__(
-        self, line: list[str], plan: EncodePlan, *, launch: Callable[[list[str]], subprocess.Popen[bytes]]
+        self,
+        line: list[str],
+        plan: EncodePlan,
+        *,
+        launch: Callable[[list[str]], subprocess.Popen[bytes]],
+        thumbnails: Path | None = None,
     ) -> None:
         super().__init__(line, plan, launch=launch)
+        self._thumbnails = thumbnails and ThumbnailWriter(
+            thumbnails,
+            size=plan.size,
+            pixel_format=plan.pixel_format,
+            hashed=likeness(plan.encoder_args, plan.pixel_format) == "exact",
+        )
         self._nut = _NutStream(size=plan.size, pixel_format=plan.pixel_format, rate=plan.rate, time_base=plan.time_base)
 
     def write(self, samples: bytes) -> None:
@@ -494,11 +563,20 @@ class Encoder(Feed):
         """
         self.send(self._nut.frame(samples, self._plan.timestamps[self.written] - self._plan.timestamps[0]))
         self.written += 1
+        if self._thumbnails:
+            self._thumbnails.add(samples)
 
     def finish(self) -> None:
         """As for `Feed`."""
         self.send(self._nut.end())
         super().finish()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if self._thumbnails:
+            self._thumbnails.close()
 
 
 class _NutStream:

@@ -20,6 +20,7 @@ from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.matroska import damaged_place
 from vsfmanet.media.source import Source, Stream, inspect
+from vsfmanet.media.thumbnails import Likeness, read_thumbnails
 
 TIME_TOLERANCE = Fraction(1, 1000)
 """Seconds that a timestamp may be off, beside the rounding of the container's own unit."""
@@ -42,6 +43,10 @@ class Needed:
     """Width and height of the frames."""
     aspect: Fraction | None
     """Width over height of a sample (SAR); None if the user has set another one."""
+    thumbnails: Sequence[Path]
+    """Files with the thumbnails of the frames that were encoded, in order; none if they are unknown."""
+    likeness: Likeness
+    """How much each frame must be like its thumbnail."""
     hdr: Hdr
     """What must be said about the light of the whole film, at least."""
     times: Sequence[Fraction]
@@ -103,6 +108,7 @@ def _check_frames(part: Path, needed: Needed, advance: Callable[[], None]) -> li
     """
     size, times, count = needed.size, needed.times, 0
     own, found = dict(needed.anchors), []
+    kept = read_thumbnails(needed.thumbnails)
     with open_container(part) as container:
         track = main_track(container)
         if track is None:
@@ -114,6 +120,12 @@ def _check_frames(part: Path, needed: Needed, advance: Callable[[], None]) -> li
                 raise Mismatch(f"frames of {size[0]}x{size[1]} are needed, got {frame.width}x{frame.height}")
             if count - 1 in needed.lively and np.ptp(frame.to_ndarray(format="gray")) <= FLAT:
                 raise Mismatch(f"a picture is needed in frame {count - 1}, as in the source, got one colour")
+            if needed.thumbnails:
+                before = next(kept, None)
+                if before is not None and (verdict := before.difference(frame, needed.likeness)):
+                    raise Mismatch(f"frame {count - 1} must show what was encoded: {verdict}")
+                if before is None and count <= len(times):
+                    raise Mismatch(f"a thumbnail of frame {count - 1} is needed, got none")
             if count > len(times) or frame.pts is None:
                 continue  # too many frames, or a container without timestamps: both are told below
             shown = frame.pts * tick

@@ -1,0 +1,161 @@
+"""What is encoded is compared with what the finished file shows: encoders that change the picture are caught."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.films import FAST, H264, LOSSLESS, ffmpeg, lighten, nothing_but, picture, restore
+from vsfmanet.jobs import ranges, runner
+from vsfmanet.media import encode
+from vsfmanet.media.encode import EncodePlan, choose_encoder, likeness
+from vsfmanet.media.thumbnails import BOUNDS, ThumbnailWriter, difference, read_thumbnails, thumbnail
+
+CODINGS = {
+    "default": FAST,
+    "lossless": LOSSLESS,
+    "own": "--encoder-args=-c:v libx264 -preset ultrafast -crf 30",
+}
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 moving frames."""
+    path = tmp_path_factory.mktemp("film") / "film.mkv"
+    ffmpeg(*picture(0.48, size="128x96"), *H264, path)
+    return path
+
+
+def distort(monkeypatch: pytest.MonkeyPatch, filters: str) -> None:
+    """Have the encoder change the picture behind our back, but for the trial."""
+
+    def distorted(line: Callable[..., list[str]]) -> Callable[..., list[str]]:
+        def changed(plan: EncodePlan, **rest: Path) -> list[str]:
+            *before, output = line(plan, **rest)
+            trial = len(plan.timestamps) < 3
+            return [*before, *([] if trial else ["-filter:v:0", filters]), output]
+
+        return changed
+
+    lighten(monkeypatch)
+    monkeypatch.setattr(runner, "command", distorted(encode.command))
+    monkeypatch.setattr(ranges, "range_command", distorted(encode.range_command))
+
+
+@pytest.mark.parametrize("options", [(), ("--range-frames=5",)], ids=["one pass", "ranges"])
+@pytest.mark.parametrize("coding", CODINGS)
+def test_an_honest_encoder_passes_and_the_record_says_how_it_was_compared(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coding: str, options: tuple[str, ...]
+) -> None:
+    lighten(monkeypatch)
+    assert restore(film, tmp_path / "made.mkv", CODINGS[coding], *options) == 0
+    [record] = (path for path in tmp_path.iterdir() if path.suffix == ".json")
+    expected = {"default": "near", "lossless": "exact", "own": "rough"}
+    assert json.loads(record.read_text())["pictures"] == expected[coding]
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize(
+    "filters",
+    [
+        "negate",
+        "hue=h=60",
+        "geq=random(1)*255:128:128",
+        "noise=alls=100:allf=t:enable='eq(n,7)',eq=brightness=0.5:enable='eq(n,7)'",
+    ],
+    ids=["inverts", "shifts hues", "replaces by noise", "spoils one frame"],
+)
+def test_an_encoder_that_changes_the_picture_is_caught_whatever_its_quality(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coding: str, filters: str
+) -> None:
+    distort(monkeypatch, filters)
+    assert restore(film, tmp_path / "made.mkv", CODINGS[coding]) == 6
+    assert nothing_but(tmp_path)
+
+
+@pytest.mark.parametrize("coding", ["default", "lossless"])
+@pytest.mark.parametrize("filters", ["boxblur=3:1", "crop=iw-16:ih-16,scale=iw+16:ih+16"], ids=["blurs", "crops"])
+def test_an_encoder_that_blurs_or_crops_is_caught_where_its_quality_is_known(
+    film: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    coding: str,
+    filters: str,
+) -> None:
+    distort(monkeypatch, filters)
+    assert restore(film, tmp_path / "made.mkv", CODINGS[coding], "--range-frames=5") == 6
+    assert "frame 0 must show what was encoded" in capsys.readouterr().err
+    assert nothing_but(tmp_path)
+
+
+def test_one_wrong_sample_of_a_lossless_film_is_caught(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distort(monkeypatch, "drawbox=x=3:y=5:w=1:h=1:color=red:enable='eq(n,9)'")
+    assert restore(film, tmp_path / "made.mkv", LOSSLESS) == 6
+    assert "frame 9 must show what was encoded: the very samples" in capsys.readouterr().err
+
+
+def test_filters_of_the_user_are_not_compared_and_the_record_says_so(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lighten(monkeypatch)
+    assert restore(film, tmp_path / "made.mkv", f"{FAST} -vf negate") == 0
+    [record] = (path for path in tmp_path.iterdir() if path.suffix == ".json")
+    assert json.loads(record.read_text())["pictures"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pixel_format", "expected"),
+    [
+        ("", "yuv420p", "near"),
+        ("", "yuv420p10le", "near"),
+        ("-preset veryslow -threads 2", "yuv420p", "near"),
+        ("-crf 12", "yuv420p", "near"),
+        ("-crf 20", "yuv420p", "rough"),
+        ("-x264-params crf=40", "yuv420p", "rough"),
+        ("-b:v 1M", "yuv420p", "rough"),
+        ("-c:v libsvtav1", "yuv420p10le", "rough"),
+        ("-c:v ffv1", "yuv420p", "exact"),
+        ("-c:v libx264 -qp 0", "yuv420p", "exact"),
+        ("-crf 0", "yuv420p", "exact"),
+        ("-crf 0", "yuv420p10le", "near"),
+        ("-vf eq=gamma=2", "yuv420p", "unknown"),
+    ],
+)
+def test_options_decide_how_like_the_pictures_must_be(arguments: str, pixel_format: str, expected: str) -> None:
+    assert likeness(choose_encoder(arguments, pixel_format, ".mkv"), pixel_format) == expected
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (7, 5), (17, 31), (128, 96), (1921, 1081)])
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv411p", "gbrp10le", "gray16le"])
+def test_thumbnails_of_any_size_and_format_are_read_back(
+    tmp_path: Path, width: int, height: int, pixel_format: str
+) -> None:
+    path, size = tmp_path / "film.thumbnails", (width, height)
+    chance = np.random.default_rng(3)
+    depth = {"gbrp10le": 10, "gray16le": 16}.get(pixel_format, 8)
+    small = {"yuv420p": (-(-height // 2), -(-width // 2)), "yuv411p": (height, -(-width // 4))}
+    shapes = [(height, width)]
+    shapes += [] if pixel_format == "gray16le" else [small.get(pixel_format, (height, width))] * 2
+    kind = np.uint8 if depth == 8 else np.uint16
+    frames = [[chance.integers(0, 1 << depth, shape).astype(kind) for shape in shapes] for _ in range(3)]
+    writer = ThumbnailWriter(path, size=size, pixel_format=pixel_format, hashed=True)
+    for frame in frames:
+        writer.add(b"".join(plane.tobytes() for plane in frame))
+    writer.close()
+    kept = list(read_thumbnails([path]))
+    assert [each.number for each in kept] == [0, 1, 2]
+    for each, frame in zip(kept, frames, strict=True):
+        again = thumbnail(frame, depth=depth, number=each.number)
+        assert np.array_equal(again.means, each.thumbnail.means)
+        assert difference(each.thumbnail, again, BOUNDS["near"]) is None
+        assert len(each.thumbnail.hash) == 16
+        if width > 16:
+            black = thumbnail([np.zeros_like(plane) for plane in frame], depth=depth, number=each.number)
+            assert difference(each.thumbnail, black, BOUNDS["rough"]) is not None
