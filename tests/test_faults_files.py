@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from tests.films import FFMPEG, H264, LOSSLESS, ffmpeg, lighten, packets, picture, restore, sound, steps, times
 from vsfmanet.cli import main
 from vsfmanet.errors import DamagedError, FormatError
+from vsfmanet.jobs import runner
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import SourceClip
+from vsfmanet.media.encode import EncodePlan, command
 from vsfmanet.media.source import inspect
+from vsfmanet.media.thumbnails import frame_planes
 
 CASES = Path(__file__).with_name("cases")
 
@@ -269,3 +275,93 @@ def test_a_drawing_has_no_video_track_and_does_not_end_a_batch(
     assert main(["probe", str(drawing)]) == 3
     assert main(["batch", "--dry-run", "--include=*.svg", str(tmp_path / "in"), str(tmp_path / "out")]) in (0, 3)
     assert "Traceback" not in capsys.readouterr().err
+
+
+# What is lost on the way
+
+
+@pytest.mark.parametrize("options", [(), ("--range-frames=7",)], ids=["one pass", "ranges"])
+def test_a_subtitle_that_begins_before_the_picture_is_shown_from_the_beginning(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    made = tmp_path / "made.mkv"
+    assert restore(CASES / "sub-before-picture.mkv", made, *options) == 0
+    assert [content for _, content in packets(made, 2)] == [b"Opening line", b"later"]
+    assert packets(made, 2)[0][0] == times(made)[0] == 0
+    assert packets(made, 2)[1][0] == Fraction(670, 1000)
+    spans = inspect(made).others[1].spans
+    assert spans[0] == (Fraction(0), Fraction(620, 1000))
+
+
+def test_a_part_begins_with_the_subtitle_that_is_shown_then(tmp_path: Path) -> None:
+    film, words, made = tmp_path / "film.mkv", tmp_path / "words.srt", tmp_path / "made.mkv"
+    words.write_text(
+        "1\n00:00:00,000 --> 00:00:00,200\ngone\n\n2\n00:00:00,300 --> 00:00:01,000\nshown\n\n"
+        "3\n00:00:01,200 --> 00:00:01,500\nlater\n"
+    )
+    ffmpeg(*picture(2), "-i", words, *H264, "-c:s", "srt", "-metadata:s:s", "language=deu", film)
+    assert restore(film, made, "--start=10", "--end=40") == 0
+    assert packets(made, 1) == [(0, b"shown"), (Fraction(8, 10), b"later")]
+    track = inspect(made).others[0]
+    assert track.spans[0] == (Fraction(0), Fraction(6, 10))
+    assert track.tags["language"] == "deu"
+
+
+@pytest.mark.parametrize("name", ["vp9-440-10.webm", "y440p12.mkv"])
+@pytest.mark.parametrize("coding", [LOSSLESS, "--encoder-args=-preset ultrafast"], ids=["lossless", "default"])
+def test_4_4_0_of_more_than_8_bits_is_the_picture_that_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, coding: str
+) -> None:
+    lighten(monkeypatch, scale=1)
+    made = tmp_path / "made.mkv"
+    assert restore(CASES / name, made, coding) == 0
+    with av.open(str(CASES / name)) as before, av.open(str(made)) as after:
+        for one, other in zip(before.decode(video=0), after.decode(video=0), strict=True):
+            depth = one.format.components[0].bits
+            assert other.format.components[0].bits == depth
+            apart = [
+                np.abs(np.repeat(a, len(b) // len(a), axis=0).astype(int) - b).mean() / 2 ** (depth - 8)
+                for a, b in zip(frame_planes(one), frame_planes(other), strict=True)
+            ]
+            assert max(apart) <= (0 if coding == LOSSLESS else 4)
+
+
+@pytest.mark.parametrize("name", ["a_adpcm_ima_wav.avi", "a_pcm_mulaw.avi", "a_wmav2.avi", "wmv2.wmv"])
+def test_sound_that_ffmpeg_copies_to_matroska_is_copied(tmp_path: Path, name: str) -> None:
+    assert restore(CASES / name, tmp_path / "made.mkv") == 0
+    before, after = packets(CASES / name, 1), packets(tmp_path / "made.mkv", 1)
+    assert b"".join(content for _, content in after) == b"".join(content for _, content in before)
+
+
+def test_what_a_container_can_hold_is_asked_of_the_ffmpeg_that_does_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = tmp_path / "film.mkv"
+    ffmpeg(*picture(0.4), *sound(0.4), *H264, "-c:a", "pcm_s16le", film)
+    assert restore(film, tmp_path / "made.mp4") == 0
+    old = tmp_path / "ffmpeg"
+    old.write_text(
+        '#!/bin/sh\ncase "$*" in *-version*) echo "ffmpeg version 7.0";; *trial.mp4*) exit 1;; '
+        f'*) exec "{FFMPEG}" "$@";; esac\n'
+    )  # stands for 5.1, which writes no PCM to MP4
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert restore(film, tmp_path / "other.mp4") == 2
+    assert ".mp4 must hold what is copied, but cannot hold audio stream 1 (pcm_s16le)" in capsys.readouterr().err
+
+
+def test_flags_of_the_source_own_coding_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[list[str]] = []
+    inspected = inspect(CASES / "aspect-by-container.mkv")
+    monkeypatch.setattr(
+        runner, "inspect", lambda path: replace(inspected, disposition=("default", "multilayer", "dependent"))
+    )
+
+    def kept(plan: EncodePlan, *, covers: Path) -> list[str]:
+        lines.append(command(plan, covers=covers))
+        return lines[-1]
+
+    monkeypatch.setattr(runner, "command", kept)
+    assert restore(CASES / "aspect-by-container.mkv", tmp_path / "made.mkv") == 0
+    assert all(line[line.index("-disposition:v:0") + 1] == "default" for line in lines)
+    assert lines

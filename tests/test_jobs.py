@@ -352,15 +352,34 @@ def test_encoder_arguments_extend_the_default_or_replace_it() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
-@pytest.mark.parametrize(("version", "taken"), [("4.4.2-0ubuntu", False), ("5.1.9", True), ("N-12345-gabcdef", True)])
-def test_an_ffmpeg_that_is_too_old_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, taken: bool
+@pytest.mark.parametrize(
+    ("version", "before_ours", "without_ours"),
+    [
+        ("4.4.2-0ubuntu", False, False),
+        ("5.1.9", False, True),
+        ("7.0", True, True),
+        ("n8.0.1", True, True),
+        ("N-12345-gabcdef", True, True),
+    ],
+)
+def test_the_ffmpeg_on_the_path_is_taken_before_ours_if_it_is_recent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, before_ours: bool, without_ours: bool
 ) -> None:
     program = tmp_path / "ffmpeg"
     program.write_text(f"#!/bin/sh\necho 'ffmpeg version {version} Copyright'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert (encode.find_ffmpeg().path == program) == taken
+    assert (encode.find_ffmpeg().path == program) == before_ours
+    monkeypatch.setattr(encode, "_bundled_ffmpeg", lambda: None)
+    if without_ours:
+        assert encode.find_ffmpeg().path == program
+        assert encode.find_ffmpeg().version == f"ffmpeg version {version} Copyright"
+        assert encode.find_ffmpeg(program).path == program
+    else:
+        with pytest.raises(OutputError, match=r"5\.1 or newer is needed"):
+            encode.find_ffmpeg()
+        with pytest.raises(ConfigError, match="choose another with --ffmpeg"):
+            encode.find_ffmpeg(program)
 
 
 def test_an_ffmpeg_that_does_not_start_is_an_output_error() -> None:

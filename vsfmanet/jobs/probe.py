@@ -21,7 +21,7 @@ from vsfmanet.jobs.progress import Report, clock
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import Colour
 from vsfmanet.media.containers import CONTAINERS
-from vsfmanet.media.encode import choose_encoder, refused_streams
+from vsfmanet.media.encode import choose_encoder, find_ffmpeg, refused_streams
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import Source, inspect, is_kept
 from vsfmanet.settings import SIDECAR_SUFFIXES
@@ -227,7 +227,8 @@ def _plan(findings: Findings) -> Iterator[str]:
     lost = [stream for stream in source.others if stream not in copied]
     if lost:
         yield f"leave out {', '.join(map(str, lost))}"
-    refusing = [suffix for suffix in CONTAINERS if refused_streams(source, copied, suffix)]
+    ffmpeg = find_ffmpeg()
+    refusing = [suffix for suffix in CONTAINERS if refused_streams(ffmpeg, source, copied, suffix)]
     fitting = [suffix for suffix in CONTAINERS if suffix not in refusing]
     yield f"write to {' or '.join(fitting)}" + (
         f" ({' and '.join(refusing)} cannot hold all of it)" if refusing else ""

@@ -279,7 +279,7 @@ class Ranges:
         cutting = replace(plan, copied=tuple(kept), output=path)
         with Feed(others_command(cutting), cutting, launch=self._scratch.launch) as feed:
             feed.finish()
-        moved = (replace(stream, index=number) for number, stream in enumerate(kept))
+        moved = (replace(stream, index=number, path=None) for number, stream in enumerate(kept))
         return replace(plan, source=replace(plan.source, path=path), copied=(*moved, *attached_covers(plan)))
 
 

@@ -46,6 +46,7 @@ from vsfmanet.media.encode import (
     likeness,
     refused_streams,
     takes_hdr,
+    with_early_subtitles,
 )
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, inspect, is_kept, save_packets
@@ -138,15 +139,17 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         clip = replace(clip, node=deinterlaced(clip.node))
     frames = _range(job, clip)
     copied = _copied(job, source, report)
-    _check_container(source, copied, job.target.suffix.lower())
+    _check_container(ffmpeg, source, copied, job.target.suffix.lower())
     made_with = recipe(job)
     restored = clips.restore_clip(clip.node, _settings(job, source, report))
     clips.check_restored(source, clip.node, restored)
+    restored = clips.for_encoder(restored)
 
     folder = scratch.make_folder()
     part = scratch.make_part(job.target)
     save_packets(source, {cover.index: folder / cover_file(cover) for cover in copied if cover.kind == "cover"})
     plan = _plan(job, source, clip, restored, frames, copied, ffmpeg, part)
+    plan = with_early_subtitles(plan, folder, launch=scratch.launch)
     key = job_key(fingerprint, made_with.digest())
     ranges = _ranges(job, plan, restored, frames, key, folder, scratch, report)
     _check_room(job, plan, len(frames), None if ranges is None else len(ranges.missing))
@@ -302,16 +305,16 @@ def _copied(job: RestoreJob, source: Source, report: Report) -> list[Stream]:
     return copied
 
 
-def _check_container(source: Source, copied: Sequence[Stream], suffix: str) -> None:
+def _check_container(ffmpeg: Ffmpeg, source: Source, copied: Sequence[Stream], suffix: str) -> None:
     """Refuse a container that cannot hold what is to be copied.
 
     Raises:
         ConfigError: It cannot; the message names the streams, and the containers that can.
     """
-    refused = refused_streams(source, copied, suffix)
+    refused = refused_streams(ffmpeg, source, copied, suffix)
     if not refused:
         return
-    others = [other for other in CONTAINERS if not refused_streams(source, copied, other)]
+    others = [other for other in CONTAINERS if not refused_streams(ffmpeg, source, copied, other)]
     instead = f"write to {' or '.join(others)}, or " if others else ""
     raise ConfigError(
         f"restore: {source.path}: {suffix} must hold what is copied, but cannot hold {', '.join(map(str, refused))}; "

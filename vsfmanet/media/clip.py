@@ -46,6 +46,9 @@ HIDDEN_FRAMES = {"libdav1d", "mpeg4", "msmpeg4v2", "msmpeg4v3", "vp8", "vp9"}
 NO_TIMESTAMP = -(1 << 63)
 """What BestSource gives for a frame without one."""
 
+UNTAGGED = {"yuv440p10le", "yuv440p12le"}
+"""Pixel formats that raw video in NUT cannot carry: they come out as others."""
+
 UNSPECIFIED = 2
 """Of matrix, transfer and primaries alike."""
 
@@ -220,6 +223,17 @@ def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode) -
             f"{source.path}: {needed / 2**20:.0f} MiB of memory are needed for frames of {restored.width}x"
             f"{restored.height}, got {there / 2**20:.0f} MiB; cut the picture into parts, or scale it down first"
         )
+
+
+def for_encoder(restored: vs.VideoNode) -> vs.VideoNode:
+    """A restored clip in a format that reaches FFmpeg: NUT has no tag for 4:4:0 of 10 and 12 bits.
+
+    Their rows of chroma are doubled, so that nothing is lost.
+    """
+    if pixel_format(restored.format) not in UNTAGGED:
+        return restored
+    full = vs.core.query_video_format(vs.YUV, vs.INTEGER, restored.format.bits_per_sample, 0, 0)
+    return restored.resize.Point(format=full.id)
 
 
 def memory_bytes() -> int | None:

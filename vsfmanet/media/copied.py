@@ -64,22 +64,26 @@ class Anchor:
     """When the file shows it, seconds."""
 
 
-def check_sound(begin: Anchor, end: Anchor, made: Source, copied: Sequence[Stream]) -> None:
+def check_sound(begin: Anchor, end: Anchor, made: Source, source: Source, copied: Sequence[Stream]) -> None:
     """Compare where each sound track starts and ends against the picture, and where each subtitle track starts.
 
     Args:
         begin: A frame near the beginning, to compare starts with.
         end: A frame near the end, to compare ends with.
         made: The file.
-        copied: Streams of its source, whole.
+        source: What it was made from.
+        copied: Streams of it, whole.
 
     Raises:
         Mismatch: One has moved.
     """
     for before, after in _pairs(copied, made.others):
         if before.kind == "subtitle" and before.needed != before.content:
-            continue  # some begin before picture and sound, and may be gone
-        places = [("start", begin, before.first, after.first), ("end", end, before.end, after.end)]
+            continue  # some end before picture and sound, and may be gone
+        first = before.first
+        if first is not None and before.kind == "subtitle":
+            first = max(first, source.start)  # what is shown already when the film begins is cut to its beginning
+        places = [("start", begin, first, after.first), ("end", end, before.end, after.end)]
         for place, anchor, old, new in places if before.kind == "audio" else places[:1]:
             if old is None or new is None:
                 continue

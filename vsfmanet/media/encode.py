@@ -7,15 +7,15 @@ release shifts each input by its own idea of where it starts, and sound drifts a
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +24,10 @@ from typing import IO, Self
 import av
 import imageio_ffmpeg
 
-from vsfmanet.errors import OutputError
+from vsfmanet.errors import ConfigError, OutputError
 from vsfmanet.jobs.scratch import kill
 from vsfmanet.media.clip import Colour
 from vsfmanet.media.containers import CONTAINERS
-from vsfmanet.media.demux import open_container
 from vsfmanet.media.encoder_args import parse_encoder_args
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import Source, Stream
@@ -37,8 +36,14 @@ from vsfmanet.media.thumbnails import Likeness, ThumbnailWriter
 OLDEST_FFMPEG = (5, 1)
 """Release 4.2 shifts the first frames against the others when sound starts before the picture; 5.1 has `-fps_mode`."""
 
+PREFERRED_FFMPEG = (7, 0)
+"""Older releases lose chapters and dispositions, and cannot write PCM to MP4."""
+
 LOG_BYTES = 65536
 """Kept of what an encoder says: however much it is, it can fill neither pipe nor memory."""
+
+OF_CODING = {"attached_pic", "dependent", "multilayer", "still_image", "timed_thumbnails"}
+"""Dispositions that describe the source's own coding (such as MV-HEVC), not what the video is for."""
 
 STALE_TAGS = (
     "bps",
@@ -115,6 +120,8 @@ class Ffmpeg:
     """Program."""
     release: tuple[int, int]
     """Major and minor number; builds from the development branch count as the newest."""
+    version: str
+    """The first line that it prints of itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,22 +162,30 @@ class EncodePlan:
     """File to write."""
 
 
-def find_ffmpeg(*, for_hdr: bool = False) -> Ffmpeg:
-    """The user's FFmpeg if there is a recent one on the path, else the one that came with imageio-ffmpeg.
+def find_ffmpeg(path: Path | None = None, *, for_hdr: bool = False) -> Ffmpeg:
+    """The FFmpeg to use: the user's choice; else the one on the path, if it is of `PREFERRED_FFMPEG` or newer; else the
+    one that came with imageio-ffmpeg; else an older one on the path.
 
     Args:
-        for_hdr: Whether one that `takes_hdr` comes first, if there is one.
+        path: The user's choice.
+        for_hdr: Whether one that `takes_hdr` comes first, if the user has chosen none.
 
     Raises:
-        OutputError: None of them is there, runs and is recent.
+        ConfigError: The one that is chosen does not run, or is older than `OLDEST_FFMPEG`.
+        OutputError: None is there that runs and is recent.
     """
+    oldest = ".".join(map(str, OLDEST_FFMPEG))
+    if path is not None:
+        chosen = _examined(str(path))
+        if chosen is None:
+            raise ConfigError(f"{path}: an FFmpeg {oldest} or newer that runs is needed; choose another with --ffmpeg")
+        return chosen
     paths = filter(None, (shutil.which("ffmpeg"), _bundled_ffmpeg()))
-    recent = (found for path in paths if (found := _examined(path)) is not None)
-    first = next(recent, None)
-    if first is None:
-        oldest = ".".join(map(str, OLDEST_FFMPEG))
+    found = [each for each in map(_examined, paths) if each is not None]
+    found.sort(key=lambda each: each.release < PREFERRED_FFMPEG)  # keeps the order of equals
+    if not found:
         raise OutputError(f"FFmpeg {oldest} or newer is needed, on the path or by imageio-ffmpeg; install it")
-    return next((each for each in (first, *recent) if takes_hdr(each)), first) if for_hdr else first
+    return next(filter(takes_hdr, found), found[0]) if for_hdr else found[0]
 
 
 def takes_hdr(ffmpeg: Ffmpeg) -> bool:
@@ -186,9 +201,10 @@ def _examined(path: str) -> Ffmpeg | None:
         run = subprocess.run([path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    named = re.search(r"version n?(\d+)\.(\d+)", run.stdout.decode(errors="replace"))
+    version = run.stdout.decode(errors="replace").partition("\n")[0].strip()
+    named = re.search(r"version n?(\d+)\.(\d+)", version)
     release = (int(named[1]), int(named[2])) if named else (1000, 0)
-    return Ffmpeg(path=Path(path), release=release) if release >= OLDEST_FFMPEG else None
+    return Ffmpeg(path=Path(path), release=release, version=version) if release >= OLDEST_FFMPEG else None
 
 
 def _bundled_ffmpeg() -> str | None:
@@ -225,18 +241,33 @@ def choose_encoder(user_args: str, pixel_format: str, container: str) -> tuple[s
     return ("-c:v", codec, "-preset", "medium", "-crf", "16", "-pix_fmt", target, *tag, *own)
 
 
-def refused_streams(source: Source, streams: Sequence[Stream], suffix: str) -> list[Stream]:
-    """Streams of a source that a container cannot hold, by trying to write its header with each of them."""
-    refused = []
-    with open_container(source.path) as container:
-        for stream in streams:
-            try:
-                with av.open(io.BytesIO(), "w", format=CONTAINERS[suffix]) as trial:
-                    trial.add_stream_from_template(container.streams[stream.index])
-                    trial.start_encoding()
-            except (ValueError, av.FFmpegError):
-                refused.append(stream)
-    return refused
+def refused_streams(ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], suffix: str) -> list[Stream]:
+    """Streams of a source that an FFmpeg cannot copy to a container, by having it copy them beside one small frame.
+
+    Args:
+        ffmpeg: The program that is to copy them later.
+        source: Where they come from.
+        streams: The streams.
+        suffix: Of the container.
+    """
+    if not streams or _copies(ffmpeg, source, streams, suffix):
+        return []
+    return [stream for stream in streams if not _copies(ffmpeg, source, [stream], suffix)] or list(streams)
+
+
+def _copies(ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], suffix: str) -> bool:
+    """Whether FFmpeg copies some streams to a container."""
+    small = _NutStream(size=(64, 64), pixel_format="yuv420p", rate=Fraction(25), time_base=Fraction(1, 25))
+    frame = small.frame(bytes(64 * 64 * 3 // 2), 0) + small.end()
+    line = [str(ffmpeg.path), "-hide_banner", "-loglevel", "error", "-f", "nut", "-i", "pipe:0"]
+    line += ["-t", "1", "-protocol_whitelist", "file", "-i", f"file:{source.path}", "-map", "0:v:0", "-c", "copy"]
+    for stream in streams:
+        covers = stream.kind == "cover" and suffix == ".mkv"  # they become attachments, which all can be
+        line += [] if covers else ["-map", f"1:{stream.index}"]
+    line += ["-c:v:0", "mpeg4", "-shortest", "-f", CONTAINERS[suffix]]
+    with tempfile.TemporaryDirectory(prefix="vsfmanet-") as folder:
+        run = subprocess.run([*line, f"file:{folder}/trial{suffix}"], input=frame, capture_output=True, check=False)
+    return run.returncode == 0
 
 
 def one_range(encoder_args: Sequence[str]) -> str | None:
@@ -301,8 +332,7 @@ def command(plan: EncodePlan, *, covers: Path) -> list[str]:
     """
     line = [*_program(plan), "-copyts", *_colour_args(plan.colour), *_hdr_args(plan.hdr)]
     line += ["-itsoffset", _seconds(plan.timestamps[0] * plan.time_base), "-f", "nut", "-i", "pipe:0"]
-    line += ["-protocol_whitelist", "file", "-i", f"file:{plan.source.path}", *_video_stream(plan)]
-    line += [*_coding_args(plan), *_copy_args(plan, covers)]
+    line += [*_inputs(plan), *_video_stream(plan), *_coding_args(plan), *_copy_args(plan, covers)]
     line += ["-max_muxing_queue_size", "9999"]  # sound waits for the first frame, which may be minutes away
     return [*line, *_limits(plan), f"file:{plan.output}"]
 
@@ -316,9 +346,9 @@ def range_command(plan: EncodePlan) -> list[str]:
 
 def others_command(plan: EncodePlan) -> list[str]:
     """FFmpeg's command line for all but the video, cut to the time of the output, whose clock it has."""
-    line = [*_program(plan), "-copyts", "-protocol_whitelist", "file", "-i", f"file:{plan.source.path}"]
+    line = [*_program(plan), "-copyts", *_inputs(plan)]
     for stream in plan.copied:
-        line += ["-map", f"0:{stream.index}"]
+        line += ["-map", _place(plan, stream, first=0)]
     return [*line, "-map_metadata", "0", "-map_chapters", "0", "-c", "copy", *_limits(plan), f"file:{plan.output}"]
 
 
@@ -333,9 +363,44 @@ def join_command(plan: EncodePlan, *, covers: Path, carrier: str, begin: Fractio
     """
     line = [*_program(plan), "-copyts", *_hdr_args(plan.hdr)]
     line += ["-itsoffset", _seconds(begin), "-f", carrier, "-i", "pipe:0"]
-    line += ["-protocol_whitelist", "file", "-i", f"file:{plan.source.path}", *_video_stream(plan)]
+    line += [*_inputs(plan), *_video_stream(plan)]
     line += ["-c:v:0", "copy", *_colour_args(plan.colour), *_aspect_args(plan), *_container_args(plan.encoder_args)]
     return [*line, *_copy_args(plan, covers), "-max_muxing_queue_size", "9999", f"file:{plan.output}"]
+
+
+def with_early_subtitles(
+    plan: EncodePlan, folder: Path, *, launch: Callable[[list[str]], subprocess.Popen[bytes]]
+) -> EncodePlan:
+    """A plan that keeps the subtitles that are shown already when the output begins, from its beginning on.
+
+    FFmpeg leaves out every packet that begins before the time to which it cuts. So those streams are copied to a file
+    first, with the packets that begin earlier and last longer moved to that time.
+
+    Args:
+        plan: What is to be made.
+        folder: For the file.
+        launch: As for `Feed`.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    start = plan.start
+    if start is None:
+        return plan
+    early = [stream for stream in plan.copied if any(begin < start < end for begin, end in stream.spans)]
+    if not early:
+        return plan
+    path = folder / f"early{plan.output.suffix}"
+    line = [*_program(plan), "-copyts", "-protocol_whitelist", "file", "-i", f"file:{plan.source.path}"]
+    for number, stream in enumerate(early):
+        gone = "+".join(f"eq(n\\,{n})" for n, (_, end) in enumerate(stream.spans) if end <= start) or "0"
+        moved = f"max(PTS\\,ceil({_seconds(start)}/TB))"
+        clipped = f"noise=drop='{gone}',setts=pts='{moved}':dts='{moved}':duration='DURATION+PTS-{moved}'"
+        line += ["-map", f"0:{stream.index}", f"-bsf:s:{number}", clipped]
+    with Feed([*line, "-c", "copy", f"file:{path}"], plan, launch=launch) as feed:
+        feed.finish()
+    moved_streams = {stream.index: replace(stream, path=path, index=n) for n, stream in enumerate(early)}
+    return replace(plan, copied=tuple(moved_streams.get(stream.index, stream) for stream in plan.copied))
 
 
 def cover_file(cover: Stream) -> str:
@@ -358,6 +423,22 @@ def _program(plan: EncodePlan) -> list[str]:
     return [str(plan.ffmpeg.path), "-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning", "-y"]
 
 
+def _inputs(plan: EncodePlan) -> list[str]:
+    """Options for the files that are copied from: the source, and others of single streams."""
+    paths = [plan.source.path, *_other_files(plan)]
+    return [text for path in paths for text in ("-protocol_whitelist", "file", "-i", f"file:{path}")]
+
+
+def _other_files(plan: EncodePlan) -> list[Path]:
+    return list(dict.fromkeys(stream.path for stream in plan.copied if stream.path is not None))
+
+
+def _place(plan: EncodePlan, stream: Stream, *, first: int) -> str:
+    """A stream as FFmpeg's option -map names it, where `first` is the number of the source among the inputs."""
+    file = first if stream.path is None else first + 1 + _other_files(plan).index(stream.path)
+    return f"{file}:{stream.index}"
+
+
 def _video_stream(plan: EncodePlan) -> list[str]:
     """Options for the video as a stream among others, and for what the file and its streams are called."""
     line = ["-map", "0:v:0", "-map_metadata", "1", "-map_chapters", "1"]
@@ -368,7 +449,7 @@ def _video_stream(plan: EncodePlan) -> list[str]:
         if not key.startswith(STALE_TAGS):
             line += ["-metadata:s:v:0", f"{key}={value}"]
     # Said even where there is none: otherwise FFmpeg marks the first track of each kind as the default one.
-    line += ["-disposition:v:0", "+".join(plan.source.disposition) or "0"]
+    line += ["-disposition:v:0", "+".join(flag for flag in plan.source.disposition if flag not in OF_CODING) or "0"]
     return line
 
 
@@ -416,7 +497,7 @@ def _copy_args(plan: EncodePlan, covers: Path) -> list[str]:
     attached, mapped = attached_covers(plan), mapped_streams(plan)
     line = ["-c:a", "copy", "-c:s", "copy", "-c:t", "copy"]
     for stream in mapped:
-        line += ["-map", f"1:{stream.index}"]
+        line += ["-map", _place(plan, stream, first=1)]
     for number, _ in enumerate((stream for stream in mapped if stream.kind == "cover"), start=1):
         line += [f"-c:v:{number}", "copy"]
     for number, cover in enumerate(attached, start=sum(stream.kind == "attachment" for stream in mapped)):

@@ -64,14 +64,18 @@ class Stream:
     """Hashes of what its packets hold, `DIGEST` bytes each, cut ones too; of an attachment, of the file. Video has
     none."""
     needed: bytes
-    """`content` without the packets that are cut, and those that begin before picture and sound: a copy may lack them.
-    """
+    """`content` without the packets that are cut, and those before picture and sound, which a copy may lack: packets
+    that begin earlier, or of subtitles, end earlier."""
     joined: bytes
     """A hash of what all packets hold that are not cut, one after the other: the same where they are divided anew."""
     packets: int
     """Packets that hold something and are shown or heard."""
     cut: int
     """Packets that an edit list cuts away; copied to Matroska, they would be heard."""
+    spans: tuple[tuple[Fraction, Fraction], ...]
+    """Of subtitles: when each packet begins and ends, seconds; empty where one of them does not say."""
+    path: Path | None
+    """Another file to copy it from, in place of the source; None if there is none."""
     first: Fraction | None
     """Earliest timestamp, seconds."""
     end: Fraction | None
@@ -207,19 +211,31 @@ class _Tally:
     end: int | None = None
     content: bytearray = field(default_factory=bytearray)
     times: array[int] = field(default_factory=lambda: array("q"))  # of the packets in `content`
+    ends: array[int] = field(default_factory=lambda: array("q"))
     joined: Any = field(default_factory=hashlib.sha256)
 
-    def add(self, payload: bytes, time: int | None, *, cut: bool = False) -> None:
-        """Note what a packet holds, and when it begins."""
+    def add(self, payload: bytes, time: int | None, duration: int | None = None, *, cut: bool = False) -> None:
+        """Note what a packet holds, when it begins, and how long it lasts."""
         self.content += hashlib.blake2b(payload, digest_size=DIGEST).digest()
         self.times.append(CUT if cut else LATEST if time is None else time)
+        self.ends.append(CUT if cut else LATEST if time is None else time + (duration or 0))
         if not cut:
             self.joined.update(payload)
 
-    def content_from(self, time: int) -> bytes:
-        """`content` of packets that begin at some time or later, and are not cut."""
-        places = (DIGEST * number for number, begins in enumerate(self.times) if begins >= time)
+    def content_from(self, time: int, *, lasting: bool) -> bytes:
+        """`content` of packets that begin at some time or later, or last beyond it, and are not cut."""
+        kept = (
+            begins >= time or (lasting and ends > time and begins != CUT)
+            for begins, ends in zip(self.times, self.ends, strict=True)
+        )
+        places = (DIGEST * number for number, keep in enumerate(kept) if keep)
         return b"".join(self.content[place : place + DIGEST] for place in places)
+
+    def spans(self, base: Fraction) -> tuple[tuple[Fraction, Fraction], ...]:
+        """When each packet begins and ends, seconds; empty if one has no time, no duration, or is cut."""
+        pairs = list(zip(self.times, self.ends, strict=True))
+        known = all(begins not in (CUT, LATEST) and ends > begins for begins, ends in pairs)
+        return tuple((begins * base, ends * base) for begins, ends in pairs) if known else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +347,7 @@ def _tally(container: InputContainer, track: VideoStream) -> tuple[list[_Tally],
                 payload = _payload(codec, bytes(packet))
                 if not payload:
                     continue
-                tally.add(payload, time, cut=packet.is_discard)
+                tally.add(payload, time, packet.duration, cut=packet.is_discard)
             if packet.is_discard:  # cut away by an edit list
                 tally.cut += 1
                 continue
@@ -373,7 +389,9 @@ def _streams(container: InputContainer, track: VideoStream, tallies: Sequence[_T
                 codec=stream.codec_context.name if stream.codec_context else "unknown",
                 tags=_tags(stream.metadata),
                 content=bytes(tally.content),
-                needed=tally.content_from(math.ceil(start / base) if base else 0),
+                needed=tally.content_from(math.ceil(start / base) if base else 0, lasting=stream.type == "subtitle"),
+                spans=tally.spans(base) if stream.type == "subtitle" else (),
+                path=None,
                 joined=tally.joined.digest(),
                 packets=tally.packets,
                 cut=tally.cut,

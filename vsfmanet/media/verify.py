@@ -89,7 +89,7 @@ def verify(part: Path, needed: Needed, *, advance: Callable[[], None], remedy: s
         _check_aspect(made, needed)
         check_streams(made, needed.copied, extent=needed.extent)
         if needed.extent == "whole" and shown:
-            check_sound(shown[0], shown[-1], made, needed.copied)
+            check_sound(shown[0], shown[-1], made, needed.source, needed.copied)
         if needed.chapters:
             check_chapters(made, needed.source.chapters, needed.times)
         if needed.names:
