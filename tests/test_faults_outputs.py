@@ -294,7 +294,7 @@ def test_case_76_a_flipped_bit_between_writing_and_verification_is_found(film: P
         source=found,
         size=(128, 96),
         aspect=Fraction(1),
-        thumbnails=(),
+        pictures=None,
         likeness="unknown",
         hdr=Hdr(),
         anchors=[(0, times(made)[0])],

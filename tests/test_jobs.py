@@ -64,7 +64,7 @@ def check(
         source=found,
         size=size,
         aspect=aspect,
-        thumbnails=(),
+        pictures=None,
         likeness="unknown",
         hdr=Hdr(),
         anchors=[(0, times[0]), (len(times) - 1, times[-1])],

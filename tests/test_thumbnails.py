@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.films import FAST, H264, LOSSLESS, ffmpeg, lighten, nothing_but, picture, restore
+from vsfmanet.cli import main
 from vsfmanet.jobs import ranges, runner
 from vsfmanet.media import encode
 from vsfmanet.media.encode import EncodePlan, choose_encoder, likeness
@@ -159,3 +160,19 @@ def test_thumbnails_of_any_size_and_format_are_read_back(
         if width > 16:
             black = thumbnail([np.zeros_like(plane) for plane in frame], depth=depth, number=each.number)
             assert difference(each.thumbnail, black, BOUNDS["rough"]) is not None
+
+
+@pytest.mark.parametrize("size", [(128, 96), (130, 98)], ids=["4:2:0", "other size"])
+def test_a_file_is_compared_with_the_pictures_of_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: tuple[int, int]
+) -> None:
+    film, made, other = tmp_path / "film.mkv", tmp_path / "made.mkv", tmp_path / "other.mkv"
+    ffmpeg(*picture(0.48, size=f"{size[0]}x{size[1]}"), "-vf", "gblur=sigma=2", *H264, film)
+    lighten(monkeypatch, scale=4)
+    assert restore(film, made) == 0
+    assert main(["verify", "--source", str(film), str(made)]) == 0
+    for filters in ("negate", "hue=h=90", "geq=random(1)*255:128:128", "reverse,setpts=N/25/TB"):
+        ffmpeg("-i", made, "-vf", filters, *H264, other)
+        capsys.readouterr()
+        assert main(["verify", "--source", str(film), str(other)]) == 6, filters
+        assert "must show its source" in capsys.readouterr().err

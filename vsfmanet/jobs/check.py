@@ -49,8 +49,8 @@ def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str
             source=source,
             size=(scale * width, scale * height),
             aspect=clip.aspect,
-            thumbnails=(),
-            likeness="unknown",
+            pictures=clips.thumbnails(clip.node),
+            likeness="restored",
             hdr=Hdr(),  # whether the encoder could carry the source's is not known here
             anchors=clip.anchors,
             times=[timestamp * clip.time_base for timestamp in clip.timestamps],

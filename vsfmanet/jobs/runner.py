@@ -50,7 +50,7 @@ from vsfmanet.media.encode import (
 )
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, inspect, is_kept, save_packets
-from vsfmanet.media.thumbnails import SUFFIX
+from vsfmanet.media.thumbnails import SUFFIX, read_thumbnails
 from vsfmanet.media.verify import Needed, verify
 from vsfmanet.settings import RestoreSettings
 
@@ -209,7 +209,7 @@ def _needed(
         source=source,
         size=plan.size,
         aspect=None if filtered or has_option(own, "aspect", "bsf") else plan.aspect,
-        thumbnails=thumbnails,
+        pictures=read_thumbnails(thumbnails),
         likeness=likeness(own, plan.pixel_format),
         hdr=hdr,
         anchors=[(n - frames.start, time) for n, time in clip.anchors if n in frames],

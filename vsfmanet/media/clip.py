@@ -14,11 +14,13 @@ from typing import Any
 import av
 import numpy as np
 import vapoursynth as vs
+from av.video.format import VideoFormat
 
 from vsfmanet import errors
 from vsfmanet.errors import ConfigError, DamagedError, FormatError, IncompleteError, SourceError, VsfmanetError
 from vsfmanet.media.decode import Decoded, decode_all
 from vsfmanet.media.source import Source, check_unchanged
+from vsfmanet.media.thumbnails import Kept, thumbnail
 from vsfmanet.media.timeline import Timeline, is_ascending, repaired
 from vsfmanet.settings import RestoreSettings
 
@@ -302,8 +304,20 @@ def lively_frames(node: vs.VideoNode, frames: range) -> set[int]:
 
 def frame_bytes(frame: vs.VideoFrame) -> bytes:
     """The samples of a frame as FFmpeg wants them: plane after plane, rows without padding, RGB as G, B, R."""
-    order = (1, 2, 0) if frame.format.color_family == vs.RGB else range(frame.format.num_planes)
-    return b"".join(np.asarray(frame[plane]).tobytes() for plane in order)
+    return b"".join(np.asarray(frame[plane]).tobytes() for plane in _order(frame.format))
+
+
+def _order(video_format: vs.VideoFormat) -> Sequence[int]:
+    """Planes in the order of FFmpeg, whose RGB is G, B, R."""
+    return (1, 2, 0) if video_format.color_family == vs.RGB else range(video_format.num_planes)
+
+
+def thumbnails(node: vs.VideoNode) -> Iterator[Kept]:
+    """The thumbnail of each frame of a clip, in order."""
+    kind = VideoFormat(pixel_format(node.format), node.width, node.height)
+    for number, frame in enumerate(node.frames(close=True)):
+        planes = [np.asarray(frame[plane]) for plane in _order(frame.format)]
+        yield Kept(thumbnail(planes, depth=frame.format.bits_per_sample, number=number), number, kind)
 
 
 def pixel_format(video_format: vs.VideoFormat) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -38,9 +39,10 @@ PLAIN = re.compile(r"(yuvj?4\d\dp|gbrp|gray)((9|1\d)le)?")
 
 Planes = Sequence[NDArray[Any]]
 
-Likeness = Literal["exact", "near", "rough", "unknown"]
-"""How much a decoded frame must be like the one that was encoded: equal in every sample; as after coding at high
-quality; of the same colours and no more detail, as after coding at any quality; not at all, as after filters."""
+Likeness = Literal["exact", "near", "rough", "restored", "unknown"]
+"""How much a decoded frame must be like the one before: equal in every sample; as after coding at high quality; of the
+same colours and no more detail, as after coding at any quality; of the same colours, as the restored frame of a source;
+not at all, as after filters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +61,7 @@ BOUNDS: dict[Likeness, Bounds] = {
     "exact": Bounds(mean=2.0, most=12.0, detail=(0.5, 1.6)),  # where the pixel format has changed
     "near": Bounds(mean=2.0, most=12.0, detail=(0.5, 1.6)),
     "rough": Bounds(mean=16.0, most=255.0, detail=(0.0, 2.0)),
+    "restored": Bounds(mean=16.0, most=255.0, detail=(0.0, math.inf)),
 }
 """Measured with x264 and x265 at CRF 16 on patterns, noise, grain and darkness: mean below 1.1, most below 5, detail
 0.67 to 1.14; with x264, AV1 and MPEG-4 at their worst settings: mean below 13, detail up to 1.3. A box blur of 7x7, a
@@ -161,7 +164,7 @@ class ThumbnailWriter:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The thumbnail of a frame that was encoded, with what is needed to compare a decoded one."""
+    """The thumbnail of a frame, with what is needed to compare a later version of it."""
 
     thumbnail: Thumbnail
     """Of the frame."""
@@ -171,21 +174,24 @@ class Kept:
     """Size and pixel format of the frame."""
 
     def difference(self, frame: VideoFrame, likeness: Likeness) -> str | None:
-        """What differs more than it may in a decoded frame, in words; None if nothing does."""
-        if likeness == "unknown":
-            return None
+        """What differs more than it may in a decoded frame, in words; None if nothing does.
+
+        Args:
+            frame: Of the size of the first, or a whole multiple.
+            likeness: What it must be, but not "unknown".
+        """
         same = frame.format.name == self.format.name
         if likeness == "exact" and self.thumbnail.hash and same:
-            found = _hash([np.ascontiguousarray(plane) for plane in frame_planes(frame)])
-            return None if found == self.thumbnail.hash else "the very samples that were encoded, got others"
-        if frame.format.is_rgb != self.format.is_rgb:
+            digest = _hash([np.ascontiguousarray(plane) for plane in frame_planes(frame)])
+            return None if digest == self.thumbnail.hash else "the very samples that were encoded, got others"
+        if likeness in ("exact", "near") and frame.format.is_rgb != self.format.is_rgb:
             likeness = "rough"  # colours are converted there and back
         if not _is_plain(frame.format) or frame.format.is_rgb != self.format.is_rgb:
             frame = frame.reformat(format=self.format.name)
         depth = frame.format.components[0].bits
-        return difference(
-            self.thumbnail, thumbnail(frame_planes(frame), depth=depth, number=self.number), BOUNDS[likeness]
-        )
+        scale = max(1, frame.width // self.format.width)
+        found = thumbnail(frame_planes(frame), depth=depth, number=self.number, scale=scale)
+        return difference(self.thumbnail, found, BOUNDS[likeness])
 
 
 def read_thumbnails(paths: Sequence[Path]) -> Iterator[Kept]:

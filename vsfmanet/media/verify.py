@@ -20,7 +20,7 @@ from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.matroska import damaged_place
 from vsfmanet.media.source import Source, Stream, inspect
-from vsfmanet.media.thumbnails import Likeness, read_thumbnails
+from vsfmanet.media.thumbnails import Kept, Likeness
 
 TIME_TOLERANCE = Fraction(1, 1000)
 """Seconds that a timestamp may be off, beside the rounding of the container's own unit."""
@@ -43,8 +43,8 @@ class Needed:
     """Width and height of the frames."""
     aspect: Fraction | None
     """Width over height of a sample (SAR); None if the user has set another one."""
-    thumbnails: Sequence[Path]
-    """Files with the thumbnails of the frames that were encoded, in order; none if they are unknown."""
+    pictures: Iterator[Kept] | None
+    """Thumbnails that the frames are compared with, in order; None for no comparison."""
     likeness: Likeness
     """How much each frame must be like its thumbnail."""
     hdr: Hdr
@@ -108,7 +108,6 @@ def _check_frames(part: Path, needed: Needed, advance: Callable[[], None]) -> li
     """
     size, times, count = needed.size, needed.times, 0
     own, found = dict(needed.anchors), []
-    kept = read_thumbnails(needed.thumbnails)
     with open_container(part) as container:
         track = main_track(container)
         if track is None:
@@ -120,14 +119,11 @@ def _check_frames(part: Path, needed: Needed, advance: Callable[[], None]) -> li
                 raise Mismatch(f"frames of {size[0]}x{size[1]} are needed, got {frame.width}x{frame.height}")
             if count - 1 in needed.lively and np.ptp(frame.to_ndarray(format="gray")) <= FLAT:
                 raise Mismatch(f"a picture is needed in frame {count - 1}, as in the source, got one colour")
-            if needed.thumbnails:
-                before = next(kept, None)
-                if before is not None and (verdict := before.difference(frame, needed.likeness)):
-                    raise Mismatch(f"frame {count - 1} must show what was encoded: {verdict}")
-                if before is None and count <= len(times):
-                    raise Mismatch(f"a thumbnail of frame {count - 1} is needed, got none")
-            if count > len(times) or frame.pts is None:
-                continue  # too many frames, or a container without timestamps: both are told below
+            if count > len(times):
+                continue  # the count is compared below
+            _check_picture(frame, count - 1, needed)
+            if frame.pts is None:
+                raise Mismatch(f"timestamps are needed, but frame {count - 1} has none")
             shown = frame.pts * tick
             if count - 1 in own:
                 found.append(Anchor(before=own[count - 1], after=shown))
@@ -161,6 +157,18 @@ def _decoded(container: InputContainer, track: VideoStream) -> Iterator[VideoFra
                 raise Mismatch(f"frames without errors are needed, but frame {count} is damaged")
             yield frame
             count += 1
+
+
+def _check_picture(frame: VideoFrame, number: int, needed: Needed) -> None:
+    """Compare a frame with its thumbnail."""
+    if needed.pictures is None or needed.likeness == "unknown":
+        return
+    kept = next(needed.pictures, None)
+    if kept is None:
+        raise Mismatch(f"a thumbnail of frame {number} is needed, got none")
+    if verdict := kept.difference(frame, needed.likeness):
+        before = "its source" if needed.likeness == "restored" else "what was encoded"
+        raise Mismatch(f"frame {number} must show {before}: {verdict}")
 
 
 def _check_aspect(made: Source, needed: Needed) -> None:
