@@ -10,7 +10,7 @@ import pytest
 import vapoursynth as vs
 from hypothesis import HealthCheck, settings
 
-from vsfmanet import cli
+from vsfmanet.cli import restore
 
 settings.register_profile("quick", derandomize=True, max_examples=50, deadline=None, database=None)
 settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
@@ -34,7 +34,7 @@ def _quick_garbage_collection() -> None:
 @pytest.fixture(autouse=True)
 def _restore_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let stand-ins reach the job of `vsfmanet restore`; tests of its guard start processes of their own."""
-    monkeypatch.setattr(cli, "_restore_guarded", cli._restore_here)
+    monkeypatch.setattr(restore, "_guarded", restore._here)
 
 
 @pytest.fixture(autouse=True)

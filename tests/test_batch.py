@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -25,7 +24,6 @@ import pytest
 
 from tests.batch_stub import content, stub_recipe
 from tests.films import H264, ffmpeg, picture, sound
-from vsfmanet import cli
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, child, journal, pictures, progress, runner
 from vsfmanet.jobs.files import record_path
@@ -637,7 +635,7 @@ def test_a_dry_run_makes_nothing_and_tells_frames_and_sizes(
     assert not made.exists()
 
 
-def test_every_option_reaches_the_job() -> None:
+def test_every_option_reaches_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     job = RestoreJob(
         source=Path("-in.mkv"),
         target=Path("out.mkv"),
@@ -663,10 +661,17 @@ def test_every_option_reaches_the_job() -> None:
         range_frames=77,
         reserve=1.5,
     )
-    for each in (job, RestoreJob(source=Path("in.mkv"), target=Path("out.mkv"))):
-        options = cli._parser().parse_args(batch.arguments(each, attempt=4))
-        assert replace(cli._job(options, options.source, options.target)) == each
-        assert (options.attempt, options.parent) == (4, os.getpid())
+    found: list[object] = []
+
+    def run(job: RestoreJob, **more: object) -> int:
+        found.append((job, more))
+        return 0
+
+    monkeypatch.setattr("vsfmanet.cli.restore._as_child", run)
+    jobs = (job, RestoreJob(source=Path("in.mkv"), target=Path("out.mkv")))
+    for each in jobs:
+        assert main(batch.arguments(each, attempt=4)) == 0
+    assert found == [(each, {"attempt": 4, "parent": os.getpid()}) for each in jobs]
 
 
 def test_a_file_of_exposures_is_not_for_a_batch(sources: Path, made: Path) -> None:

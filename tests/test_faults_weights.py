@@ -362,7 +362,8 @@ import sys
 calls = []
 sys.addaudithook(lambda event, args: calls.append(event) if event.startswith("socket.") else None)
 from vsfmanet import cli
-cli._restore_guarded = cli._restore_here
+from vsfmanet.cli import restore
+restore._guarded = restore._here
 code = cli.main(sys.argv[1:])
 print(*(call for call in calls if call != "socket.gethostname"))
 sys.exit(code)

@@ -1,7 +1,5 @@
 """The user's choice of how a clip is restored, as one value. Checks and JSON need neither torch nor VapourSynth."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass

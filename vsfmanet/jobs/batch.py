@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from vsfmanet.jobs.child import PROGRAM as PROGRAM
 from vsfmanet.jobs.child import Child
 from vsfmanet.jobs.estimate import measure_speed, output_bytes
 from vsfmanet.jobs.files import TemporaryFolder, pending_records, record_path, remove_work, sweep
-from vsfmanet.jobs.job import RestoreJob
+from vsfmanet.jobs.job import BatchOptions, RestoreJob
 from vsfmanet.jobs.journal import Journal, Row, open_journal
-from vsfmanet.jobs.paths import Pairing, Selection, survey
+from vsfmanet.jobs.paths import Pairing, survey
 from vsfmanet.jobs.pictures import before_and_after
 from vsfmanet.jobs.progress import Report, clock, frames_state
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, read_record
@@ -29,7 +29,6 @@ from vsfmanet.jobs.report import tally, write_report
 from vsfmanet.jobs.runner import recipe
 from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.encode import choose_encoder
-from vsfmanet.settings import EXPOSURE_WORDS
 
 FOLDER = ".vsfmanet"
 """Inside OUT_DIR, for the journal and for lists of jobs."""
@@ -47,50 +46,8 @@ PRECEDENCE = (1, 2, 4, 5, 8, 7, 6, 3)
 MACHINE = {4, 5, 8}
 """Exit codes of a job that the next job would have too: device, disk or encoder, weights."""
 
-STALL_LIMIT = 600.0
-"""Seconds without progress after which a job is stopped, unless the user says otherwise."""
-
 PICTURES = 500
 """Jobs with a picture in the report, at most: it must still open."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BatchOptions:
-    """What `vsfmanet batch` is asked to do."""
-
-    in_folder: Path
-    """Searched for sources."""
-    out_folder: Path
-    """For the outputs, in the same folders."""
-    template: RestoreJob
-    """Options of every job; its source and target are not used."""
-    selection: Selection = field(default_factory=Selection)
-    """Which files."""
-    journal: Path | None = None
-    """File of the journal; None for one inside `out_folder`."""
-    resume: bool = False
-    """Whether there must be a journal to go on with."""
-    retry: bool = False
-    """Whether refused, damaged and quarantined jobs are tried again."""
-    recheck: bool = False
-    """Whether outputs that are done are compared with their records again."""
-    stall_limit: float = STALL_LIMIT
-    """Seconds without progress after which a job is stopped."""
-
-    def own(self, name: str) -> str:
-        """The name of a file that each shard has for itself."""
-        number, count = self.selection.shard
-        stem, suffix = os.path.splitext(name)
-        return name if count == 1 else f"{stem}-{number}-of-{count}{suffix}"
-
-    def __post_init__(self) -> None:
-        if self.stall_limit <= 0:
-            raise ConfigError(f"batch: a stall limit above 0 s is needed, got {self.stall_limit}; mend --stall-limit")
-        if isinstance(self.template.settings.exposure, str) and self.template.settings.exposure not in EXPOSURE_WORDS:
-            raise ConfigError(
-                "batch: --exposure must be auto, estimate or a number for all files, got "
-                f"{self.template.settings.exposure!r}; auto also takes film.exposure.csv beside film.mkv"
-            )
 
 
 def dry_run(options: BatchOptions, report: Report) -> None:

@@ -66,6 +66,7 @@ class Child:
 
     Args:
         line: Its command line.
+        stdin: What it can read there; less than a pipe holds.
         temporary: Folder for its temporary files, which it cannot delete if it is killed.
         hear: Called with each event that it tells, and with all other lines of its stderr as they are.
         own_group: Whether it is to be out of reach of Ctrl-C, because whoever started it ends it in order.
@@ -75,6 +76,7 @@ class Child:
         self,
         line: Sequence[str],
         *,
+        stdin: bytes | None = None,
         temporary: Path,
         hear: Callable[[bytes | Mapping[str, Any]], None] = lambda _: None,
         own_group: bool = True,
@@ -84,12 +86,15 @@ class Child:
             group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if own_group else {}
         self._process = subprocess.Popen(
             line,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=KEPT_BUFFERS | os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)),
             **group,
         )
+        if self._process.stdin is not None:
+            with suppress(OSError), self._process.stdin as pipe:  # it may have ended before it reads
+                pipe.write(stdin or b"")
         self._hear = hear
         self._outputs = {"stdout": b"", "stderr": b""}
         self.progress: Progress | None = None

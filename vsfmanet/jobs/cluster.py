@@ -29,9 +29,10 @@ from vsfmanet import __version__
 from vsfmanet.atomic import write_new, write_whole
 from vsfmanet.errors import ConfigError, IncompleteError, OutputError
 from vsfmanet.jobs import batch
-from vsfmanet.jobs.batch import FOLDER, PRECEDENCE, STALL_LIMIT, TRIES, BatchOptions
+from vsfmanet.jobs.batch import FOLDER, PRECEDENCE, TRIES
 from vsfmanet.jobs.child import Child
 from vsfmanet.jobs.files import TemporaryFolder, sweep
+from vsfmanet.jobs.job import STALL_LIMIT, BatchOptions
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, weights_sha256
 from vsfmanet.jobs.runner import TAKING_PART, recipe

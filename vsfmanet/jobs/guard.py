@@ -9,14 +9,14 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from vsfmanet.errors import ConfigError, IncompleteError
 from vsfmanet.jobs.child import PROGRAM, Child, Progress
 from vsfmanet.jobs.files import TemporaryFolder, record_path, sweep
+from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.progress import Report, frames_state
 from vsfmanet.jobs.record import read_record
 
@@ -25,8 +25,7 @@ class GuardedJob:
     """A job of `vsfmanet restore`.
 
     Args:
-        arguments: Its command line, after `vsfmanet restore`.
-        target: The output that it is to make.
+        job: What is to be done; the process gets it as JSON.
         stall_limit: Seconds without progress after which it is stopped.
         as_json: Whether what it tells is told on as JSON.
 
@@ -34,11 +33,12 @@ class GuardedJob:
         ConfigError: The limit is not above 0.
     """
 
-    def __init__(self, arguments: Sequence[str], *, target: Path, stall_limit: float, as_json: bool) -> None:
-        self._line = [*PROGRAM, "restore", f"--parent={os.getpid()}", *arguments]
+    def __init__(self, job: RestoreJob, *, stall_limit: float, as_json: bool) -> None:
+        self._line = [*PROGRAM, "restore", "--job", "-", f"--parent={os.getpid()}"]
+        self._job = json.dumps(job.to_json()).encode()
         if not stall_limit > 0:
             raise ConfigError(f"restore: a stall limit above 0 s is needed, got {stall_limit}; mend --stall-limit")
-        self._target = target
+        self._target = job.target
         self._stall_limit = stall_limit
         self._as_json = as_json
         self._report = Report(as_json=as_json)
@@ -61,7 +61,9 @@ class GuardedJob:
             if self._stopped:
                 raise IncompleteError("restore: the job has been stopped")
             self._temporary = TemporaryFolder()
-            self._child = child = Child(self._line, temporary=self._temporary.path, hear=self._tell_on, own_group=False)
+            self._child = child = Child(
+                self._line, stdin=self._job, temporary=self._temporary.path, hear=self._tell_on, own_group=False
+            )
         code = child.wait(self._stall_limit, lambda: None)
         self._clear_up()
         if self._is_published(child.result):

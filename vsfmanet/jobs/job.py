@@ -1,17 +1,28 @@
-"""What is to be done with one video file, as one value."""
+"""What is to be done with one video file, or with all of a folder, as one value. Imports no library."""
 
-from __future__ import annotations
-
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
 from vsfmanet.errors import ConfigError
+from vsfmanet.jobs.paths import Selection
 from vsfmanet.media.containers import CONTAINERS
 from vsfmanet.media.encoder_args import parse_encoder_args
-from vsfmanet.settings import RestoreSettings, check_choice, from_json, is_int, is_real, to_json
+from vsfmanet.settings import (
+    EXPOSURE_WORDS,
+    RestoreSettings,
+    check_choice,
+    from_json,
+    is_int,
+    is_real,
+    to_json,
+)
 
 OnDamage = Literal["stop", "salvage", "as-is"]
+
+STALL_LIMIT = 600.0
+"""Seconds without progress after which a job is stopped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,3 +105,47 @@ class RestoreJob:
             ConfigError: It is no object, or has an unknown key or a value that a field does not take.
         """
         return from_json(cls, table, source=Path, target=Path, settings=RestoreSettings.from_json)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchOptions:
+    """A folder to restore.
+
+    Raises:
+        ConfigError: A value is none of those listed.
+    """
+
+    in_folder: Path
+    """Folder that is searched for videos; it is only read."""
+    out_folder: Path
+    """Folder for the outputs, with the same folders in it."""
+    template: RestoreJob
+    """Options of every job; its source and target are not used."""
+    selection: Selection = field(default_factory=Selection)
+    """Which files."""
+    journal: Path | None = None
+    """File of the journal, on a local disk; by default OUT_DIR/.vsfmanet/journal.sqlite3."""
+    resume: bool = False
+    """Continue a batch; refuse to begin one."""
+    retry: bool = False
+    """Try again what was refused, damaged or quarantined."""
+    recheck: bool = False
+    """Compare every byte of results that are done."""
+    stall_limit: float = STALL_LIMIT
+    """Stop a job that makes no progress for so long."""
+
+    def __post_init__(self) -> None:
+        if not self.stall_limit > 0:
+            raise ConfigError(f"a stall limit above 0 s is needed, got {self.stall_limit}; mend --stall-limit")
+        exposure = self.template.settings.exposure
+        if isinstance(exposure, str | os.PathLike) and exposure not in EXPOSURE_WORDS:
+            raise ConfigError(
+                f"--exposure must be auto, estimate or a number for all files, got {str(exposure)!r}; auto also takes "
+                "film.exposure.csv beside film.mkv"
+            )
+
+    def own(self, name: str) -> str:
+        """Name of a file that each shard has for itself."""
+        number, count = self.selection.shard
+        stem, suffix = os.path.splitext(name)
+        return name if count == 1 else f"{stem}-{number}-of-{count}{suffix}"

@@ -1,7 +1,5 @@
 """Which files of a folder become which files of another, and every name that could go wrong, before anything starts."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -11,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 from vsfmanet.errors import ConfigError
-from vsfmanet.settings import SIDECAR_SUFFIXES
+from vsfmanet.settings import SIDECAR_SUFFIXES, check_choice
 
 VIDEOS = tuple(
     f"*.{suffix}"
@@ -34,27 +33,37 @@ FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 """Characters that Windows takes in no name."""
 
 
+Order = Literal["natural", "shortest"]
+Container = Literal["mkv", "mp4", "mov"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
     """Which files of a folder are meant."""
 
-    include: Sequence[str] = VIDEOS
-    """Patterns (`*`, `?`, `[...]`) for a file's name or its path inside the folder, upper and lower case alike."""
-    exclude: Sequence[str] = ()
-    """Patterns of what is left out, also of folders."""
-    order: str = "natural"
-    """"natural": by path, numbers as numbers; "shortest": the smallest file first."""
-    suffix: str = ".mkv"
-    """Of the outputs."""
+    include: tuple[str, ...] = VIDEOS
+    """Take files whose name, or path in IN_DIR, matches this pattern (`*`, `?`, `[...]`), whatever its case; may be
+    repeated. By default all common video suffixes."""
+    exclude: tuple[str, ...] = ()
+    """Leave out files and folders that match this pattern; may be repeated."""
+    order: Order = "natural"
+    """By name with numbers as numbers, or the smallest file first."""
+    container: Container = "mkv"
+    """Suffix of the results; mkv holds everything."""
     shard: tuple[int, int] = (1, 1)
-    """Which of how many shares of the files, from 1: each file is in one share, whatever other files there are."""
+    """Do only share I of N of the files, and leave the others to other machines (see below)."""
 
     def __post_init__(self) -> None:
-        if self.order not in ("natural", "shortest"):
-            raise ConfigError(f'batch: order must be "natural" or "shortest", got {self.order!r}; choose one of them')
+        check_choice("order", self.order, Order)
+        check_choice("container", self.container, Container)
         number, count = self.shard
         if not 1 <= number <= count:
-            raise ConfigError(f"batch: a shard of 1/N to N/N is needed, got {number}/{count}; mend --shard")
+            raise ConfigError(f"a shard of 1/N to N/N is needed, got {number}/{count}; mend --shard")
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the outputs, with its dot."""
+        return f".{self.container}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

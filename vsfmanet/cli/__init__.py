@@ -1,0 +1,103 @@
+"""The command line: `vsfmanet restore`, `batch`, `cluster`, `verify`, `probe`, `models`, `doctor`.
+
+Each command is a module of its own, which is loaded when it is called. Its options are the fields of dataclasses, and
+its help is the strings under them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import pairwise
+
+from cyclopts import App, CycloptsError
+
+from vsfmanet.cli.options import PARAMETERS
+from vsfmanet.cli.terminal import print_json, tell, write_line
+from vsfmanet.errors import ConfigError, VsfmanetError
+
+EXAMPLES = """\
+Examples:
+
+    vsfmanet restore film.mkv restored.mkv
+    vsfmanet restore clip.mp4 clip_x4.mp4 --exposure 0.5 --device cuda
+    vsfmanet restore film.mkv part.mkv --start 1000 --end 1250
+    vsfmanet restore film.mkv archive.mkv --encoder-args="-c:v ffv1 -level 3"
+    vsfmanet restore -- -odd-name.mkv out.mkv
+    vsfmanet probe film.mp4 --export film.csv
+    vsfmanet restore film.mp4 restored.mkv --exposure film.csv
+    vsfmanet batch archive restored --exclude "*sample*" --dry-run
+    vsfmanet verify restored/film.mkv
+    vsfmanet models --json
+    vsfmanet doctor
+"""
+
+COMMANDS = {
+    "restore": "Restore one video file.",
+    "batch": "Restore all video files of a folder.",
+    "cluster": "Restore all video files of a folder on several machines.",
+    "verify": "Check a finished file against its record or its source.",
+    "probe": "Show what a video file is, and what is known about its exposure.",
+    "models": "List the models.",
+    "doctor": "Check the installation.",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names need not be text
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return int(_app()(given) or 0)
+    except CycloptsError as error:
+        return _fail(ConfigError(f"{str(error).rstrip('.')}; see --help"), given)
+    except VsfmanetError as error:
+        return _fail(error, given)
+    except Exception:
+        tell(f"{traceback.format_exc()}error: this is a bug in vsfmanet; please report it with the lines above")
+        return 1
+
+
+def _app() -> App:
+    """Build the grammar of the command line."""
+    app = App(
+        name="vsfmanet",
+        help="Video super-resolution and deblurring with FMA-Net++, aware of motion and exposure.",
+        help_epilogue=EXAMPLES,
+        version=f"vsfmanet {version('vsfmanet')}",
+        default_parameter=PARAMETERS,
+        help_format="markdown",
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    for number, (name, text) in enumerate(COMMANDS.items()):
+        app.command(f"vsfmanet.cli.{name}:app", name=name, help=text, sort_key=number)
+    return app
+
+
+def _fail(error: VsfmanetError, given: Sequence[str]) -> int:
+    """Print an error in the form that the options ask for, and return its exit code."""
+    options = given[: given.index("--")] if "--" in given else given
+    text = str(error).removeprefix("restore: ")
+    as_job = options[:2] == ["restore", "--job"]
+    if as_job or "--progress=json" in options or ("--progress", "json") in pairwise(options):
+        write_line(sys.stderr, json.dumps({"event": "error", "text": text}))
+    else:
+        tell(f"error: {text}")
+    if as_job or "--json" in options:
+        print_json({"error": type(error).__name__, "message": text, "exit_code": error.exit_code})
+    return error.exit_code

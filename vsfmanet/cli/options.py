@@ -1,0 +1,142 @@
+"""What all commands share: how options are read, and the job's dataclasses as options.
+
+A field of `RestoreSettings` or `RestoreJob` is an option as it stands. The subclasses here define how those are
+read that are not one plain word, and which fields are no option.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter, Token
+
+from vsfmanet.jobs.job import RestoreJob
+from vsfmanet.jobs.paths import VIDEOS, Selection
+from vsfmanet.settings import EXPOSURE_WORDS, SIDECAR_SUFFIXES, RestoreSettings
+
+
+def _shown_default(value: object) -> str | None:
+    """Format a default for help; None hides those that say nothing."""
+    return (
+        None
+        if value is None or value is False or value == ""
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+PARAMETERS = Parameter(negative_bool="", negative_iterable="", show_default=_shown_default, allow_repeating=True)
+"""Of all options: a switch that is off by default has no --no-... form; of an option given twice, the last counts."""
+
+FILES = Group.create_ordered("Files")
+CLUSTER = Group.create_ordered("Cluster")
+RUN = Group.create_ordered("Run")
+NETWORK = Group.create_ordered("Network")
+OUTPUT = Group.create_ordered("Output")
+"""Headings in the help."""
+
+NO_OPTION = Parameter(parse=False)
+
+HIDDEN = Parameter(show=False)
+
+
+def read_exposure(_: object, tokens: Sequence[Token]) -> float | str:
+    """Read `auto`, `estimate`, the path of a sidecar file, or a number, whose range `RestoreSettings` checks."""
+    text = tokens[0].value
+    if text in EXPOSURE_WORDS or Path(text).suffix.lower() in SIDECAR_SUFFIXES:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"{', '.join(EXPOSURE_WORDS)}, a number or a {' or '.join(SIDECAR_SUFFIXES)} file is needed, got {text!r}"
+        ) from None
+
+
+def read_device_index(_: object, tokens: Sequence[Token]) -> int | tuple[int, ...]:
+    """Read N or N,N..."""
+    text = tokens[0].value
+    try:
+        return tuple(map(int, text.split(","))) if "," in text else int(text)
+    except ValueError:
+        raise ValueError(f"a number is needed, or several such as 0,1, got {text!r}") from None
+
+
+def read_tile(_: object, tokens: Sequence[Token]) -> tuple[int, int]:
+    """Read WIDTHxHEIGHT, whose range `RestoreSettings` checks."""
+    width, _, height = tokens[0].value.partition("x")
+    try:
+        return int(width), int(height)
+    except ValueError:
+        raise ValueError(f"width x height is needed, such as 640x360, got {tokens[0].value!r}") from None
+
+
+def read_shard(_: object, tokens: Sequence[Token]) -> tuple[int, int]:
+    """Read I/N, whose range `Selection` checks."""
+    number, _slash, count = tokens[0].value.partition("/")
+    try:
+        return int(number), int(count)
+    except ValueError:
+        raise ValueError(f"a share and the number of shares are needed, such as 1/2, got {tokens[0].value!r}") from None
+
+
+def one_word(converter: Any, metavar: str) -> Parameter:
+    """An option whose one word a converter reads."""
+    return Parameter(converter=converter, n_tokens=1, metavar=metavar)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsOptions(RestoreSettings):
+    """`RestoreSettings` as options."""
+
+    exposure: Annotated[float | str, one_word(read_exposure, "auto|estimate|X|FILE")] = "auto"
+    source_path: Annotated[Path | None, NO_OPTION] = None
+    device_index: Annotated[int | tuple[int, ...], one_word(read_device_index, "N[,N...]")] = 0
+    tile: Annotated[tuple[int, int] | None, one_word(read_tile, "WxH")] = None
+    output_format: Annotated[int | None, NO_OPTION] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions(RestoreJob):
+    """`RestoreJob` as options; source and target are arguments of the command."""
+
+    source: Annotated[Path, NO_OPTION] = Path()
+    target: Annotated[Path, NO_OPTION] = Path("any.mkv")
+    settings: Annotated[SettingsOptions, Parameter(name="*", group=NETWORK)] = field(default_factory=SettingsOptions)
+    encoder_args: Annotated[str, Parameter(metavar="ARGS")] = ""
+    audio: Annotated[bool, Parameter(negative="--no-audio")] = True
+    subtitles: Annotated[bool, Parameter(negative="--no-subtitles")] = True
+    attachments: Annotated[bool, Parameter(negative="--no-attachments")] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeFileOptions(JobOptions):
+    """`RestoreJob` as options of a command that makes many files, each of them whole."""
+
+    start: Annotated[int, NO_OPTION] = 0
+    end: Annotated[int | None, NO_OPTION] = None
+    overwrite: Annotated[bool, NO_OPTION] = False
+    reserve: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions(Selection):
+    """`Selection` as options."""
+
+    include: Annotated[tuple[str, ...], Parameter(metavar="GLOB", show_default=False)] = VIDEOS
+    exclude: Annotated[tuple[str, ...], Parameter(metavar="GLOB", show_default=False)] = ()
+    shard: Annotated[tuple[int, int], one_word(read_shard, "I/N"), Parameter(show_default=False)] = (1, 1)
+
+
+def plain[T](kind: type[T], options: T, **changes: object) -> T:
+    """Build the value itself from options, which are of a subclass."""
+    values = {each.name: getattr(options, each.name) for each in fields(kind)}  # type: ignore[arg-type]
+    return kind(**values | changes)
+
+
+def job_of(options: JobOptions, source: Path, target: Path) -> RestoreJob:
+    """Build the job that options ask for."""
+    settings = plain(RestoreSettings, options.settings)
+    return plain(RestoreJob, options, source=source, target=target, settings=settings)

@@ -1,0 +1,149 @@
+"""`vsfmanet restore`."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from vsfmanet.cli.options import OUTPUT, RUN, JobOptions, job_of
+from vsfmanet.cli.terminal import print_json, run_until_stopped, tell_stopped, warnings_to
+from vsfmanet.errors import ConfigError
+from vsfmanet.jobs.job import STALL_LIMIT, RestoreJob
+
+NOTES = """\
+Sound, subtitles, chapters, attachments, tags and timestamps are copied; colour tags and sample aspect ratio are kept.
+The result appears under its name once every frame of it has been decoded again, and all that was copied has been
+compared packet by packet with the source; until then it is a hidden part file beside it. The source is only read. A
+record (OUT.vsfmanet.json) states what the result was made of: run again on a job that is done, the command checks the
+record and makes nothing new.
+
+A film of more than --range-frames frames is made in ranges, each in a file of its own in a hidden folder beside OUT,
+which are joined in the end without coding them again: a job that was killed continues after the last whole range. While
+it runs that takes twice the disk space of OUT. With encoder options that may prevent joining (filters, two passes,
+unknown ones), the film is made in one pass and a warning says why.
+
+With --start and --end, what is copied is cut to the same time, at the limits of packets: sound begins within one packet
+(some 20 ms) after the first frame, at its right place; a subtitle that began before is left out.
+
+Exit codes: 0 done and verified, 1 bug, 2 usage, 3 source, 4 device, 5 output or encoder, 6 result incomplete, 7 busy:
+another run makes the same output, 8 weights, 128+n stopped by signal n
+
+Examples:
+
+    vsfmanet restore film.mkv restored.mkv
+    vsfmanet restore clip.mp4 clip_x4.mp4 --exposure 0.5 --device cuda
+    vsfmanet restore film.mkv part.mkv --start 1000 --end 1250
+    vsfmanet restore film.mkv archive.mkv --encoder-args="-c:v ffv1 -level 3"
+    vsfmanet restore -- -odd-name.mkv out.mkv
+"""
+
+app = App(name="restore", help_epilogue=NOTES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """What a command prints."""
+
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    """Print the record, or the error, as JSON on stdout."""
+    progress: Literal["auto", "json"] = "auto"
+    """Progress on stderr: for people, or one JSON object a line, each second, for programs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Child:
+    """What only the process that starts this one sets."""
+
+    attempt: int = 1
+    """Number of the attempt, for the record."""
+    parent: int | None = None
+    """Process that supervises this one; without it, this process supervises another."""
+
+
+_JOB, _REPORTING, _CHILD = JobOptions(), Reporting(), _Child()
+
+
+@app.default
+def restore(
+    source: Annotated[Path, Parameter(name="IN")],
+    target: Annotated[Path, Parameter(name="OUT")],
+    /,
+    *,
+    job: Annotated[JobOptions, Parameter(name="*", group=OUTPUT)] = _JOB,
+    reporting: Annotated[Reporting, Parameter(name="*", group=RUN)] = _REPORTING,
+    stall_limit: Annotated[float, Parameter(group=RUN, metavar="SECONDS")] = STALL_LIMIT,
+    child: Annotated[_Child, Parameter(name="*", show=False)] = _CHILD,
+) -> int:
+    """Restore one video file.
+
+    Args:
+        source: Video file; it is only read.
+        target: File to make: .mkv, .mp4 or .mov.
+        stall_limit: Stop a job that makes no progress for so long.
+    """
+    asked = job_of(job, source, target)
+    if child.parent is None:
+        return _guarded(asked, reporting, stall_limit=stall_limit)
+    return _as_child(asked, attempt=child.attempt, parent=child.parent)
+
+
+@app.command(name="--job", show=False)
+def run_job(file: Annotated[str, Parameter(allow_leading_hyphen=True)], /, *, attempt: int = 1, parent: int) -> int:
+    """Run a job for the process that supervises this one, and print its record or its error as JSON.
+
+    Args:
+        file: "-": the job is read from stdin, as `RestoreJob.to_json` writes it.
+        attempt: Number of the attempt, for the record.
+        parent: Process whose end ends this one.
+    """
+    if file != "-":
+        raise ConfigError(f"--job must be -, for a job on stdin, got {file!r}")
+    try:
+        table = json.load(sys.stdin)
+    except ValueError as error:
+        raise ConfigError(f"stdin must hold a job as JSON, got {error}") from error
+    return _as_child(RestoreJob.from_json(table), attempt=attempt, parent=parent)
+
+
+def _guarded(job: RestoreJob, reporting: Reporting, *, stall_limit: float) -> int:
+    """Run a job in another process, which this one supervises."""
+    from vsfmanet.jobs.guard import GuardedJob
+
+    guarded = GuardedJob(job, stall_limit=stall_limit, as_json=reporting.progress == "json")
+    code, said = run_until_stopped(guarded.run, guarded.stop)
+    if reporting.as_json:
+        sys.stdout.write(said.decode(errors="replace"))
+    if code > 128:
+        tell_stopped(code - 128)
+    return code
+
+
+def _as_child(job: RestoreJob, *, attempt: int, parent: int) -> int:
+    """Run a job in this process, which ends with its parent."""
+    from vsfmanet.jobs.child import die_with
+
+    die_with(parent)
+    return _here(job, Reporting(as_json=True, progress="json"), attempt=attempt, is_child=True)
+
+
+def _here(job: RestoreJob, reporting: Reporting, *, attempt: int = 1, is_child: bool = False, **_: object) -> int:
+    """Run a job in this process."""
+    from vsfmanet.jobs.progress import Report
+    from vsfmanet.jobs.runner import run
+    from vsfmanet.jobs.scratch import Scratch
+
+    report, scratch = Report(as_json=reporting.progress == "json"), Scratch(attempt=attempt)
+
+    def clear_up() -> None:
+        report.close()
+        if scratch.discard():
+            report.note("the ranges that are finished stay: the same command continues after them")
+
+    with warnings_to(report.warn):
+        record = run_until_stopped(lambda: run(job, report, scratch), clear_up, is_child=is_child)
+    if reporting.as_json:
+        print_json(asdict(record))
+    return 0

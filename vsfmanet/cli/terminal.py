@@ -1,0 +1,101 @@
+"""Lines for the user on stderr, results on stdout, and an orderly end at a signal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TextIO
+
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Signals that stop a job; Windows has no SIGHUP."""
+
+
+def print_json(value: object) -> None:
+    """Print a result for programs."""
+    sys.stdout.write(f"{json.dumps(value, indent=2)}\n")
+
+
+def tell(text: str) -> None:
+    """Print a line for the user; stdout is for results."""
+    write_line(sys.stderr, f"vsfmanet: {text}")
+
+
+def write_line(stream: TextIO, text: str) -> None:
+    """Print a line, if there is still somebody to read it."""
+    with suppress(OSError):
+        stream.write(f"{text}\n")
+
+
+@contextmanager
+def warnings_to(warn: Callable[[str], None]) -> Iterator[None]:
+    """Pass the package's warnings, which it gives to `logging`, to a function, once each."""
+    told: set[str] = set()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage().removeprefix("restore: ")
+            if text not in told:
+                told.add(text)
+                warn(text)
+
+    logger, handler = logging.getLogger("vsfmanet"), Handler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def run_until_stopped[T](
+    work: Callable[[], T], clear_up: Callable[[], None] = lambda: None, *, is_child: bool = False
+) -> T:
+    """Run `work`, and return its result; at a signal clear up and leave the process at once, with 128 + its number.
+
+    The work runs in a thread of its own, because a signal is handled between two steps of the main thread, and one step
+    of the work (to index a film, to run the network) can take minutes.
+
+    Args:
+        work: What to run.
+        clear_up: Called at a signal; must take less than a second.
+        is_child: Whether the process that started this one prints that it was stopped.
+    """
+    result: Future[T] = Future()
+
+    def worker() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if result.done():
+            return
+        for name in before:
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+        clear_up()
+        if not is_child:
+            tell_stopped(number)
+        os._exit(128 + number)
+
+    before = {name: signal.signal(getattr(signal, name), stop) for name in STOPPING if hasattr(signal, name)}
+    try:
+        threading.Thread(target=worker, daemon=True).start()
+        while not wait([result], timeout=0.5).done:  # on Windows no signal ends a wait without a limit
+            pass
+        return result.result()
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def tell_stopped(number: int) -> None:
+    """Print which signal stopped the job."""
+    tell(f"stopped by {signal.Signals(number).name}; what was unfinished has been removed")

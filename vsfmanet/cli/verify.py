@@ -1,0 +1,61 @@
+"""`vsfmanet verify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from vsfmanet.cli.terminal import print_json, run_until_stopped, tell
+
+NOTES = """\
+Without --source, checks that the file is unchanged since it was verified. With it, decodes the file and compares it
+with its source: every frame with its time, sample aspect ratio, chapters, attachments, titles and languages, and every
+packet of sound and subtitles, which must have been copied.
+
+Exit codes: 0 verified, 2 usage, 3 source, 6 not whole, changed, or without a record
+"""
+
+app = App(name="verify", help_epilogue=NOTES)
+
+
+@app.default
+def verify(
+    file: Annotated[Path, Parameter(name="FILE")],
+    /,
+    *,
+    source: Annotated[Path | None, Parameter(metavar="SOURCE")] = None,
+    audio: Annotated[bool, Parameter(negative="--no-audio")] = True,
+    subtitles: Annotated[bool, Parameter(negative="--no-subtitles")] = True,
+    attachments: Annotated[bool, Parameter(negative="--no-attachments")] = True,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
+    """Check a finished file against its record or its source.
+
+    Args:
+        file: Restored video.
+        source: Decode FILE and compare it with this video; by default FILE is compared with its record.
+        audio: Sound has been copied.
+        subtitles: Subtitles have been copied.
+        attachments: Fonts and cover pictures have been copied.
+        as_json: Print the verdict as JSON on stdout.
+    """
+
+    def check() -> int:
+        if source is None:
+            from vsfmanet.jobs.record import check_against_record
+
+            return check_against_record(file).frames
+        from vsfmanet.jobs.check import check_against_source
+        from vsfmanet.jobs.progress import Report
+        from vsfmanet.media.source import KEPT
+
+        wanted = {"audio": audio, "subtitles": subtitles, "attachments": attachments}
+        kinds = [kind for kind, option in KEPT.items() if wanted[option]]
+        return check_against_source(file, source, kinds=kinds, report=Report())
+
+    frames = run_until_stopped(check)
+    if as_json:
+        print_json({"verdict": "verified", "file": str(file), "frames": frames})
+    else:
+        tell(f"{file}: verified, {frames} frames")
+    return 0
