@@ -12,9 +12,9 @@ import vapoursynth as vs
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsfmanet.clips.colour import check_clip
 from vsfmanet.engines.cuda import Transfers
-from vsfmanet.filter import RestoringDevice, _restore_with
-from vsfmanet.frames import check_clip
+from vsfmanet.filter import restore_with as restored_by
 from vsfmanet.restorer import Encode, FrameRestorer
 from vsfmanet.segments import Reach
 from vsfmanet.settings import ExposureArgument, RestoreSettings
@@ -29,8 +29,10 @@ class MixingRestorer:
     when a call goes on where the last one stopped, it does not ask again for frames that it has.
     """
 
+    name: str = "fake"
     scale: int = 4
     context: int = 2
+    colour_transfers: Transfers | None = None
     calls: list[tuple[int, int]] = field(default_factory=list)
     """The (first, stop) of every call."""
     closed: bool = False
@@ -51,6 +53,10 @@ class MixingRestorer:
         self._next = stop
         self.calls.append((first, stop))
         return [encoded(self._restored(n, window), encode) for n in range(first, stop)]
+
+    def exact(self) -> FrameRestorer | None:
+        """There is none: it computes in fp32."""
+        return None
 
     def close(self) -> None:
         """Note that the filter let go."""
@@ -80,7 +86,9 @@ class MixingRestorer:
 class EnlargingRestorer:
     """Repeats pixels and does nothing else."""
 
+    name: str = "fake"
     scale: int = 4
+    colour_transfers: Transfers | None = None
     reach: Reach = field(default_factory=lambda: Reach(before=1, after=1))
 
     def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
@@ -91,6 +99,10 @@ class EnlargingRestorer:
             )
             for n in range(first, stop)
         ]
+
+    def exact(self) -> FrameRestorer | None:
+        """There is none: it computes in fp32."""
+        return None
 
     def close(self) -> None:
         """Nothing to release."""
@@ -132,7 +144,7 @@ def enlarged(frame: Tensor, scale: int) -> Tensor:
 
 def restore_with(
     clip: vs.VideoNode,
-    *restorers: FrameRestorer,
+    *restorers: MixingRestorer | EnlargingRestorer,
     exposure: ExposureArgument = "auto",
     source_path: Path | None = None,
     segment: int | None = None,
@@ -143,7 +155,6 @@ def restore_with(
 ) -> vs.VideoNode:
     """`vsfmanet.restore` with a stand-in for the network, and with transfers as on a device."""
     settings = RestoreSettings(
-        model="fake",
         exposure=exposure,
         source_path=source_path,
         segment=segment,
@@ -151,8 +162,9 @@ def restore_with(
         output_format=output_format,
         skip=skip,
     )
-    devices = [RestoringDevice(restorer=restorer, transfers=transfers) for restorer in restorers]
-    return _restore_with(check_clip(clip), devices, settings)
+    for restorer in restorers:
+        restorer.colour_transfers = transfers
+    return restored_by(check_clip(clip), restorers, settings)
 
 
 def drawn_clip(

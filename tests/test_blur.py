@@ -19,9 +19,9 @@ from training.scenes.blur_target import extent_of_flow, path_extent
 from training.scenes.motion import Path as MotionPath
 from training.scenes.render import render_flow
 from training.scenes.scene import Layer, Scene
-from vsfmanet import blur
+from vsfmanet.clips import blur_map, estimate, motion
 from vsfmanet.errors import WeightsError
-from vsfmanet.exposures.shutter import HELD, INPUTS, Reading, Step, profile, read_exposure, settle
+from vsfmanet.exposures.estimate import HELD, INPUTS, Estimate, Step, estimate_exposure, profile, settle
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, MMPNet, fold
 from vsfmanet.networks.shutter import ShutterReader, confidence
 from vsfmanet.weights import load_analyser, load_reader, parameter_count
@@ -166,7 +166,7 @@ def test_slopes_along_the_motion_are_opposed_at_the_distance_of_the_exposure(exp
 )
 def test_what_cannot_be_followed_has_no_confidence(after: list[Step], before: list[Step]) -> None:
     assert profile(picture(), after, before) is None
-    assert read_exposure(picture(), after, before, ShutterReader(INPUTS)).confidence == 0
+    assert estimate_exposure(picture(), after, before, ShutterReader(INPUTS)).confidence == 0
 
 
 @pytest.mark.parametrize(("after", "before", "exact"), [(2, 2, True), (2, 1, False), (1, 1, False)])
@@ -191,14 +191,14 @@ def test_confidence_is_the_chance_of_an_error_below_a_tenth() -> None:
     assert confidence(torch.tensor(0.01).log()) > 0.99 > 0.2 > confidence(torch.tensor(0.5).log())
 
 
-def sure(value: float) -> Reading:
-    return Reading(value=value, confidence=0.9)
+def sure(value: float) -> Estimate:
+    return Estimate(value=value, confidence=0.9)
 
 
-BLIND = Reading(value=1.0, confidence=0.1)
+BLIND = Estimate(value=1.0, confidence=0.1)
 
 
-def settled(readings: list[Reading | None], own: int) -> tuple[float, float] | None:
+def settled(readings: list[Estimate | None], own: int) -> tuple[float, float] | None:
     answer = settle(readings, own)
     return None if answer is None else (answer.value, answer.confidence)
 
@@ -233,19 +233,19 @@ class Seeing:
         return (frames[:, 2:, :1, :1] * 64).expand(-1, 1, *frames.shape[-2:])
 
 
-def read_blue(frame: Tensor, after: list[Step], before: list[Step], reader: object) -> Reading:
-    """In the place of the reader: the blur that the picture's blue plane names, over the speed."""
+def estimate_by_blue(frame: Tensor, after: list[Step], before: list[Step], network: object) -> Estimate:
+    """In the place of the estimate: the blur that the picture's blue plane names, over the speed."""
     described = profile(frame, after, before)
     if described is None:
         return BLIND
-    return Reading(value=float(frame[0, 2, 0, 0]) * 64 / math.exp(described[-1]), confidence=0.9)
+    return Estimate(value=float(frame[0, 2, 0, 0]) * 64 / math.exp(described[-1]), confidence=0.9)
 
 
 @pytest.fixture
 def seeing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blur, "load_analyser", Seeing)
-    monkeypatch.setattr(blur, "load_reader", object)
-    monkeypatch.setattr(blur, "read_exposure", read_blue)
+    monkeypatch.setattr(blur_map, "load_analyser", Seeing)
+    monkeypatch.setattr(estimate, "load_reader", object)
+    monkeypatch.setattr(estimate, "estimate_exposure", estimate_by_blue)
 
 
 WIDTH, HEIGHT, SPEED = 96, 64, 4
@@ -293,7 +293,7 @@ def test_exposures_are_estimated_from_the_clip_and_change_at_a_cut() -> None:
 
 @pytest.mark.usefixtures("seeing")
 def test_wide_frames_are_reduced_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blur, "READ_WIDTH", WIDTH * 2 // 3)
+    monkeypatch.setattr(motion, "MAX_WIDTH", WIDTH * 2 // 3)
     tagged = vsfmanet.exposure(moving_clip([0.4] * 3), exposure="estimate")
     # The stand-in sees the blur of the whole frame, so the motion by itself must be two thirds.
     assert tagged.get_frame(1).props["FMANetExposure"] == pytest.approx(0.6, abs=0.05)

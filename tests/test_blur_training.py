@@ -19,7 +19,7 @@ from training.scenes.pool import Pool
 from training.train_blur import blur_loss, moment
 from training.train_shutter import Profiles, fit
 from vsfmanet.errors import SourceError, WeightsError
-from vsfmanet.exposures.shutter import INPUTS
+from vsfmanet.exposures.estimate import INPUTS
 from vsfmanet.weights import load_analyser, load_model
 
 

@@ -19,7 +19,7 @@ from tests.fakes import noise_clip, planes
 from tests.tiny import TINY, NoiseSource, awake
 from vsfmanet.engines.cuda import CudaGraphEngine, Recorded, Run, Transfers
 from vsfmanet.engines.eager import EagerEngine
-from vsfmanet.filter import RestoringDevice, _restore_with
+from vsfmanet.filter import restore_with
 from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset
 from vsfmanet.restorer import Encode, Restorer
 from vsfmanet.settings import Device, RestoreSettings
@@ -201,9 +201,14 @@ def test_what_is_given_out_has_been_waited_for(
 def restored_planes(weights: Path, device: Device, *, on_device: bool) -> list[list[NDArray[np.float64]]]:
     """What the filter makes of a clip of 4:2:0, by a network on a device, with colours converted there or not."""
     clip = noise_clip(5, width=22, height=18, cuts={3}).resize.Bicubic(format=vs.YUV420P8, matrix=1)
-    restorer = Restorer(str(weights), device=device, precision="fp32")
-    place = RestoringDevice(restorer=restorer, transfers=restorer.transfers if on_device else None)
-    restored = _restore_with(clip, [place], RestoreSettings(segment=2))
+
+    class Placed(Restorer):
+        @property
+        def colour_transfers(self) -> Transfers | None:
+            return self.transfers if on_device else None
+
+    restorer = Placed(str(weights), device=device, precision="fp32")
+    restored = restore_with(clip, [restorer], RestoreSettings(segment=2))
     return [planes(frame) for frame in restored.frames()]
 
 

@@ -133,7 +133,7 @@ def test_a_sidecar_that_was_written_reads_the_same(tmp_path: Path, suffix: str) 
 )
 def test_a_csv_that_is_wrong_says_where(tmp_path: Path, text: str, message: str) -> None:
     path = written(tmp_path, "all.csv", text)
-    with pytest.raises(ExposureError, match=f"restore: .*all.csv.*{message}"):
+    with pytest.raises(ExposureError, match=f"^.*all.csv.*{message}"):
         known_to(path, num_frames=3)
 
 
@@ -155,15 +155,15 @@ def test_a_csv_that_is_wrong_says_where(tmp_path: Path, text: str, message: str)
 )
 def test_a_json_that_is_wrong_says_where(tmp_path: Path, text: str, message: str) -> None:
     path = written(tmp_path, "all.json", text)
-    with pytest.raises(ExposureError, match=f"restore: .*all.json.*{message}"):
+    with pytest.raises(ExposureError, match=f"^.*all.json.*{message}"):
         known_to(path, num_frames=3)
 
 
 def test_a_sidecar_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ExposureError, match=r"restore: the exposure file .*gone.csv must be readable .* No such file"):
+    with pytest.raises(ExposureError, match=r"^the exposure file .*gone.csv must be readable .* No such file"):
         known_to(tmp_path / "gone.csv")
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ExposureError, match=r"restore: the exposure file .*bytes.csv must be readable .* decode"):
+    with pytest.raises(ExposureError, match=r"^the exposure file .*bytes.csv must be readable .* decode"):
         known_to(tmp_path / "bytes.csv")
 
 
@@ -233,15 +233,13 @@ def test_a_shutter_time_rounded_above_the_interval_is_a_full_exposure() -> None:
     ],
 )
 def test_a_property_that_cannot_be_an_exposure_is_named(props: dict[str, object], message: str) -> None:
-    with pytest.raises(ExposureError, match=f"restore: {message}"):
+    with pytest.raises(ExposureError, match=f"^{message}"):
         known_to().resolve(7, props)
 
 
 def test_an_exposure_time_without_any_duration_is_refused() -> None:
     exposures = gather("auto", num_frames=9, nominal_interval=None)
-    with pytest.raises(
-        ExposureError, match="ExposureTime needs a frame duration to be set against, got none at frame 7"
-    ):
+    with pytest.raises(ExposureError, match="ExposureTime needs a frame duration to divide by, got none at frame 7"):
         exposures.resolve(7, {"ExposureTime": 0.01})
 
 

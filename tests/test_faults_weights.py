@@ -26,11 +26,8 @@ from tests.tiny import TINY, awake
 from vsfmanet import restore
 from vsfmanet.cli import main
 from vsfmanet.errors import WeightsError
-from vsfmanet.filter import RestoringDevice, _restore_with
-from vsfmanet.frames import check_clip
 from vsfmanet.networks.fmanetpp import deploy
 from vsfmanet.restorer import Encode, Restorer
-from vsfmanet.settings import RestoreSettings
 from vsfmanet.streams import FrameSource, Restored
 from vsfmanet.weights import METADATA_KEY, load_model, save_model
 
@@ -308,12 +305,13 @@ def test_case_64_a_frame_that_is_not_finite_is_computed_once_more_in_fp32(
 ) -> None:
     made: list[MixingRestorer] = []
 
-    def exact() -> MixingRestorer:
-        made.append(MixingRestorer())
-        return made[-1]
+    class Half(SpoiledRestorer):
+        def exact(self) -> MixingRestorer:
+            made.append(MixingRestorer())
+            return made[-1]
 
-    clip, settings = noise_clip(12), RestoreSettings(model="fake", segment=segment)
-    restored = _restore_with(check_clip(clip), [RestoringDevice(restorer=SpoiledRestorer(), exact=exact)], settings)
+    clip = noise_clip(12)
+    restored = restore_with(clip, Half(), segment=segment)
     whole = restore_with(clip, MixingRestorer(), segment=4)
     assert all(same_pixels(restored.get_frame(n), whole.get_frame(n)) for n in (7, 6, 5, 0, 11, 6))
     [mended] = made  # once for the clip

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -335,7 +335,7 @@ def test_an_exposure_given_by_argument_wins_and_reaches_the_network() -> None:
 
 def test_a_bad_exposure_property_is_named_with_its_frame() -> None:
     restored = restore_with(noise_clip(3, exposures=[0.2, 1.4, 0.6]), MixingRestorer())
-    with pytest.raises(vs.Error, match=r"restore: FMANetExposure must be in \(0, 1\], got 1.4 at frame 1; "):
+    with pytest.raises(vs.Error, match=r"ExposureError: FMANetExposure must be in \(0, 1\], got 1.4 at frame 1; "):
         restored.get_frame(0)
 
 
@@ -373,7 +373,8 @@ def test_a_result_that_is_not_finite_is_an_error_and_never_black(format: int, tr
     restored = restore_with(noise_clip(LENGTH, format=format), BrokenRestorer(), segment=4, transfers=transfers)
     assert restored.get_frame(3)
     with pytest.raises(
-        vs.Error, match="restore: finite results are needed, got NaN or infinity in frame 6, in fp32 too; look at"
+        vs.Error,
+        match=r"IncompleteError: finite results are needed, got NaN or infinity in frame 6, in fp32 too; look at",
     ):
         restored.get_frame(5)
     assert restored.get_frame(8)
@@ -386,7 +387,8 @@ def test_a_source_that_is_not_finite_is_an_error_and_never_black() -> None:
     restored = restore_with(drawn_clip(draw, LENGTH), MixingRestorer(), segment=1)
     assert restored.get_frame(3)
     with pytest.raises(
-        vs.Error, match="restore: finite samples are needed, got NaN or infinity in frame 6 of the clip; mend"
+        vs.Error,
+        match=r"FormatError: finite samples are needed, got NaN or infinity in frame 6 of the clip; repair",
     ):
         restored.get_frame(4)
 
@@ -396,11 +398,11 @@ def test_a_failure_ends_one_request_and_not_the_filter() -> None:
         def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
             if not self.calls:
                 self.calls.append((first, stop))
-                raise VsfmanetError("restore: more memory is needed, got less; try again")
+                raise VsfmanetError("more memory is needed, got less; try again")
             return super().restore(source, first, stop, encode)
 
     restored = filtered(Failing())
-    with pytest.raises(vs.Error, match="restore: more memory is needed, got less; try again"):
+    with pytest.raises(vs.Error, match=r"VsfmanetError: more memory is needed, got less; try again"):
         restored.get_frame(7)
     assert is_exact(restored.get_frame(7), 7)
 
@@ -431,7 +433,7 @@ def test_a_released_clip_closes_the_restorer() -> None:
         ({"sc_threshold": float("nan")}, "restore: sc_threshold must be a number from 0 to 1, got nan; leave it out"),
         ({"sc_threshold": "0.1"}, "restore: sc_threshold must be a number from 0 to 1, got '0.1'; leave it out"),
         ({"output_format": "YUV420P8"}, "restore: output_format must be a VapourSynth format .* got 'YUV420P8'; pass"),
-        ({"clip": "clip.mkv"}, "restore: clip must be a video clip, got str; pass what a source returns"),
+        ({"clip": "clip.mkv"}, "restore: clip must be a video clip, got str; pass what a source filter returns"),
         (
             {"clip": core.std.BlankClip(width=4, height=4)},
             "restore: a clip of at least 8x8 pixels is needed, got 4x4; add",
@@ -460,17 +462,13 @@ class RecordingRestorer(MixingRestorer):
         precision: str,
         backend: str,
         tile: tuple[int, int] | None,
-        notify: Callable[[str], None],
     ) -> None:
         super().__init__(scale=1 if model == "deblur" else 4)
         self.name = Path(model).stem
-        self.dtype = torch.float32
-        self.device = torch.device("cpu")
         self.arguments = (model, device, device_index, precision, backend, tile)
-        self.notify = notify
         self.made.append(self)
         if model == "nothing":
-            raise ConfigError("restore: model must be one of a, b, got 'nothing'; choose one")
+            raise ConfigError("model must be one of a, b, got 'nothing'; choose one")
 
 
 @pytest.fixture
@@ -542,7 +540,7 @@ def test_on_a_gpu_clips_of_integers_travel_as_they_are(monkeypatch: pytest.Monke
     class OnGpu(RecordingRestorer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.device, self.transfers = torch.device("cuda"), Counting()
+            self.colour_transfers = self.transfers = Counting()
 
     monkeypatch.setattr(vsfmanet.restorer, "Restorer", OnGpu)
     clip = noise_clip(3).resize.Bicubic(format=vs.YUV420P10, matrix=1)
@@ -606,7 +604,7 @@ def test_nothing_is_written_to_stdout() -> None:
         "list(restore_with(clip, MixingRestorer()).frames())",
     )
     assert (done.stdout, done.returncode) == (b"", 0)
-    assert done.stderr.count(b"the clip does not say its matrix") == 1
+    assert done.stderr.count(b"the clip has no matrix tag") == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux tells them")

@@ -16,7 +16,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from vsfmanet.errors import ConfigError, ExposureError
-from vsfmanet.exposures.shutter import CONFIDENT, HELD, REACH, Reading, settle
+from vsfmanet.exposures.estimate import CONFIDENT, HELD, REACH, Estimate, settle
 from vsfmanet.exposures.sidecar import read_sidecar, sidecar_text
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.paths import Pairing, _collisions, _is_in, _natural
@@ -110,36 +110,36 @@ def test_a_grown_tile_holds_the_tile_and_stays_in_the_frame(
         )
 
 
-READINGS = st.one_of(st.none(), st.builds(Reading, value=EXPOSURES, confidence=st.floats(0, 1)))
+ESTIMATES = st.one_of(st.none(), st.builds(Estimate, value=EXPOSURES, confidence=st.floats(0, 1)))
 
 
-@given(st.lists(READINGS, min_size=1, max_size=3 * REACH), st.data())
+@given(st.lists(ESTIMATES, min_size=1, max_size=3 * REACH), st.data())
 def test_a_settled_exposure_lies_between_confident_ones_that_are_near(
-    readings: list[Reading | None], data: st.DataObject
+    estimates: list[Estimate | None], data: st.DataObject
 ) -> None:
-    own = data.draw(st.integers(0, len(readings) - 1))
-    reading = readings[own]
-    assume(reading is not None)
-    assert reading is not None
-    near = readings[max(0, own - REACH) : own + REACH + 1]
+    own = data.draw(st.integers(0, len(estimates) - 1))
+    estimate = estimates[own]
+    assume(estimate is not None)
+    assert estimate is not None
+    near = estimates[max(0, own - REACH) : own + REACH + 1]
     sure = [one.value for one in near if one is not None and one.confidence >= CONFIDENT]
-    held = readings[max(0, own - HELD) : own + HELD + 1]
-    found = settle(readings, own)
+    held = estimates[max(0, own - HELD) : own + HELD + 1]
+    found = settle(estimates, own)
     if any(one is not None and one.confidence >= CONFIDENT for one in held):
         assert found is not None
         assert min(sure) <= found.value <= max(sure)
-        assert found.confidence == reading.confidence
+        assert found.confidence == estimate.confidence
     else:
         assert found is None
 
 
 @given(
-    st.lists(READINGS, min_size=2 * REACH + 1, max_size=2 * REACH + 1),
-    st.lists(READINGS, max_size=9),
-    st.lists(READINGS, max_size=9),
+    st.lists(ESTIMATES, min_size=2 * REACH + 1, max_size=2 * REACH + 1),
+    st.lists(ESTIMATES, max_size=9),
+    st.lists(ESTIMATES, max_size=9),
 )
-def test_readings_beyond_the_reach_change_nothing(
-    near: list[Reading | None], before: list[Reading | None], after: list[Reading | None]
+def test_estimates_beyond_the_reach_change_nothing(
+    near: list[Estimate | None], before: list[Estimate | None], after: list[Estimate | None]
 ) -> None:
     assume(near[REACH] is not None)
     assert settle([*before, *near, *after], len(before) + REACH) == settle(near, REACH)

@@ -8,7 +8,7 @@ import vapoursynth as vs
 from numpy.typing import NDArray
 
 from tests.fakes import EnlargingRestorer, drawn_clip, restore_with
-from vsfmanet.scene import DEFAULT_THRESHOLD, REACH_AHEAD, REACH_BACK, Thumbnail, detected_start, tagged_start
+from vsfmanet.clips.detector import DEFAULT_THRESHOLD, REACH_AHEAD, REACH_BACK, Thumbnail, detected_start, tagged_start
 from vsfmanet.segments import Reach
 
 

@@ -11,7 +11,7 @@ import vapoursynth as vs
 from numpy.typing import NDArray
 
 from tests.fakes import MixingRestorer, counted, drawn_clip, planes, restore_with, same_pixels
-from vsfmanet.skipping import SKIPPED
+from vsfmanet.clips.skipping import SKIPPED
 
 LENGTH = 48
 STEP = 2.0

@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vsfmanet.engines", "vsfmanet.streams", "vsfmanet.tiling"),
     ("vsfmanet.restorer",),
     ("vsfmanet.exposures",),
-    ("vsfmanet.clips", "vsfmanet.blur", "vsfmanet.frames", "vsfmanet.scene", "vsfmanet.skipping"),
+    ("vsfmanet.clips",),
     ("vsfmanet.filter",),
     ("vsfmanet.media",),
     ("vsfmanet.jobs",),
@@ -46,13 +46,9 @@ MAX_JOBS_FILES = 19
 
 KNOWN: dict[str, set[str]] = {
     "upward import": {
-        "vsfmanet.blur -> vsfmanet.filter",
         "vsfmanet.media.encode -> vsfmanet.jobs.scratch",
-        "vsfmanet.skipping -> vsfmanet.filter",
     },
-    "circle": {
-        "vsfmanet.blur - vsfmanet.filter - vsfmanet.skipping",
-    },
+    "circle": set(),
     "isinstance of a network": {
         "training.evaluate: FMANetPP",
         "training.evaluate_exposure: FMANetPP",

@@ -119,5 +119,5 @@ def test_a_broken_packet_of_telemetry_is_read_as_far_as_it_makes_sense() -> None
 
 
 def test_a_missing_source_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ExposureError, match=r"restore: source_path must be the file .* there is no file"):
+    with pytest.raises(ExposureError, match=r"^source_path must be the file .* there is no file"):
         read_telemetry(tmp_path / "gone.mp4", num_frames=3)

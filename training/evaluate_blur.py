@@ -30,7 +30,7 @@ from training.scenes.photos import downscale, list_photos
 from training.scenes.render import render_flow
 from training.scoring import load_clip
 from vsfmanet.errors import SourceError
-from vsfmanet.exposures.shutter import CONFIDENT, REACH, Reading, Step, profile, read_profile, settle
+from vsfmanet.exposures.estimate import CONFIDENT, REACH, Estimate, Step, estimate_from_profile, profile, settle
 from vsfmanet.networks.exposure_extractor import LEVELS
 from vsfmanet.networks.mmpnet import SHARP_BELOW, BlurAnalyser, BlurConfig, fold
 from vsfmanet.networks.shutter import ShutterReader
@@ -53,14 +53,14 @@ def clip_profiles(clip: Tensor) -> list[Tensor | None]:
 
 
 @torch.inference_mode()
-def clip_readings(reader: ShutterReader, clip: Tensor) -> list[Reading]:
+def clip_readings(reader: ShutterReader, clip: Tensor) -> list[Estimate]:
     """Reading of every frame of one scene (T, 3, H, W) in [0, 1]."""
-    return [read_profile(described, reader) for described in clip_profiles(clip)]
+    return [estimate_from_profile(described, reader) for described in clip_profiles(clip)]
 
 
-def settled(readings: list[Reading], t: int) -> Reading | None:
+def settled(readings: list[Estimate], t: int) -> Estimate | None:
     """What the filter believes of frame `t` of a scene."""
-    padding: list[Reading | None] = [None] * REACH
+    padding: list[Estimate | None] = [None] * REACH
     return settle([*padding, *readings, *padding][t : t + 2 * REACH + 1], REACH)
 
 

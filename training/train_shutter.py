@@ -27,7 +27,7 @@ from training.scenes.photos import downscale
 from training.scenes.pool import Pool
 from training.scenes.render import Sequence
 from vsfmanet.errors import SourceError
-from vsfmanet.exposures.shutter import CONFIDENT, INPUTS
+from vsfmanet.exposures.estimate import CONFIDENT, INPUTS
 from vsfmanet.networks.exposure_extractor import LEVELS
 from vsfmanet.networks.shutter import TOLERANCE, ShutterReader, confidence
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vsfmanet.blur import blur_map
-    from vsfmanet.filter import exposure, restore
+    from vsfmanet.filter import blur_map, exposure, restore
 
 __all__ = ["__version__", "blur_map", "exposure", "restore"]
 
@@ -15,12 +14,8 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Load the filter when one of its functions is first asked for: networks and training need no VapourSynth."""
-    if name in ("exposure", "restore"):
+    if name in ("blur_map", "exposure", "restore"):
         from vsfmanet import filter
 
         return getattr(filter, name)
-    if name == "blur_map":
-        from vsfmanet import blur
-
-        return blur.blur_map
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

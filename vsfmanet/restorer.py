@@ -47,7 +47,12 @@ type Encode = Callable[[int, Tensor], Tensor]
 
 
 class FrameRestorer(Protocol):
-    """What the filter needs of a restorer; tests put a fake here."""
+    """The border between windows and networks: `clips.windows` uses nothing else of a restorer."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        ...
 
     @property
     def scale(self) -> int:
@@ -59,8 +64,17 @@ class FrameRestorer(Protocol):
         """Frames that are read to restore a frame."""
         ...
 
+    @property
+    def colour_transfers(self) -> Transfers | None:
+        """Copies to and from the device, if colour is to be converted there; None to convert it on the host."""
+        ...
+
     def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
         """Restore frames `first` ... `stop - 1` of the source, in order: as RGB, or as `encode` makes of it."""
+        ...
+
+    def exact(self) -> FrameRestorer | None:
+        """Build an fp32 restorer, for frames whose half-precision result is NaN or infinite; None if this is fp32."""
         ...
 
     def close(self) -> None:
@@ -134,6 +148,7 @@ class Restorer:
         self._backend = pick_backend(backend)
         if self._plan.tile is not None and self._backend != "torch":
             raise ConfigError(f"tile is for backend 'torch', got {backend!r}; leave one of them out")
+        self._fp32 = partial(Restorer, model, device=device, device_index=device_index, precision="fp32", tile=tile)
         self.device = pick_device(device, device_index, backend=self._backend)
         self.dtype = pick_precision(precision, self.device, backend=self._backend)
         self._worker = Worker(self.device)
@@ -184,6 +199,15 @@ class Restorer:
         finally:
             while self._notices:
                 _log.warning(self._notices.pop(0))
+
+    @property
+    def colour_transfers(self) -> Transfers | None:
+        """Copies to and from a CUDA device; None on the CPU, where colour is converted by VapourSynth."""
+        return self.transfers if self.device.type == "cuda" else None
+
+    def exact(self) -> Restorer | None:
+        """Build an fp32 restorer of the same model on the same device; None if this one is fp32."""
+        return None if self.dtype == torch.float32 else self._fp32()
 
     def close(self) -> None:
         """Release state, network and worker; the restorer cannot be used after that."""

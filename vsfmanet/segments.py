@@ -6,6 +6,7 @@ Previews, ranges, chunks and resumed jobs therefore run the same windows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vsfmanet.settings import MAX_SEGMENT
@@ -26,6 +27,23 @@ def default_length(width: int, height: int, *, devices: int = 1) -> int:
     frame_bytes = width * height * 3 * 4
     length = max(1, min(_USUAL_LENGTH, _SEGMENT_BYTES // frame_bytes))
     return length if devices == 1 else 2 * length
+
+
+def scene_around(frame: int, first: int, last: int, starts_scene: Callable[[int], bool]) -> range:
+    """Frames of the scene of `frame` among frames `first` ... `last`, which include it.
+
+    Args:
+        frame: Number of a frame.
+        first: Number of the first frame to consider.
+        last: Number of the last frame to consider.
+        starts_scene: Whether a frame starts a scene; called with `first` + 1 ... `last` at most.
+    """
+    start = stop = frame
+    while start > first and not starts_scene(start):
+        start -= 1
+    while stop < last and not starts_scene(stop + 1):
+        stop += 1
+    return range(start, stop + 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,7 @@
 """How long the shutter was open: open-shutter time over frame interval, in (0, 1]; 0.5 is a 180 degree shutter.
 
-`gather` collects what can know the exposures of a clip; `Exposures.resolve` is the one place that decides for a frame.
+`gather` collects the sources that can know the exposures of a clip, and `Exposures.resolve` decides for a frame. What
+none of them knows is estimated from blur and motion (`estimate`), where that is asked for, and else by the network.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from vsfmanet.errors import ExposureError
-from vsfmanet.exposures.props import SIGHT, SIGHT_CONFIDENCE, exposure_from_props
+from vsfmanet.exposures.props import exposure_from_props
 from vsfmanet.exposures.sidecar import read_sidecar
 from vsfmanet.settings import EXPOSURE_WORDS, ExposureArgument, ExposureFunction, check_exposure, is_exposure
 
@@ -22,44 +23,44 @@ __all__ = ["Exposures", "KnownExposure", "gather"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownExposure:
-    """An exposure that the network need not estimate, and who tells it."""
+    """The exposure of a frame, and where it comes from."""
 
     value: float
     """Open-shutter time over the frame interval, in (0, 1]."""
     source: Literal["argument", "prop", "telemetry", "estimate"]
-    """What goes into the property `FMANetExposureSource`."""
+    """Value of the property `FMANetExposureSource`."""
     confidence: float = 1.0
-    """What goes into the property `FMANetExposureConfidence`: 1 if given; of an estimate, what the frame shows itself,
-    so less than 0.5 where the exposure of a frame near it is held."""
+    """Value of the property `FMANetExposureConfidence`: 1, except for an estimate. Below 0.5, the frame itself shows
+    too little, and the estimate is that of a frame near it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exposures:
-    """All that can know the exposures of one clip."""
+    """The sources that can know the exposures of one clip, except the estimate."""
 
     argument: float | Sequence[float | None] | ExposureFunction | None
-    """One for all frames, those of a sidecar, a function, or None for "auto" and "estimate"."""
+    """Exposure of all frames, exposures of single frames from a sidecar, a function, or None for "auto"."""
     telemetry: Sequence[float | None]
     """What the camera recorded for each frame; empty without telemetry."""
     estimates: bool
-    """Whether blur and motion are asked where nothing else knows."""
+    """Whether exposures that no source knows are to be estimated from blur and motion."""
     nominal_interval: Fraction | None
     """Seconds per frame of a clip with a constant rate; None without one."""
     notice: str | None
-    """Why telemetry that is there is not used, or not for all frames."""
+    """Why telemetry is not used, or not for all frames; None if there is nothing to warn of."""
 
     def resolve(self, frame: int, props: Mapping[str, object]) -> KnownExposure | None:
-        """Exposure of a frame from the first that knows it: argument, the frame's properties, telemetry, estimate.
+        """Take a frame's exposure from the first source that knows it: argument, property, telemetry.
 
         Args:
-            frame: number of the frame.
-            props: properties of the frame, with what `with_exposures_by_sight` wrote if it was asked.
+            frame: Number of the frame.
+            props: Properties of the frame.
 
         Returns:
-            The exposure, or None: the network estimates it.
+            The exposure, or None if no source knows it.
 
         Raises:
-            ExposureError: the argument's function or a property gives what cannot be an exposure.
+            ExposureError: A property, or the result of the argument's function, is no exposure.
         """
         given = self._given(frame, props)
         if given is not None:
@@ -68,26 +69,21 @@ class Exposures:
         if carried is not None:
             return KnownExposure(value=carried, source="prop")
         recorded = self.telemetry[frame] if self.telemetry else None
-        if recorded is not None:
-            return KnownExposure(value=recorded, source="telemetry")
-        seen, confidence = props.get(SIGHT), props.get(SIGHT_CONFIDENCE)
-        if self.estimates and isinstance(seen, float) and isinstance(confidence, float):
-            return KnownExposure(value=seen, source="estimate", confidence=confidence)
-        return None
+        return None if recorded is None else KnownExposure(value=recorded, source="telemetry")
 
     def _given(self, frame: int, props: Mapping[str, object]) -> float | None:
-        """What the argument says of a frame."""
+        """Exposure of a frame according to the argument."""
         if self.argument is None or isinstance(self.argument, float):
             return self.argument
         if isinstance(self.argument, Sequence):
             return self.argument[frame]
-        answer = self.argument(frame, props)
-        if answer is not None and not is_exposure(answer):
+        exposure = self.argument(frame, props)
+        if exposure is not None and not is_exposure(exposure):
             raise ExposureError(
-                f"restore: the exposure function must return a number in (0, 1] or None, got {answer!r} at frame "
-                f"{frame}; return None where it does not know"
+                f"the exposure function must return a number in (0, 1] or None, got {exposure!r} at frame {frame}; "
+                "return None where it does not know"
             )
-        return None if answer is None else float(answer)
+        return None if exposure is None else float(exposure)
 
 
 def gather(
@@ -97,38 +93,36 @@ def gather(
     nominal_interval: Fraction | None,
     source_path: str | os.PathLike[str] | None = None,
 ) -> Exposures:
-    """Read what can know the exposures of a clip.
+    """Read the sources that can know the exposures of a clip.
 
     Args:
-        argument: the argument `exposure`.
-        num_frames: of the clip.
-        nominal_interval: seconds per frame of a clip with a constant rate; None without one.
-        source_path: file whose frames the clip has, all and in order: its camera telemetry is used.
+        argument: The argument `exposure` of `restore`.
+        num_frames: Length of the clip.
+        nominal_interval: Seconds per frame of a clip with a constant rate; None without one.
+        source_path: File whose frames the clip has, all and in order; its camera telemetry is used.
 
     Raises:
-        ExposureError: the argument, the sidecar or the path cannot be used.
+        ExposureError: The argument, its sidecar file or the path cannot be used.
     """
     check_exposure(argument)
     given: float | Sequence[float | None] | ExposureFunction | None
-    estimates = isinstance(argument, str) and argument == "estimate"
     if isinstance(argument, str) and argument in EXPOSURE_WORDS:
         given = None
     elif isinstance(argument, str | os.PathLike):
         given = read_sidecar(Path(argument), num_frames=num_frames)
     else:
         given = argument if callable(argument) else float(argument)
-    if source_path is None or isinstance(given, float):
-        return Exposures(
-            argument=given, telemetry=(), estimates=estimates, nominal_interval=nominal_interval, notice=None
-        )
+    telemetry: Sequence[float | None] = ()
+    notice = None
+    if source_path is not None and not isinstance(given, float):
+        from vsfmanet.exposures.telemetry import read_telemetry  # with FFmpeg's demuxers, which most scripts need not
 
-    from vsfmanet.exposures.telemetry import read_telemetry  # with FFmpeg's demuxers, which most scripts can do without
-
-    recorded = read_telemetry(source_path, num_frames=num_frames)
+        recorded = read_telemetry(source_path, num_frames=num_frames)
+        telemetry, notice = recorded.exposures, recorded.notice
     return Exposures(
         argument=given,
-        telemetry=recorded.exposures,
-        estimates=estimates,
+        telemetry=telemetry,
+        estimates=isinstance(argument, str) and argument == "estimate",
         nominal_interval=nominal_interval,
-        notice=recorded.notice,
+        notice=notice,
     )

@@ -8,33 +8,30 @@ from fractions import Fraction
 from vsfmanet.errors import ExposureError
 
 ROUNDING = 0.02
-"""How far a shutter time may exceed the interval: cameras round to 1/24 s, containers to milliseconds."""
-
-SIGHT, SIGHT_CONFIDENCE = "FMANetSight", "FMANetSightConfidence"
-"""Inside a filter: the exposure that blur and motion show, in (0, 1], and what confidence the frame itself gives it."""
+"""How far a shutter time may exceed the frame interval: cameras round to 1/24 s, containers to milliseconds."""
 
 _MILLISECOND = Fraction(1, 1000)
 
 
 def exposure_from_props(props: Mapping[str, object], *, frame: int, nominal_interval: Fraction | None) -> float | None:
-    """Exposure that a frame carries.
+    """Read the exposure of a frame from its properties.
 
     Args:
-        props: properties of the frame.
-        frame: number of the frame, for messages.
-        nominal_interval: seconds per frame of a clip with a constant rate; None without one.
+        props: Properties of the frame.
+        frame: Number of the frame, for messages.
+        nominal_interval: Seconds per frame of a clip with a constant rate; None without one.
 
     Returns:
-        A value in (0, 1], or None if the frame carries none.
+        A value in (0, 1], or None if neither property is there.
 
     Raises:
-        ExposureError: the property is no number, out of range, or the frame has no duration to set it against.
+        ExposureError: A property is no number or out of range, or the frame has no duration to divide by.
     """
     if "FMANetExposure" in props:
         exposure = _number(props, "FMANetExposure", frame)
         if not 0 < exposure <= 1:
             raise ExposureError(
-                f"restore: FMANetExposure must be in (0, 1], got {exposure} at frame {frame}; "
+                f"FMANetExposure must be in (0, 1], got {exposure} at frame {frame}; "
                 "it is the open-shutter time over the frame interval"
             )
         return exposure
@@ -44,28 +41,28 @@ def exposure_from_props(props: Mapping[str, object], *, frame: int, nominal_inte
     interval = frame_interval(props, nominal_interval)
     if interval is None:
         raise ExposureError(
-            f"restore: ExposureTime needs a frame duration to be set against, got none at frame {frame}; "
+            f"ExposureTime needs a frame duration to divide by, got none at frame {frame}; "
             "set _DurationNum and _DurationDen, or pass exposure as a number"
         )
     exposure = seconds / float(interval)
     if not 0 < exposure <= 1 + ROUNDING:
         raise ExposureError(
-            f"restore: ExposureTime must be above 0 and at most the frame interval of {float(interval):g} s, "
-            f"got {seconds} at frame {frame}; it is in seconds: mend or remove it, or pass exposure as a number"
+            f"ExposureTime must be above 0 and at most the frame interval of {float(interval):g} s, "
+            f"got {seconds} at frame {frame}; it is in seconds: correct or remove it, or pass exposure as a number"
         )
     return min(exposure, 1.0)
 
 
 def frame_interval(props: Mapping[str, object], nominal: Fraction | None) -> Fraction | None:
-    """Seconds from a frame to the next, or None if neither the frame nor the clip says so.
+    """Seconds from a frame to the next, or None if neither the frame nor the clip has a duration.
 
-    Matroska rounds durations to milliseconds (33/1000 at 30 fps), which makes the exposure wobble by 1.5 %. So a
-    duration that can be the rounded nominal one counts as that. Any other duration is believed: of a clip with a
+    Matroska rounds durations to milliseconds (33/1000 at 30 fps), which would make the exposure vary by 1.5 %. So a
+    duration that can be the rounded nominal one counts as that. Any other duration is used as it is: of a clip with a
     variable rate, source filters report the average.
 
     Args:
-        props: properties of the frame.
-        nominal: seconds per frame of a clip with a constant rate; None without one.
+        props: Properties of the frame.
+        nominal: Seconds per frame of a clip with a constant rate; None without one.
     """
     num, den = props.get("_DurationNum"), props.get("_DurationDen")
     if not (isinstance(num, int) and isinstance(den, int) and num > 0 and den > 0):
@@ -80,7 +77,5 @@ def frame_interval(props: Mapping[str, object], nominal: Fraction | None) -> Fra
 def _number(props: Mapping[str, object], name: str, frame: int) -> float:
     value = props[name]
     if not isinstance(value, int | float):
-        raise ExposureError(
-            f"restore: {name} must be one number, got {value!r} at frame {frame}; mend or remove the property"
-        )
+        raise ExposureError(f"{name} must be one number, got {value!r} at frame {frame}; correct or remove it")
     return float(value)

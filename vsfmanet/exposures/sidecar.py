@@ -42,21 +42,21 @@ def read_sidecar(path: Path, *, num_frames: int) -> tuple[float | None, ...]:
         entries = list(read(path, path.read_text(encoding="utf-8-sig")))  # spreadsheets put a byte order mark first
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise ExposureError(
-            f"restore: the exposure file {path} must be readable CSV or JSON text, got {error}; check path and file"
+            f"the exposure file {path} must be readable CSV or JSON text, got {error}; check path and file"
         ) from error
     exposures: dict[int, float | None] = {}
     for place, frame, exposure in entries:
         if not 0 <= frame < num_frames or frame in exposures:
             got = f"frame {frame} a second time" if frame in exposures else f"frame {frame}"
             raise ExposureError(
-                f"restore: {path}, {place}: each of the frames 0 to {num_frames - 1} of the clip is needed once, got "
+                f"{path}, {place}: each of the frames 0 to {num_frames - 1} of the clip is needed once, got "
                 f"{got}; mend the file, or use one that was made for this clip"
             )
         exposures[frame] = exposure
     if len(exposures) < num_frames:
         missing = next(frame for frame in range(num_frames) if frame not in exposures)
         raise ExposureError(
-            f"restore: {path}: {num_frames} frames are needed, got {len(exposures)}, without frame {missing}; add the "
+            f"{path}: {num_frames} frames are needed, got {len(exposures)}, without frame {missing}; add the "
             "missing ones, with an empty cell or null where the exposure is not known"
         )
     return tuple(exposures[frame] for frame in range(num_frames))
@@ -91,20 +91,20 @@ def _csv_entries(path: Path, text: str) -> Iterator[tuple[str, int, float | None
     for needed in ("frame", "exposure"):
         if columns.count(needed) != 1:
             raise ExposureError(
-                f"restore: {path}: the first line must name the columns frame and exposure once, got "
+                f"{path}: the first line must name the columns frame and exposure once, got "
                 f"{','.join(columns) or 'nothing'}; separate them by a comma, and numbers have a point"
             )
     for row in rows:
         place = f"row {rows.line_num}"
         if None in row or None in row.values():
             raise ExposureError(
-                f"restore: {path}, {place}: {len(columns)} cells are needed, as in the first line; mend the row"
+                f"{path}, {place}: {len(columns)} cells are needed, as in the first line; mend the row"
             )
         try:
             frame = int(row["frame"])
         except ValueError:
             raise ExposureError(
-                f"restore: {path}, {place}: the frame must be a whole number, got {row['frame']!r}; mend the row"
+                f"{path}, {place}: the frame must be a whole number, got {row['frame']!r}; mend the row"
             ) from None
         yield place, frame, _exposure(path, f"{place} (frame {frame})", _cell(row["exposure"].strip()))
 
@@ -115,7 +115,7 @@ def _json_entries(path: Path, text: str) -> Iterator[tuple[str, int, float | Non
     exposures = table.get("exposure") if isinstance(table, dict) else None
     if not isinstance(exposures, list):
         raise ExposureError(
-            f'restore: {path}: an object with a list "exposure" is needed, got another form; write '
+            f'{path}: an object with a list "exposure" is needed, got another form; write '
             '{"exposure": [0.5, 0.48, null]} with one entry for each frame'
         )
     for frame, value in enumerate(exposures):
@@ -137,6 +137,6 @@ def _exposure(path: Path, place: str, value: object) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:
         return float(value)
     raise ExposureError(
-        f"restore: {path}, {place}: the exposure must be a number in (0, 1] or left out, got {value!r}; it is the "
+        f"{path}, {place}: the exposure must be a number in (0, 1] or left out, got {value!r}; it is the "
         "open-shutter time over the frame interval"
     )

@@ -52,7 +52,7 @@ def read_telemetry(source_path: str | os.PathLike[str], *, num_frames: int) -> T
     path = Path(source_path)
     if not path.is_file():
         raise ExposureError(
-            f"restore: source_path must be the file that the clip comes from, but there is no file {path}; check it"
+            f"source_path must be the file that the clip comes from, but there is no file {path}; check it"
         )
     try:
         with av.open(f"file:{path.absolute()}", format="mov", options={"protocol_whitelist": "file"}) as container:
@@ -78,7 +78,7 @@ def read_telemetry(source_path: str | os.PathLike[str], *, num_frames: int) -> T
             return _told(where, exposures)
         contradiction = "has shutter times longer than a frame, as in a time lapse"
     return Telemetry(
-        notice=f"restore: the camera telemetry of {where} {contradiction}; it is not used, and the exposure is taken "
+        notice=f"the camera telemetry of {where} {contradiction}; it is not used, and the exposure is taken "
         "from the next source. Pass exposure if you know it"
     )
 
@@ -100,7 +100,7 @@ def _told(where: str, exposures: NDArray[np.float64]) -> Telemetry:
     """Telemetry that can be used, and for which of the frames (NaN where not)."""
     known = int(np.isfinite(exposures).sum())
     notice = (
-        f"restore: the camera telemetry of {where} gives a shutter time for {known} of {len(exposures)} frames; the "
+        f"the camera telemetry of {where} gives a shutter time for {known} of {len(exposures)} frames; the "
         "exposure of the others is taken from the next source"
     )
     return Telemetry(

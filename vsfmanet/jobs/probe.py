@@ -298,7 +298,7 @@ def _sources(findings: Findings) -> dict[str, int]:
 
 def _estimates_read(findings: Findings) -> int:
     """Frames that show their exposure themselves: in the others that of a frame near them is held, or none."""
-    from vsfmanet.exposures.shutter import CONFIDENT  # with torch
+    from vsfmanet.exposures.estimate import CONFIDENT  # with torch
 
     return sum(one is not None and one.confidence >= CONFIDENT for one in findings.estimates)
 

@@ -14,7 +14,7 @@ class ShutterReader(nn.Module):
     """Two layers: the exposure, and how far off it may be.
 
     Args:
-        inputs: Numbers that describe a frame, those of `vsfmanet.exposures.shutter.profile`.
+        inputs: Numbers that describe a frame, those of `vsfmanet.exposures.estimate.profile`.
         hidden: Width.
     """
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from vsfmanet.engines import Engine
 from vsfmanet.engines.cuda import Transfers
 from vsfmanet.networks.fmanetpp import FMANetPP
+from vsfmanet.segments import scene_around
 from vsfmanet.streams import FrameSource, Restored
 from vsfmanet.tiling import MemoryPlan, memory_needed
 
@@ -65,11 +66,8 @@ class LevelStreams:
 
     def open(self, source: FrameSource, n: int) -> Iterator[Restored]:
         """See `Streams`."""
-        first = n
-        context = self._network.config.context
-        while first > max(0, n - context) and not source.starts_scene(first):
-            first -= 1
-        at_start = first == 0 or first > n - context or source.starts_scene(first)
+        first = scene_around(n, max(0, n - self._network.config.context), n, source.starts_scene).start
+        at_start = first == 0 or source.starts_scene(first)
         for record in self._chain(source, first, whole=at_start):
             if record.index >= n:
                 yield self._finish(record)

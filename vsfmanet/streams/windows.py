@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vsfmanet.engines.cuda import Transfers
 from vsfmanet.networks.sequence import Features, SequenceNetwork, State
+from vsfmanet.segments import scene_around
 from vsfmanet.streams import FrameSource, Restored
 from vsfmanet.tiling import Box, MemoryPlan, tiles
 
@@ -52,9 +53,7 @@ class WindowStreams:
         behind, ahead = self._network.window
         period = self._network.reach.period
         last = None if period == 1 else n - n % period + period - 1
-        first = n
-        while first > max(0, self._network.reach.of(n)[0]) and not source.starts_scene(first):
-            first -= 1
+        first = scene_around(n, max(0, self._network.reach.of(n)[0]), n, source.starts_scene).start
         at_start = first == 0 or source.starts_scene(first)
         parts: list[_Part] = []
         states: list[State | None] = []

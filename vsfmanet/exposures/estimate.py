@@ -1,16 +1,16 @@
-"""Exposure by sight: how the pictures of moving things are smeared along their way. Knows no VapourSynth.
+"""Exposure estimated from blur and motion: how far moving things are smeared along their way.
 
 While the shutter is open, a point that moves by D pixels per frame is smeared over L = exposure * D pixels: it leaves a
 slope where the smear begins and the opposite one where it ends. So the autocorrelation of slopes along the motion has a
-dip at the distance L; at distances measured in steps from frame to frame, it lies at the exposure itself, whatever the
-speed and the picture. Where nothing moves, or nothing can be seen, it cannot be told; there the nearest frame that
-shows it is believed.
+dip at the distance L. Measured in steps from frame to frame, that distance is the exposure, at any speed and on any
+picture. A frame in which nothing moves, or nothing can be followed, shows no exposure; it gets that of the nearest
+frame that does.
 
 Source: Yitzhaky and Kopeika (Graphical Models and Image Processing 59, 1997) measure the length of a blur by the
-autocorrelation of slopes along its direction. To measure it in steps between frames, and to read the whole curve by a
-small network fitted to rendered scenes, is ours. The blur extent that `BlurAnalyser` sees in one frame, over the motion
-(after Korcak and Matas, arXiv 2303.10247), was tried first and was several times as far off: a single frame does not
-tell a fast motion at a short exposure from a slow one at a long exposure.
+autocorrelation of slopes along its direction. Ours: measuring it in steps between frames, and estimating from the whole
+curve by a small network fitted to rendered scenes. The blur extent that `BlurAnalyser` measures in one frame, over the
+motion (after Korcak and Matas, arXiv 2303.10247), was tried first, and its error was several times as large: a single
+frame does not distinguish a fast motion at a short exposure from a slow one at a long exposure.
 """
 
 from __future__ import annotations
@@ -26,82 +26,82 @@ from vsfmanet.networks.shutter import ShutterReader, confidence
 from vsfmanet.ops.warp import flow_warp
 
 CONFIDENT = 0.5
-"""Confidence from which a reading counts."""
+"""Confidence from which an estimate counts."""
 
 SMOOTHED = 2
-"""Frames before and after a frame whose readings are averaged with its own."""
+"""Frames before and after a frame whose estimates are averaged with its own."""
 
 HELD = 8
-"""Frames before and after a frame over which a reading holds where there is no other."""
+"""Frames before and after a frame to which its estimate extends if they show none themselves."""
 
 REACH = HELD + SMOOTHED
-"""Frames before and after a frame whose readings `settle` looks at."""
+"""Frames before and after a frame whose estimates `settle` uses."""
 
-_MIN_SPEED = 1.5  # pixels per frame; below, an error of the flow is as large as what is to be seen
-_STEADY = 0.5  # change of the velocity from the step before to the step after, over it, that is borne
-_ENOUGH = 100, 0.02  # pixels, and part of the picture, that must be followed, else nothing is read
-_FOLLOWED = 2500  # pixels at most whose profiles are taken, evenly over those that can be followed
+_MIN_SPEED = 1.5  # pixels per frame; below, the flow's error is as large as the smear
+_STEADY = 0.5  # largest change of the velocity from the step before to the step after, relative to it
+_ENOUGH = 100, 0.02  # pixels, and part of the picture, that must be followed for an estimate
+_FOLLOWED = 2500  # most pixels whose profiles are taken, evenly over those that can be followed
 _PITCH = 0.05  # of a profile, in steps from frame to frame
 _HALF = 16  # samples of a profile to each side of its pixel
 _LAGS = tuple(range(2, 31, 2))  # distances in pitches at which slopes are compared: 0.1 ... 1.5 steps
-_CONSISTENT = (0.5, 0.05)  # pixels, and part of the motion, that there and back may miss the start by
+_CONSISTENT = (0.5, 0.05)  # pixels, and part of the motion, by which there and back may miss the start
 _LUMA = (0.299, 0.587, 0.114)
 
 INPUTS = 2 * len(_LAGS) + 2
-"""Numbers that `profile` gives."""
+"""Length of a profile."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
-    """What one frame shows of its exposure."""
+class Estimate:
+    """The exposure that one frame shows."""
 
     value: float
     """Open-shutter time over frame interval, in (0, 1]."""
     confidence: float
-    """How far it can be trusted, in [0, 1]; 0 where nothing moves."""
+    """Probability that the value is off by less than 0.1, in [0, 1]; 0 where nothing moves."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """The motion between two consecutive frames of a scene, on the way away from the frame in question."""
+    """The motion between two consecutive frames of a scene, on the way away from the frame to be estimated."""
 
     there: Tensor
-    """(1, 2, H, W) pixels: flow away from the frame in question."""
+    """(1, 2, H, W) pixels: flow away from the frame to be estimated."""
     back: Tensor
     """(1, 2, H, W) pixels: flow towards it."""
 
 
 @torch.inference_mode()
-def read_exposure(frame: Tensor, after: Sequence[Step], before: Sequence[Step], reader: ShutterReader) -> Reading:
-    """Read the exposure of one frame.
+def estimate_exposure(frame: Tensor, after: Sequence[Step], before: Sequence[Step], network: ShutterReader) -> Estimate:
+    """Estimate the exposure of one frame.
 
     Args:
         frame: (1, 3, H, W) RGB in [0, 1].
         after: Steps to the next frame and from there to the one after it, as far as the scene goes: none to two.
         before: Steps to the previous frame and to the one before it, likewise.
-        reader: Fitted network.
+        network: Fitted network.
 
     Returns:
-        The exposure and the confidence in it; where too little can be followed, an arbitrary value and 0.
+        The exposure and the confidence in it; an arbitrary value with confidence 0 where too little can be followed.
     """
-    return read_profile(profile(frame, after, before), reader)
+    return estimate_from_profile(profile(frame, after, before), network)
 
 
-def read_profile(described: Tensor | None, reader: ShutterReader) -> Reading:
-    """What a reader makes of a profile; arguments and result as of `profile` and `read_exposure`."""
+def estimate_from_profile(described: Tensor | None, network: ShutterReader) -> Estimate:
+    """Estimate the exposure from what `profile` returned; see `estimate_exposure`."""
     if described is None:
-        return Reading(value=1.0, confidence=0.0)
-    value, log_error = reader(described[None])
-    return Reading(value=float(value[0].clamp_min(0.02)), confidence=float(confidence(log_error)[0]))
+        return Estimate(value=1.0, confidence=0.0)
+    value, log_error = network(described[None])
+    return Estimate(value=float(value[0].clamp_min(0.02)), confidence=float(confidence(log_error)[0]))
 
 
 def profile(frame: Tensor, after: Sequence[Step], before: Sequence[Step]) -> Tensor | None:
-    """Describe how slopes along the way of motion, and across it, go together over distances.
+    """Compute the autocorrelation of slopes along the motion, and across it.
 
     Args:
         frame: (1, 3, H, W) RGB in [0, 1].
-        after: As for `read_exposure`.
-        before: As for `read_exposure`.
+        after: As for `estimate_exposure`.
+        before: As for `estimate_exposure`.
 
     Returns:
         (`INPUTS`,) autocorrelation of slopes along and across the motion at 0.1 to 1.5 steps, log ratio of their
@@ -132,7 +132,7 @@ def profile(frame: Tensor, after: Sequence[Step], before: Sequence[Step]) -> Ten
     samples = F.grid_sample(grey, grid, mode="bicubic", padding_mode="border", align_corners=False)
     slopes = samples.view(len(offsets), 2, -1).diff(dim=0)
     energy = slopes.square().mean(dim=0).sum(dim=0)
-    weight = (energy + 1e-6).rsqrt()  # else the strongest edges would speak for all
+    weight = (energy + 1e-6).rsqrt()  # else the strongest edges would outweigh all others
     products = [(slopes[: len(slopes) - lag] * slopes[lag:]).mean(dim=0) for lag in (0, *_LAGS)]
     correlation = torch.stack([(product * weight).mean(dim=-1) for product in products])  # (1 + lags, 2)
     own = correlation[0].clamp_min(1e-9)
@@ -145,44 +145,44 @@ def profile(frame: Tensor, after: Sequence[Step], before: Sequence[Step]) -> Ten
     )
 
 
-def settle(readings: Sequence[Reading | None], own: int) -> Reading | None:
-    """The exposure to believe of one frame, by the readings around it.
+def settle(estimates: Sequence[Estimate | None], own: int) -> Estimate | None:
+    """Settle the exposure of one frame by the estimates around it.
 
-    If the frame's own reading is confident: the median of the confident ones up to `SMOOTHED` frames away, weighted by
-    confidence. If not: that of the nearest frame whose reading is, up to `HELD` frames away, the earlier of two.
+    If the frame's own estimate is confident, this is the median of the confident ones up to `SMOOTHED` frames away,
+    weighted by confidence. If not, it is that of the nearest frame whose estimate is, up to `HELD` frames away; of two
+    equally near, the earlier.
 
     Args:
-        readings: Of consecutive frames; None for those outside the frame's scene. At least `REACH` to each side, as far
-            as there are frames.
-        own: Place of the frame in `readings`.
+        estimates: Of consecutive frames; None for those outside the frame's scene. At least `REACH` to each side, as
+            far as there are frames.
+        own: Index of the frame in `estimates`.
 
     Returns:
-        The exposure with the confidence in the frame's own reading; None if no reading near it is confident.
+        The exposure with the confidence of the frame's own estimate; None if no estimate near it is confident.
     """
-    reading = readings[own]
-    assert reading is not None
+    estimate = estimates[own]
+    assert estimate is not None
     for distance in range(HELD + 1):
         for place in dict.fromkeys((own - distance, own + distance)):
-            if _counts(readings, place):
+            if _counts(estimates, place):
                 around = range(place - SMOOTHED, place + SMOOTHED + 1)
-                near = [one for k in around if _counts(readings, k) and (one := readings[k]) is not None]
+                near = [one for k in around if _counts(estimates, k) and (one := estimates[k]) is not None]
                 values = torch.tensor([one.value for one in near], dtype=torch.float64)
                 weights = torch.tensor([one.confidence for one in near], dtype=torch.float64)
-                return Reading(value=_median(values, weights), confidence=reading.confidence)
+                return Estimate(value=_median(values, weights), confidence=estimate.confidence)
     return None
 
 
-def _counts(readings: Sequence[Reading | None], place: int) -> bool:
-    if not 0 <= place < len(readings):
-        return False
-    reading = readings[place]
-    return reading is not None and reading.confidence >= CONFIDENT
+def _counts(estimates: Sequence[Estimate | None], place: int) -> bool:
+    """Whether an index holds a confident estimate."""
+    estimate = estimates[place] if 0 <= place < len(estimates) else None
+    return estimate is not None and estimate.confidence >= CONFIDENT
 
 
 def _velocity(after: Sequence[Step], before: Sequence[Step]) -> tuple[Tensor, Tensor]:
-    """Velocity at the frame's own instant, where things move steadily enough to leave a straight smear.
+    """Compute the velocity at the frame's own instant, where motion is steady enough to leave a straight smear.
 
-    The way to a neighbour is the velocity at an instant half a frame away, and misses what turns within the frame. By
+    The flow to one neighbour is the velocity half a frame away, and misses a change of direction within the frame. With
     two neighbours on each side, where they can be seen, the derivative is exact up to the fourth power of time.
 
     Args:
@@ -190,7 +190,7 @@ def _velocity(after: Sequence[Step], before: Sequence[Step]) -> tuple[Tensor, Te
         before: One step or two.
 
     Returns:
-        Pixels per frame (1, 2, H, W), and where they hold (1, 1, H, W).
+        Pixels per frame (1, 2, H, W), and a mask of the pixels where they hold (1, 1, H, W).
     """
     (next_1, sees_next_1), *further = _walk(after)
     (last_1, sees_last_1), *earlier = _walk(before)
@@ -205,7 +205,7 @@ def _velocity(after: Sequence[Step], before: Sequence[Step]) -> tuple[Tensor, Te
 
 
 def _walk(steps: Sequence[Step]) -> list[tuple[Tensor, Tensor]]:
-    """Where each pixel is after one step and after two, and whether it could be followed."""
+    """Displacement of each pixel after one step and after two, (1, 2, H, W), and a mask of those that were followed."""
     places = [(steps[0].there, _consistent(steps[0]))]
     for step in steps[1:2]:
         way, seen = places[0]
@@ -215,7 +215,7 @@ def _walk(steps: Sequence[Step]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _consistent(step: Step) -> Tensor:
-    """Whether the way there and back ends near its start, and inside the picture; (1, 1, H, W)."""
+    """Mask of the pixels whose way there and back ends near its start and inside the picture, (1, 1, H, W)."""
     height, width = step.there.shape[-2:]
     x = torch.arange(width) + step.there[:, :1]
     y = torch.arange(height)[:, None] + step.there[:, 1:]
@@ -226,7 +226,7 @@ def _consistent(step: Step) -> Tensor:
 
 
 def _length(vectors: Tensor) -> Tensor:
-    """(N, 1, H, W) of (N, 2, H, W); on a CPU a hundred times as fast as `vector_norm`."""
+    """Length of vectors (N, 2, H, W), as (N, 1, H, W); on a CPU a hundred times as fast as `vector_norm`."""
     return torch.hypot(vectors[:, :1], vectors[:, 1:])
 
 

@@ -1,4 +1,4 @@
-"""Planes, colour and formats."""
+"""Formats, colour tags, and the conversions of planes to tensors and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import vapoursynth as vs
 from numpy.typing import NDArray
 
 from tests.fakes import EnlargingRestorer, drawn_clip, noise_clip, planes, restore_with
-from vsfmanet import frames
+from vsfmanet.clips import colour
+from vsfmanet.clips.planes import is_finite, read_rgb, write_rgb
 from vsfmanet.engines.cuda import Transfers
 from vsfmanet.errors import FormatError
 from vsfmanet.segments import Reach
@@ -167,8 +168,8 @@ def test_the_device_converts_where_both_formats_are_of_integers(
     format: int, output_format: int, converts: bool
 ) -> None:
     source, target = core.get_video_format(format), core.get_video_format(output_format)
-    assert isinstance(frames.colour_path(source, target, 16, 8, None), frames.HostColour)
-    assert isinstance(frames.colour_path(source, target, 16, 8, ON_DEVICE), frames.DeviceColour) is converts
+    assert isinstance(colour.colour_path(source, target, 16, 8, None), colour.HostColour)
+    assert isinstance(colour.colour_path(source, target, 16, 8, ON_DEVICE), colour.DeviceColour) is converts
 
 
 def test_tags_may_change_in_mid_clip() -> None:
@@ -243,58 +244,41 @@ def test_rgb_becomes_yuv_with_a_matrix_for_the_restored_size() -> None:
     ],
 )
 def test_a_matrix_is_guessed_as_players_do(width: int, height: int, primaries: int, matrix: int) -> None:
-    assert frames.guess_matrix(width, height, primaries) == matrix
+    assert colour.guess_matrix(width, height, primaries) == matrix
 
 
-class Log:
-    """Collects what the filter logs."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self._handle = core.add_log_handler(self._note)
-
-    def _note(self, kind: vs.MessageType, message: str) -> None:
-        if message.startswith("restore: "):
-            self.messages.append(message)
-
-    def __enter__(self) -> list[str]:
-        return self.messages
-
-    def __exit__(self, *error: object) -> None:
-        core.remove_log_handler(self._handle)
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("vsfmanet")]
 
 
 @pytest.mark.parametrize("props", [{}, {"_Matrix": 2}])
-def test_a_guessed_matrix_is_said_once_and_tagged(props: dict[str, int]) -> None:
+def test_a_guessed_matrix_is_warned_of_once_and_tagged(props: dict[str, int], caplog: pytest.LogCaptureFixture) -> None:
     clip = core.std.BlankClip(width=16, height=8, format=vs.YUV420P8, length=5).std.SetFrameProps(**props)
-    with Log() as messages:
-        for frame in restore_with(clip, EnlargingRestorer()).frames():
-            assert frame.props["_Matrix"] == vs.MATRIX_ST170_M
-    assert [message.split(";")[0] for message in messages] == ["restore: the clip does not say its matrix"]
+    for frame in restore_with(clip, EnlargingRestorer()).frames():
+        assert frame.props["_Matrix"] == vs.MATRIX_ST170_M
+    assert [warning.split(";")[0] for warning in warnings_of(caplog)] == ["the clip has no matrix tag"]
 
 
 @pytest.mark.parametrize("format", [vs.GRAY8, vs.RGB24])
 @pytest.mark.parametrize("props", [{}, {"_Matrix": 0}])
-def test_grey_and_rgb_need_no_guess(format: int, props: dict[str, int]) -> None:
+def test_grey_and_rgb_need_no_guess(format: int, props: dict[str, int], caplog: pytest.LogCaptureFixture) -> None:
     clip = core.std.BlankClip(
         width=16, height=8, format=format, length=1, color=[77] * (1 if format == vs.GRAY8 else 3)
     )
-    with Log() as messages:
-        frame = restore_with(clip.std.SetFrameProps(**props), EnlargingRestorer()).get_frame(0)
+    frame = restore_with(clip.std.SetFrameProps(**props), EnlargingRestorer()).get_frame(0)
     assert {plane[0, 0] for plane in planes(frame)} == {77}
-    assert messages == []
+    assert warnings_of(caplog) == []
 
 
 @pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
-def test_hdr_passes_with_its_tags_and_a_notice(transfer: int, name: str) -> None:
+def test_hdr_passes_with_its_tags_and_a_warning(transfer: int, name: str, caplog: pytest.LogCaptureFixture) -> None:
     tags = {"_Matrix": 9, "_Transfer": transfer, "_Primaries": 9, "_Range": 0}
     clip = core.std.BlankClip(width=16, height=8, format=vs.YUV420P10, length=3, color=[500, 400, 600])
-    with Log() as messages:
-        for frame in restore_with(clip.std.SetFrameProps(**tags), EnlargingRestorer()).frames():
-            assert {key: frame.props[key] for key in tags} == tags
-            assert [plane[0, 0] for plane in planes(frame)] == pytest.approx([500, 400, 600], abs=1)
-    assert len(messages) == 1
-    assert messages[0].startswith(f"restore: the clip's transfer is {name}; ")
+    for frame in restore_with(clip.std.SetFrameProps(**tags), EnlargingRestorer()).frames():
+        assert {key: frame.props[key] for key in tags} == tags
+        assert [plane[0, 0] for plane in planes(frame)] == pytest.approx([500, 400, 600], abs=1)
+    [warning] = warnings_of(caplog)
+    assert warning.startswith(f"the clip's transfer is {name}; ")
 
 
 @pytest.mark.parametrize("name", ["_Transfer", "_Primaries"])
@@ -326,29 +310,29 @@ def test_a_frame_that_cannot_be_taken_is_named(props: dict[str, object], message
         good + bad + good, EnlargingRestorer(reach=Reach(before=0, after=0)), segment=1, sc_threshold=0
     )
     restored.get_frame(0)
-    with pytest.raises(vs.Error, match=f"restore: {message}"):
+    with pytest.raises(vs.Error, match=f"FormatError: {message}"):
         restored.get_frame(1)
     restored.get_frame(2)
 
 
 def test_planes_with_padded_rows_are_copied_whole() -> None:
     rgb = torch.rand(3, 5, 70)
-    frame = frames.write_frame(rgb)
+    frame = write_rgb(rgb)
     assert frame.get_stride(0) > 70 * 4
-    assert torch.equal(frames.read_frame(frame), rgb)
+    assert torch.equal(read_rgb(frame, 0), rgb)
 
 
 def test_a_tensor_in_any_memory_layout_is_written_whole() -> None:
     rgb = torch.rand(3, 8, 10).flip(0).transpose(1, 2)
-    assert torch.equal(frames.read_frame(frames.write_frame(rgb)), rgb)
+    assert torch.equal(read_rgb(write_rgb(rgb), 0), rgb)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_one_bad_sample_is_noticed(bad: float) -> None:
     rgb = torch.rand(3, 20, 30)
-    assert frames.is_finite(rgb)
+    assert is_finite(rgb)
     rgb[1, 7, 9] = bad
-    assert not frames.is_finite(rgb)
+    assert not is_finite(rgb)
 
 
 def test_eight_bit_results_are_dithered_and_still_in_time() -> None:
@@ -365,11 +349,11 @@ def test_eight_bit_results_are_dithered_and_still_in_time() -> None:
     [
         (
             core.std.Splice([noise_clip(1), noise_clip(1, width=32)], mismatch=True),
-            "a clip of constant format and size is needed, got a variable one; bring all frames to one",
+            "a clip of constant format and size is needed, got a variable one; convert all frames to one",
         ),
         (
             core.std.Splice([noise_clip(1), noise_clip(1, format=vs.GRAYS)], mismatch=True),
-            "a clip of constant format and size is needed, got a variable one; bring all frames to one",
+            "a clip of constant format and size is needed, got a variable one; convert all frames to one",
         ),
         (
             core.std.BlankClip(width=8, height=7, format=vs.RGB24),
@@ -390,8 +374,8 @@ def test_eight_bit_results_are_dithered_and_still_in_time() -> None:
     ],
 )
 def test_a_clip_that_cannot_be_taken_is_refused_at_once(clip: vs.VideoNode, message: str) -> None:
-    with pytest.raises(FormatError, match=f"restore: {message}"):
-        frames.check_clip(clip)
+    with pytest.raises(FormatError, match=f"^{message}"):
+        colour.check_clip(clip)
 
 
 def test_a_clip_in_gpu_memory_is_downloaded() -> None:
@@ -406,7 +390,7 @@ def test_a_clip_in_gpu_memory_is_downloaded() -> None:
         gpu_resident = True
         std = Download
 
-    assert frames.check_clip(GpuClip()) == "in host memory"
+    assert colour.check_clip(GpuClip()) == "in host memory"
 
 
 @pytest.mark.parametrize(
@@ -421,5 +405,5 @@ def test_a_clip_in_gpu_memory_is_downloaded() -> None:
     ],
 )
 def test_an_output_format_that_cannot_be_made_is_refused(output_format: int, message: str) -> None:
-    with pytest.raises(FormatError, match=f"restore: {message}"):
+    with pytest.raises(FormatError, match=f"^{message}"):
         restore_with(noise_clip(1, width=9, height=11), EnlargingRestorer(scale=1), output_format=output_format)
