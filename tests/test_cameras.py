@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import struct
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.cameras import dji_packet, insta360_tail, sony_packet, subtitles
-from tests.gopro import FRAMES, RATE, write_film
-from vsfmanet.exposures.cameras import DJI_TRACK, TrackReader, read_insta360
-from vsfmanet.exposures.telemetry import Telemetry, read_telemetry
+from tests.gopro import FRAMES, RATE, Recorded, payload, write_film
+from vsfmanet.exposures.cameras import DJI_TRACK, TrackReader, read_insta360, read_srt
+from vsfmanet.exposures.telemetry import MIN_EXPOSURE, Telemetry, read_telemetry
 
 Tracked = list[tuple[bytes, float, float]]
 
@@ -153,3 +157,107 @@ def test_data_that_are_cut_off_or_not_of_a_camera_are_not_read(tmp_path: Path) -
     for data in [noise + tail[:-1], tail[60:], noise[:300] + tail[-72:]]:
         (tmp_path / "cut").write_bytes(data)
         assert read_insta360(tmp_path / "cut") == []
+
+
+# Bytes that no camera wrote
+
+PACKETS = [
+    sony_packet((1, 60), rate=(RATE, 1), degrees=90),
+    dji_packet((1, 60), clock=1.0, product="ac203"),
+    payload(Recorded(shutter=[0.01] * 8)),
+]
+
+
+def mangled(whole: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    """Cut, spliced and altered bytes, and some that are nothing at all."""
+
+    def splice(data: bytes, start: int, stop: int, other: bytes) -> bytes:
+        return data[: start % (len(data) + 1)] + other + data[stop % (len(data) + 1) :]
+
+    return st.one_of(
+        st.binary(max_size=300), st.builds(splice, whole, st.integers(0), st.integers(0), st.binary(max_size=9))
+    )
+
+
+@given(mangled(st.sampled_from(PACKETS)), st.booleans())
+def test_no_bytes_make_a_packet_fail(data: bytes, is_dji: bool) -> None:
+    reader = TrackReader(is_dji=is_dji)
+    reader.read(PACKETS[1], 0.0, 1.0)  # names a product
+    packet = reader.read(data, 0.0, 1.0)
+    assert packet is None or len(packet.shutter) > 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for files that every example writes anew."""
+    return tmp_path_factory.mktemp("cameras")
+
+
+TAILS = [insta360_tail([0, 33_333, 66_666], [0.01] * 3, first=0, indexed=indexed) for indexed in (True, False)]
+
+
+@given(mangled(st.sampled_from(TAILS)))
+def test_no_bytes_after_the_end_of_a_film_make_it_fail(folder: Path, data: bytes) -> None:
+    (folder / "film.insv").write_bytes(b"film" * 20 + data + TAILS[0][-72:])
+    starts = [packet.start for packet in read_insta360(folder / "film.insv")]
+    assert starts == sorted(starts)
+
+
+LINES = st.one_of(
+    st.sampled_from(
+        ["00:00:01,000 --> 00:00:02,000", "[shutter : 1/60.0]", "Shutter:", "SS 1", "SS 0", "--> ", "", "12"]
+    ),
+    st.text(max_size=30),
+)
+
+
+@given(st.lists(LINES, max_size=6), st.sampled_from(["\n", "\r\n", " "]))
+def test_no_text_makes_subtitles_fail(folder: Path, lines: list[str], end: str) -> None:
+    (folder / "film.srt").write_bytes(end.join(lines).encode("utf-8", errors="surrogatepass"))
+    for packet in read_srt(folder / "film.srt"):
+        assert packet.duration >= 0
+        assert packet.shutter[0] >= 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1" * 300_000, "00:" * 100_000, "SS " * 100_000, "shutter" + " " * 300_000, "\n" * 300_000, "\n " * 150_000,
+     "00:00:01,000 --> 00:00:02,000\n" * 10_000],
+    ids=["digits", "times", "words", "spaces", "lines", "blank lines", "cues"],
+)  # fmt: skip
+def test_subtitles_take_time_in_proportion_to_their_length(folder: Path, text: str) -> None:
+    (folder / "long.srt").write_text(text)
+    started = time.process_time()
+    assert read_srt(folder / "long.srt") == []
+    assert time.process_time() - started < 1  # by squares it would be minutes
+
+
+def test_a_clock_or_a_time_of_any_length_is_no_error(folder: Path) -> None:
+    stream = _gpmf(b"TICK", b"L", 4, bytes(999) + b"\1") + _gpmf(b"SHUT", b"f", 4, struct.pack(">f", 0.01))
+    data = _gpmf(b"DEVC", b"\0", 1, _gpmf(b"STRM", b"\0", 1, stream))
+    packet = TrackReader(is_dji=False).read(data, 0.0, 1.0)
+    assert packet is not None
+    assert packet.clock is None
+    (folder / "late.srt").write_text("9" * 5000 + ":00:00,000 --> 00:00:01,000\nSS 60\n")
+    assert read_srt(folder / "late.srt") == []
+
+
+def _gpmf(key: bytes, kind: bytes, size: int, value: bytes) -> bytes:
+    return struct.pack(">4scBH", key, kind, size, len(value) // size) + value + b"\0" * (-len(value) % 4)
+
+
+@given(st.data())
+def test_no_byte_changed_in_a_film_makes_its_telemetry_fail(film: bytes, folder: Path, data: st.DataObject) -> None:
+    changed = bytearray(film)
+    for _ in range(data.draw(st.integers(1, 8))):
+        changed[data.draw(st.integers(0, len(film) - 1))] = data.draw(st.integers(0, 255))
+    (folder / "film.mp4").write_bytes(changed)
+    exposures = read_telemetry(folder / "film.mp4", num_frames=FRAMES).exposures
+    assert all(one is None or MIN_EXPOSURE <= one <= 1 for one in exposures)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small film with shutter times."""
+    path = write_film(tmp_path_factory.mktemp("film") / "film.mp4", [(PACKETS[2], 0.0, 1.0), (PACKETS[2], 1.0, 1.0)])
+    return path.read_bytes()

@@ -40,7 +40,7 @@ def test_probe_says_what_a_file_is_and_what_is_known_of_its_exposure(
     assert "YUV420P8, progressive" in said
     assert "telemetry for 40 frames, network for 20 frames; known: 0.3 to 0.6" in said
     assert "none found" in said
-    assert "gives a shutter time for 40 of 60 frames" in said
+    assert "has a shutter time for 40 of 60 frames" in said
     assert "takes this file" in said
     assert "format    YUV420P8, progressive, square samples\n" in said
     assert "plan      encode 60 frames, at their own times, by libx264 as yuv420p\n" in said

@@ -65,13 +65,21 @@ def test_samples_that_cannot_be_shutter_times_leave_their_frames_open(tmp_path: 
     telemetry = read(tmp_path, evenly([nonsense if 10 <= n < 20 else 0.01 for n in range(FRAMES)]))
     assert np.flatnonzero(np.isnan(known(telemetry))).tolist() == list(range(10, 20))
     assert np.nanmax(known(telemetry)) == pytest.approx(0.3, rel=1e-3)
-    assert "gives a shutter time for 50 of 60 frames" in str(telemetry.notice)
+    assert "has a shutter time for 50 of 60 frames" in str(telemetry.notice)
+
+
+@pytest.mark.parametrize("tiny", [1e-30, 1e-12])
+def test_shutter_times_too_short_for_any_camera_are_unknown_and_not_zero(tmp_path: Path, tiny: float) -> None:
+    telemetry = read(tmp_path, evenly([tiny if 10 <= n < 20 else 0.01 for n in range(FRAMES)]))
+    assert [n for n, value in enumerate(telemetry.exposures) if value is None] == list(range(10, 20))
+    assert min(value for value in telemetry.exposures if value is not None) == pytest.approx(0.3, rel=1e-3)
+    assert "has a shutter time for 50 of 60 frames" in str(telemetry.notice)
 
 
 def test_telemetry_that_ends_early_leaves_the_other_frames_open(tmp_path: Path) -> None:
     telemetry = read(tmp_path, evenly([0.01] * 30))
     assert np.isfinite(known(telemetry)).tolist() == [True] * 30 + [False] * 30
-    assert "gives a shutter time for 30 of 60 frames" in str(telemetry.notice)
+    assert "has a shutter time for 30 of 60 frames" in str(telemetry.notice)
 
 
 def test_telemetry_for_another_number_of_frames_is_not_used_and_says_so(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Exposures in a file beside a video, one for each frame.
+"""Exposures in a file beside a video, one for each frame (a sidecar file).
 
 As CSV, the first line names the columns. `frame` (from 0) and `exposure` are needed, others are ignored:
 
@@ -28,14 +28,14 @@ from vsfmanet.errors import ExposureError
 
 
 def read_sidecar(path: Path, *, num_frames: int) -> tuple[float | None, ...]:
-    """Exposures in (0, 1] of all frames; None where the file leaves one open.
+    """Read the exposures of all frames, in (0, 1]; None where the file has an empty cell or null.
 
     Args:
-        path: a .csv or .json file.
-        num_frames: of the clip.
+        path: A .csv or .json file.
+        num_frames: Length of the clip.
 
     Raises:
-        ExposureError: the file is missing, of another form, or not for a clip of this length.
+        ExposureError: The file is missing, of another form, or not for a clip of this length.
     """
     read = _csv_entries if path.suffix.lower() == ".csv" else _json_entries
     try:
@@ -50,7 +50,7 @@ def read_sidecar(path: Path, *, num_frames: int) -> tuple[float | None, ...]:
             got = f"frame {frame} a second time" if frame in exposures else f"frame {frame}"
             raise ExposureError(
                 f"{path}, {place}: each of the frames 0 to {num_frames - 1} of the clip is needed once, got "
-                f"{got}; mend the file, or use one that was made for this clip"
+                f"{got}; correct the file, or use one that was made for this clip"
             )
         exposures[frame] = exposure
     if len(exposures) < num_frames:
@@ -65,13 +65,13 @@ def read_sidecar(path: Path, *, num_frames: int) -> tuple[float | None, ...]:
 def sidecar_text(
     suffix: str, *, exposures: Sequence[float | None], sources: Sequence[str | None], times: Sequence[float]
 ) -> str:
-    """A sidecar file with two columns more, for its reader: who gave the exposure, and when the frame is shown.
+    """Write the text of a sidecar file, with two more columns for people: source of the exposure, and time.
 
     Args:
         suffix: ".csv" or ".json".
-        exposures: of all frames, in (0, 1]; None where not known.
-        sources: who gave each.
-        times: of all frames, seconds.
+        exposures: Of all frames, in (0, 1]; None where unknown.
+        sources: Of each exposure.
+        times: Of all frames, in seconds.
     """
     seconds = [round(time, 6) for time in times]
     if suffix == ".json":
@@ -85,7 +85,7 @@ def sidecar_text(
 
 
 def _csv_entries(path: Path, text: str) -> Iterator[tuple[str, int, float | None]]:
-    """Place for messages, frame and exposure of every row."""
+    """Yield the place (for messages), frame and exposure of every row."""
     rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
     columns = rows.fieldnames or []
     for needed in ("frame", "exposure"):
@@ -98,19 +98,19 @@ def _csv_entries(path: Path, text: str) -> Iterator[tuple[str, int, float | None
         place = f"row {rows.line_num}"
         if None in row or None in row.values():
             raise ExposureError(
-                f"{path}, {place}: {len(columns)} cells are needed, as in the first line; mend the row"
+                f"{path}, {place}: {len(columns)} cells are needed, as in the first line; correct the row"
             )
         try:
             frame = int(row["frame"])
         except ValueError:
             raise ExposureError(
-                f"{path}, {place}: the frame must be a whole number, got {row['frame']!r}; mend the row"
+                f"{path}, {place}: the frame must be a whole number, got {row['frame']!r}; correct the row"
             ) from None
         yield place, frame, _exposure(path, f"{place} (frame {frame})", _cell(row["exposure"].strip()))
 
 
 def _json_entries(path: Path, text: str) -> Iterator[tuple[str, int, float | None]]:
-    """Place for messages, frame and exposure of every entry."""
+    """Yield the place (for messages), frame and exposure of every entry."""
     table = json.loads(text)
     exposures = table.get("exposure") if isinstance(table, dict) else None
     if not isinstance(exposures, list):
@@ -123,7 +123,7 @@ def _json_entries(path: Path, text: str) -> Iterator[tuple[str, int, float | Non
 
 
 def _cell(text: str) -> float | str | None:
-    """A number, or None for an empty cell; other text as it is, to be refused with its place."""
+    """Convert a cell to a number, or None if it is empty; other text is returned for `_exposure` to refuse."""
     try:
         return float(text) if text else None
     except ValueError:
@@ -131,7 +131,7 @@ def _cell(text: str) -> float | str | None:
 
 
 def _exposure(path: Path, place: str, value: object) -> float | None:
-    """An exposure as it stands in a file, checked; None stays None."""
+    """Check an exposure from a file; None stays None."""
     if value is None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:

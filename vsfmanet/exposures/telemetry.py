@@ -1,6 +1,6 @@
-"""Shutter times that a camera recorded, set against the frames by time: frames of any rate, also a changing one.
+"""Shutter times that a camera recorded, matched with frames by time, at any frame rate, also a variable one.
 
-What each camera writes, and where, is known to `cameras`.
+`cameras` parses what each camera writes.
 """
 
 from __future__ import annotations
@@ -20,34 +20,37 @@ from vsfmanet.exposures.cameras import DJI_TRACK, Packet, TrackReader, read_inst
 from vsfmanet.exposures.props import ROUNDING
 
 _CLOCK_TOLERANCE = 0.1
-"""How far the camera's clock may run off the file's, as a fraction: packets begin up to two frames late."""
+"""Largest difference between the camera's clock and the file's, as a fraction: packets begin up to two frames late."""
 
 _SPARE = 1.0
-"""Seconds by which shutter times outside the film's tracks may begin or end beside the film, over that fraction."""
+"""Seconds by which shutter times outside the film's tracks may differ in length from the film, beyond that fraction."""
+
+MIN_EXPOSURE = 1e-6
+"""Smaller exposures count as unknown: no shutter is so fast, and half precision rounds them to 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Telemetry:
-    """What the camera recorded about the frames of a file."""
+    """The exposures that a camera recorded for the frames of a file."""
 
     exposures: tuple[float | None, ...] = ()
-    """Of every frame, in (0, 1]; None where it cannot be told; empty without telemetry that can be used."""
+    """Of every frame, from `MIN_EXPOSURE` to 1; None where unknown; empty without telemetry that can be used."""
     notice: str | None = None
-    """Why telemetry that is there is not used, or not for all frames."""
+    """Why telemetry is not used, or not for all frames; None if there is nothing to warn of."""
 
 
 def read_telemetry(source_path: str | os.PathLike[str], *, num_frames: int) -> Telemetry:
-    """Exposures from the shutter times in a file, or beside it, set against the times of its frames.
+    """Read shutter times in a file, or beside it, and compute the exposures of its frames.
 
-    A wrong exposure does more harm than none, so telemetry that contradicts the file or the clip is left out, whole,
+    A wrong exposure does more harm than none, so telemetry that contradicts the file or the clip is not used at all,
     and the notice says why.
 
     Args:
-        source_path: any file; none but MP4, MOV and INSV files have telemetry that is read.
-        num_frames: of the clip, which must be as many as the file has.
+        source_path: Any file; only MP4, MOV and INSV files have telemetry that can be read.
+        num_frames: Length of the clip, which must be that of the file.
 
     Raises:
-        ExposureError: there is no such file.
+        ExposureError: There is no such file.
     """
     path = Path(source_path)
     if not path.is_file():
@@ -75,7 +78,7 @@ def read_telemetry(source_path: str | os.PathLike[str], *, num_frames: int) -> T
         seconds = _shutter_of_frames(times, intervals, _as_shown(packets, intervals))
         exposures = seconds / np.where(intervals > 0, intervals, np.nan)
         if np.nanmax(exposures, initial=0) <= 1 + ROUNDING:
-            return _told(where, exposures)
+            return _usable(where, exposures)
         contradiction = "has shutter times longer than a frame, as in a time lapse"
     return Telemetry(
         notice=f"the camera telemetry of {where} {contradiction}; it is not used, and the exposure is taken "
@@ -84,7 +87,7 @@ def read_telemetry(source_path: str | os.PathLike[str], *, num_frames: int) -> T
 
 
 def _beside(path: Path) -> tuple[str, list[Packet]] | None:
-    """Shutter times that are in none of the film's tracks, and the file that has them."""
+    """Shutter times outside the film's tracks, and the file that holds them; None if there are none."""
     packets = read_insta360(path)
     if packets:
         return str(path), packets
@@ -96,21 +99,23 @@ def _beside(path: Path) -> tuple[str, list[Packet]] | None:
     return None
 
 
-def _told(where: str, exposures: NDArray[np.float64]) -> Telemetry:
-    """Telemetry that can be used, and for which of the frames (NaN where not)."""
-    known = int(np.isfinite(exposures).sum())
+def _usable(where: str, exposures: NDArray[np.float64]) -> Telemetry:
+    """Build telemetry from exposures, NaN where unknown; the notice counts the unknown ones."""
+    known = exposures >= MIN_EXPOSURE  # False for NaN
     notice = (
-        f"the camera telemetry of {where} gives a shutter time for {known} of {len(exposures)} frames; the "
-        "exposure of the others is taken from the next source"
+        f"the camera telemetry of {where} has a shutter time for {known.sum()} of {len(exposures)} frames; the others "
+        "take their exposure from the next source"
     )
     return Telemetry(
-        exposures=tuple(min(float(value), 1.0) if np.isfinite(value) else None for value in exposures),
-        notice=None if known == len(exposures) else notice,
+        exposures=tuple(
+            min(float(value), 1.0) if usable else None for value, usable in zip(exposures, known, strict=True)
+        ),
+        notice=None if known.all() else notice,
     )
 
 
 def _contradiction(times: NDArray[np.float64], packets: Sequence[Packet], num_frames: int) -> str | None:
-    """Why telemetry cannot be that of the clip, or None."""
+    """Why telemetry cannot belong to the clip; None if it can."""
     if len(times) != num_frames:
         return (
             f"is for {len(times)} frames, but the clip has {num_frames} (call vsfmanet.exposure on the whole clip, "
@@ -126,7 +131,7 @@ def _contradiction(times: NDArray[np.float64], packets: Sequence[Packet], num_fr
 
 
 def _other_length(times: NDArray[np.float64], end: float, packets: Sequence[Packet]) -> str | None:
-    """Why shutter times from outside the film's tracks cannot belong to it, or None."""
+    """Why shutter times from outside the film's tracks cannot belong to it; None if they can."""
     film, recorded = end - float(times[0]), packets[-1].start + packets[-1].duration - packets[0].start
     if abs(recorded - film) > _CLOCK_TOLERANCE * film + _SPARE:
         return f"is {recorded:.1f} s long, but the film is {film:.1f} s, as of another film or a time lapse"
@@ -134,33 +139,35 @@ def _other_length(times: NDArray[np.float64], end: float, packets: Sequence[Pack
 
 
 def _as_shown(packets: Sequence[Packet], intervals: NDArray[np.float64]) -> list[Packet]:
-    """Packets with shutter times as long as they would be at the rate at which the film is shown.
+    """Scale shutter times from the rate of capture to the rate at which the film is shown.
 
-    In slow and quick motion the camera took more or fewer frames a second, and how far things move while the shutter is
-    open, over how far they move from frame to frame, goes by that rate.
+    In slow and quick motion the exposure is the shutter time over the interval between captured frames.
     """
     shown = float(np.median(intervals))
-    told = []
+    scaled = []
     for packet in packets:
         ratio = 1.0 if packet.capture_rate is None else packet.capture_rate * shown
         if abs(ratio - 1) > ROUNDING:
             packet = replace(packet, shutter=[ratio * float(one) for one in packet.shutter])
-        told.append(packet)
-    return told
+        scaled.append(packet)
+    return scaled
 
 
 def _shutter_of_frames(
     times: NDArray[np.float64], intervals: NDArray[np.float64], packets: Sequence[Packet]
 ) -> NDArray[np.float64]:
-    """Mean shutter time around each frame in seconds, NaN where less than half of that time is recorded.
+    """Compute the mean shutter time around each frame.
 
-    A sample holds for its share of its packet. The mean is taken over the frame's interval, or over as long as a sample
-    holds where that is longer: so samples coarser than the frames become a rolling mean.
+    A sample holds for its share of its packet. The mean is taken over the frame's interval, or over the time for which
+    a sample holds where that is longer: so samples coarser than the frames become a rolling mean.
 
     Args:
         times: (N,) starts of the frames, seconds, ascending.
         intervals: (N,) from each frame to the next, seconds.
-        packets: the recorded shutter times, at least one.
+        packets: The recorded shutter times, at least one.
+
+    Returns:
+        (N,) seconds; NaN where less than half of the time averaged over is recorded.
     """
     start, hold, seconds = _samples(packets, end=float(times[-1] + intervals[-1]))
     if not len(start):
@@ -168,7 +175,7 @@ def _shutter_of_frames(
     edges = np.stack([start, start + hold], axis=1).ravel()
 
     def integral(height: NDArray[np.float64], bounds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """From the first edge to `bounds`, of the steps that are `height` high where samples hold, else 0."""
+        """Integrate, from the first edge to `bounds`, the steps that are `height` high where samples hold, else 0."""
         until = np.cumsum(height * hold)
         at_edges = np.stack([until - height * hold, until], axis=1).ravel()
         return np.interp(bounds, edges, at_edges)
@@ -186,11 +193,11 @@ def _shutter_of_frames(
 def _samples(
     packets: Sequence[Packet], end: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """When each sample that makes sense begins, how long it holds, and its shutter time, all in seconds.
+    """List the usable samples: when each begins, how long it holds, and its shutter time, all in seconds.
 
     Args:
-        packets: the recorded shutter times, in order, at least one.
-        end: of the pictures, seconds: the last packet claims more than that.
+        packets: The recorded shutter times, in order, at least one.
+        end: Of the pictures, in seconds: the last packet's own duration goes beyond it.
     """
     ends = [*(packet.start for packet in packets[1:]), end]
     counts = [len(packet.shutter) for packet in packets]
@@ -204,11 +211,11 @@ def _samples(
 
 
 def _read(container: InputContainer, *, anyway: bool) -> tuple[NDArray[np.float64], float, list[Packet]]:
-    """Times of the frames and the end of the last, in seconds, and the packets that hold shutter times.
+    """Read the times of the frames and the end of the last, in seconds, and the packets with shutter times.
 
     Args:
-        container: an open file.
-        anyway: read the times also if there is no track that can hold shutter times.
+        container: An open file.
+        anyway: Read the times also if no track can hold shutter times.
     """
     video = container.streams.best("video")
     tracks = [stream for stream in container.streams if stream.type in ("data", "subtitle")]
@@ -223,7 +230,7 @@ def _read(container: InputContainer, *, anyway: bool) -> tuple[NDArray[np.float6
     end = 0.0
     packets: dict[int, list[Packet]] = {stream.index: [] for stream in tracks}
     for packet in container.demux([video, *tracks]):
-        if packet.pts is None or not packet.size or packet.is_discard:  # the last: cut away by an edit list
+        if packet.pts is None or not packet.size or packet.is_discard:  # discarded: cut away by an edit list
             continue
         start, duration = float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base)
         index = packet.stream_index
@@ -237,5 +244,5 @@ def _read(container: InputContainer, *, anyway: bool) -> tuple[NDArray[np.float6
             recorded = read_text(bytes(packet).decode("utf-8", errors="replace"), start, duration)
         if recorded is not None:
             packets[index].append(recorded)
-    found = next((one for one in packets.values() if one), [])  # two tracks would tell the same twice
+    found = next((one for one in packets.values() if one), [])  # two tracks would hold the same twice
     return np.array(sorted(times)), end, sorted(found, key=lambda packet: packet.start)
