@@ -287,7 +287,7 @@ def _border(function: str) -> Iterator[None]:
     try:
         yield
     except VsfmanetError as error:
-        raise vs.Error(f"{function}: {str(error).removeprefix('restore: ')}") from error
+        raise vs.Error(f"{function}: {error}") from error
 
 
 class _MessageLog(logging.Handler):
