@@ -1,6 +1,6 @@
-"""Make the picture in the README: input, bicubic, ours and the original side by side, cropped.
+"""Make the picture in the README: one frame, enlarged and restored, beside its original.
 
-uv run python scripts/make_picture.py --crop 560 40 208 156 --out scripts/examples/comparison.png
+python scripts/make_picture.py --no-input --crop 538 36 228 200 --out scripts/examples/comparison.png
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vsfmanet import restore
 
 EXAMPLES = Path(__file__).parent / "examples"
-GAP, HEADING = 6, 26
+GAP, HEADING, FONT_SIZE = 8, 36, 26
 
 
 def picture(clip: vs.VideoNode, n: int, crop: tuple[int, int, int, int], zoom: int) -> Image.Image:
@@ -28,11 +28,12 @@ def picture(clip: vs.VideoNode, n: int, crop: tuple[int, int, int, int], zoom: i
 
 
 def main() -> None:
-    """Restore one frame and lay out the crops."""
+    """Restore one frame and put the crops side by side: input, bicubic, restored, original."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", type=Path, default=EXAMPLES / "dragonfly.mkv", help="blurred, low resolution")
     parser.add_argument("--sharp", type=Path, default=EXAMPLES / "dragonfly_sharp.mkv", help="its original, if known")
-    parser.add_argument("--no-sharp", action="store_true", help="there is no original")
+    parser.add_argument("--no-sharp", action="store_true", help="leave out the original, which is not known")
+    parser.add_argument("--no-input", action="store_true", help="leave out the input, pixel by pixel")
     parser.add_argument("--model", action="append", help="of one scale; may be repeated (default: fmanetpp_x4_fast)")
     parser.add_argument("--frame", type=int, default=8, help="which frame (default: %(default)s)")
     parser.add_argument("--crop", type=int, nargs=4, required=True, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"))
@@ -45,7 +46,7 @@ def main() -> None:
     restored = {Path(model).stem if len(models) > 1 else "vsfmanet": restore(clip, model=model) for model in models}
     first = next(iter(restored.values()))
     size = {"width": first.width, "height": first.height}
-    panels = {"input": clip.resize.Point(**size)}
+    panels = {} if args.no_input else {"input": clip.resize.Point(**size)}
     if size["width"] > clip.width:
         panels["bicubic"] = clip.resize.Bicubic(**size)
     panels |= restored
@@ -55,7 +56,7 @@ def main() -> None:
 
     width, height = next(iter(crops.values())).size
     sheet = Image.new("RGB", (len(crops) * (width + GAP) - GAP, height + HEADING), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
     for column, (name, crop) in enumerate(crops.items()):
         draw.text((column * (width + GAP) + 4, 2), name, fill="black", font=font)
         sheet.paste(crop, (column * (width + GAP), HEADING))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import av
 import pytest
 
 import vsfmanet
+from vsfmanet.media.encode import find_ffmpeg
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*.md"), ROOT / "tests" / "FAULTS.md"])
@@ -167,3 +170,65 @@ def test_the_pages_name_no_machine_and_no_registry() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"/work/|/home/|/root/|pythonhosted|pypi\.org/simple|download\.pytorch", text), page.name
+
+
+NOT_RUN = "<!-- not run by the tests: "
+"""Goes before a block of the README that is not run, with the reason."""
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """The fenced blocks that are to be run, in order: language and content."""
+    found = re.findall(r"^(<!-- .* -->\n)?```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [(language, code) for comment, language, code in found if not comment.startswith(NOT_RUN)]
+
+
+def test_the_readme_is_short_and_all_of_its_commands_but_the_installation_are_run() -> None:
+    readme = text_of("README.md")
+    assert len(readme.splitlines()) <= 120
+    assert readme.count(NOT_RUN) == 1
+    assert {language for language, _ in blocks(readme)} == {"bash", "python"}
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the README's blocks are for bash, and VSScript is set up for one test"
+)
+@pytest.mark.timeout(1200)
+def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> None:
+    """In a folder like the repository, with a smaller example clip: 48 frames as there, of 48x32 pixels."""
+    ffmpeg = find_ffmpeg().path
+    programs, examples = tmp_path / "bin", tmp_path / "scripts" / "examples"
+    programs.mkdir()
+    examples.mkdir(parents=True)
+    (programs / "ffmpeg").symlink_to(ffmpeg)
+    clip = "scripts/examples/dragonfly.mkv"
+    sound = ["-f", "lavfi", "-i", "sine=duration=2", "-c:a", "aac"]
+    subprocess.run(
+        [ffmpeg, "-v", "error", "-i", ROOT / clip, *sound, "-vf", "scale=48:32", "-c:v", "libx264", tmp_path / clip],
+        check=True,
+    )
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),  # compiled kernels
+    }
+    subprocess.run(["vapoursynth", "config"], env=environment, check=True, capture_output=True)
+    for language, code in blocks(text_of("README.md")):
+        if language == "python":
+            (tmp_path / "script.vpy").write_text(code)
+            continue
+        command = ["bash", "-e", "-c", code]
+        run = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        assert run.returncode == 0, f"{code}\n{run.stderr}"
+        assert "Traceback" not in run.stderr
+
+    made = {"restored.mkv": 48, "script.mkv": 48, "part.mkv": 12, "archive/film.mkv": 48}
+    for name, frames in made.items():
+        with av.open(str(tmp_path / name)) as container:
+            stream = container.streams.video[0]
+            assert (stream.width, stream.height) == (192, 128), name
+            assert sum(1 for _ in container.decode(stream)) == frames, name
+            assert len(container.streams.audio) == 1, name
