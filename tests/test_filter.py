@@ -648,13 +648,6 @@ def test_a_range_read_by_vspipe_has_the_pixels_of_the_whole(tmp_path: Path) -> N
     assert frames == [np.stack(whole[n]).astype(np.uint8).tobytes() for n in range(3, 8)]
 
 
-def test_the_module_exports_what_is_public() -> None:
-    assert vsfmanet.__all__ == ["__version__", "blur_map", "exposure", "restore"]
-    assert callable(vsfmanet.restore)
-    with pytest.raises(AttributeError):
-        _ = vsfmanet.nothing
-
-
 def test_the_version_is_that_of_the_project() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
     assert vsfmanet.__version__ == project["project"]["version"]
