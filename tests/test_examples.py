@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import vapoursynth as vs
 from numpy.typing import NDArray
 
 from vsfmanet.media.encode import find_ffmpeg
@@ -30,6 +34,15 @@ def restore_range(out: Path, start: int, end: int) -> None:
     """Restore frames `start` ... `end - 1` of the example clip without loss by the command line."""
     arguments = [str(CLIP), str(out), f"--start={start}", f"--end={end}", "--encoder-args=-c:v ffv1"]
     subprocess.run([sys.executable, "-m", "vsfmanet", "restore", *arguments], check=True, capture_output=True)
+
+
+@contextmanager
+def output() -> Iterator[vs.VideoNode]:
+    """The clip that a script has set as its output, which is taken back afterwards."""
+    try:
+        yield vs.get_output(0).clip
+    finally:
+        vs.clear_output(0)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +85,23 @@ def test_the_shipped_weights_sharpen_the_example_clip(tmp_path: Path) -> None:
         for image in (decoded(restored), decoded(enlarged)[6:10])
     )
     assert ours > bicubic + 0.5
+
+
+def test_the_script_with_known_exposures_hands_them_to_the_network() -> None:
+    runpy.run_path(str(EXAMPLES / "known_exposure.vpy"))
+    exposures = [float(line) for line in (EXAMPLES / "dragonfly_exposure.txt").read_text().split()]
+    with output() as clip, clip.get_frame(40) as frame:
+        assert (clip.width, clip.height, clip.num_frames) == (768, 432, 48)
+        assert frame.props["FMANetExposure"] == exposures[40]
+        assert frame.props["FMANetExposureSource"] == "prop"
+
+
+def test_the_script_for_mpv_restores_the_clip_that_mpv_passes() -> None:
+    played = vs.core.std.BlankClip(format=vs.YUV420P8, width=32, height=16, length=3).std.SetFrameProps(_Matrix=1)
+    runpy.run_path(str(EXAMPLES / "mpv.vpy"), init_globals={"video_in": played})
+    with output() as clip, clip.get_frame(1) as frame:
+        assert (clip.width, clip.height, clip.num_frames) == (128, 64, 3)
+        assert frame.props["FMANetModel"] == "fmanetpp_x4_fast"
 
 
 def test_every_example_frame_has_an_exposure() -> None:
