@@ -45,7 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vsfmanet import kernels
 from vsfmanet.devices import Worker, pick_device, pick_precision
-from vsfmanet.jobs.child import KEPT_BUFFERS
+from vsfmanet.jobs.supervise import KEPT_BUFFERS
 from vsfmanet.networks import jffra, m2aenet, mmprnn
 from vsfmanet.networks.blocks import channels_last
 from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset

@@ -239,12 +239,12 @@ def is_alive(pid: int) -> bool:
 def act_as_vsfmanet(arguments: Sequence[str]) -> int:
     """The command line of vsfmanet, with a plain enlargement in place of the network."""
     from vsfmanet import cli
-    from vsfmanet.jobs import batch, runner
+    from vsfmanet.jobs import runner, supervise
     from vsfmanet.media import clip
 
     clip.restore_clip = lambda node, settings: node.resize.Bicubic(4 * node.width, 4 * node.height)
     vars(runner).update(weights_sha256=lambda model: "none")
-    batch.PROGRAM = (sys.executable, __file__, "as-vsfmanet")
+    supervise.PROGRAM = (sys.executable, __file__, "as-vsfmanet")
     return cli.main(arguments)
 
 

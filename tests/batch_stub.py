@@ -1,6 +1,7 @@
 """A program that stands in for `vsfmanet`: a batch without weights, and jobs that do what their source says.
 
-The jobs take the real way from a part file to an output with a record, but make it of text, in milliseconds.
+The jobs take the real way from a part file to an output with a record, but make it of text, in milliseconds. Where a
+process of their own is not the point, `stand_in` does them in that of the batch.
 """
 
 from __future__ import annotations
@@ -10,13 +11,25 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from vsfmanet.errors import VsfmanetError
 from vsfmanet.jobs import scratch
-from vsfmanet.jobs.child import die_with
 from vsfmanet.jobs.files import move_new
-from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_done, job_key, write_record
+from vsfmanet.jobs.job import RestoreJob
+from vsfmanet.jobs.record import (
+    Fingerprint,
+    Recipe,
+    Record,
+    file_sha256,
+    find_done,
+    job_key,
+    write_pending,
+    write_record,
+)
+from vsfmanet.jobs.supervise import Event, Outcome, Stop, die_with
 
 PAUSE = float(os.environ.get("STUB_PAUSE", "0"))
 """Seconds between the steps of a job, so that a kill can come between any two."""
@@ -32,45 +45,52 @@ def content(source: Path) -> str:
     return f"restored {source.read_text()}"
 
 
-def restore(arguments: list[str]) -> None:
+def restore(job: RestoreJob, attempt: int) -> Record:
     """Do what the first word of the source says."""
-    options = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments[:-2])
-    source, target = Path(arguments[-2]), Path(arguments[-1])
-    die_with(int(options["parent"]))
-    recipe = stub_recipe(options["encoder-args"])
+    source, target = job.source, job.target
+    recipe = stub_recipe(job.encoder_args)
     key = job_key(Fingerprint.of(source), recipe.digest())
-    if target.exists() and find_done(target, lambda: key):
-        return
+    if target.exists() and (record := find_done(target, lambda: key)):
+        return record
     word = source.read_text().partition(" ")[0]
-    work = scratch.Scratch(attempt=int(options["attempt"]))
-    part = work.make_part(target)
-    time.sleep(PAUSE)
-    misbehave(word, source)
-    part.write_text(content(source))
-    time.sleep(PAUSE)
-    record = Record(
-        key=key,
-        attempt=work.attempt,
-        source=str(source),
-        fingerprint=Fingerprint.of(source),
-        recipe=recipe,
-        versions={},
-        frames=1,
-        width=4,
-        height=4,
-        output_size=part.stat().st_size,
-        output_sha256=file_sha256(part),
-    )
-    work.publish(part, target, record, overwrite="overwrite" in options)
+    work = scratch.Scratch(attempt=attempt)
+    try:
+        part = work.make_part(target)
+        time.sleep(PAUSE)
+        misbehave(word, source)
+        part.write_text(content(source))
+        time.sleep(PAUSE)
+        record = Record(
+            key=key,
+            attempt=work.attempt,
+            source=str(source),
+            fingerprint=Fingerprint.of(source),
+            recipe=recipe,
+            versions={},
+            frames=1,
+            width=4,
+            height=4,
+            output_size=part.stat().st_size,
+            output_sha256=file_sha256(part),
+        )
+        work.publish(part, target, record, overwrite=job.overwrite)
+    finally:
+        work.discard()
+    return record
+
+
+class Fault(Exception):
+    """A fault that a job reports: class of the error, message, exit code."""
 
 
 def misbehave(word: str, source: Path) -> None:
     """Fail as the source says."""
-    codes = {"disk": 5, "device": 4, "refused": 3, "damaged": 3, "wrong": 6, "bug": 1}
+    codes = {"disk": 5, "device": 4, "refused": 3, "damaged": 3, "wrong": 6}
     if word in codes:
         kind = {"refused": "FormatError", "damaged": "DamagedError"}.get(word, "OutputError")
-        tell(kind, f"restore: {source.name}: {word}; mend it")
-        sys.exit(codes[word])
+        raise Fault(kind, f"{source.name}: {word}; mend it", codes[word])
+    if word == "bug":
+        raise ZeroDivisionError(f"{source.name}: {word}; mend it")
     if word == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if word == "vanish":
@@ -79,11 +99,29 @@ def misbehave(word: str, source: Path) -> None:
         time.sleep(60)
     if word == "flood":
         sys.stderr.write("noise\n" * 500_000)
+    if word == "warn":
+        sys.stderr.write(json.dumps({"event": "warning", "text": "look at this"}) + "\n")
 
 
-def tell(kind: str, text: str) -> None:
-    """What went wrong, as `--json` has it."""
-    sys.stdout.write(json.dumps({"error": kind, "message": text}))
+def stand_in(
+    job: RestoreJob,
+    *,
+    attempt: int = 1,
+    stall_limit: float = 0,
+    hear: Callable[[Event | bytes], None] = lambda _: None,
+    stop: Stop | None = None,
+    own_group: bool = True,
+) -> Outcome:
+    """`supervise` without a process, for jobs that end by themselves."""
+    try:
+        return Outcome(code=0, record=restore(job, attempt))
+    except Fault as fault:
+        error, cause, code = fault.args
+    except VsfmanetError as caught:
+        error, cause, code = type(caught).__name__, str(caught), caught.exit_code
+    except ZeroDivisionError as bug:
+        error, cause, code = "", f"Traceback ... {bug}", 1
+    return Outcome(code=code, error=error, cause=cause)
 
 
 def slow_down() -> None:
@@ -97,22 +135,40 @@ def slow_down() -> None:
         write_record(record, path)
         time.sleep(PAUSE)
 
-    vars(scratch).update(move_new=slow_move, write_record=slow_write)
+    def slow_pending(record: Record, path: Path) -> None:
+        write_pending(record, path)
+        time.sleep(PAUSE)
+
+    vars(scratch).update(move_new=slow_move, write_record=slow_write, write_pending=slow_pending)
+
+
+def answer(told: Mapping[str, object]) -> None:
+    """Write a result, as `--json` does."""
+    sys.stdout.write(json.dumps(told))
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "restore":
+        attempt, parent = (int(word.partition("=")[2]) for word in sys.argv[4:])
+        die_with(parent)
         slow_down()
         try:
-            restore(sys.argv[2:])
-        except VsfmanetError as error:
-            tell(type(error).__name__, str(error))
-            sys.exit(error.exit_code)
+            answer(asdict(restore(RestoreJob.from_json(json.load(sys.stdin)), attempt)))
+        except Fault as fault:
+            error, message, code = fault.args
+            answer({"error": error, "message": message, "exit_code": code})
+            sys.exit(code)
+        except VsfmanetError as caught:
+            answer({"error": type(caught).__name__, "message": str(caught), "exit_code": caught.exit_code})
+            sys.exit(caught.exit_code)
     else:
         from vsfmanet.cli import main
-        from vsfmanet.jobs import batch, cluster
+        from vsfmanet.jobs import batch, cluster, supervise
 
-        batch.PROGRAM = (sys.executable, __file__)
+        supervise.PROGRAM = (sys.executable, __file__)
+        if "STUB_INSIDE" in os.environ:
+            slow_down()
+            supervise.supervise = stand_in
         cluster.weights_sha256 = lambda model: "0"  # type: ignore[attr-defined]
         if "STUB_OTHER_VERSION" in os.environ:  # of a driver; Ray's nodes have the environment of their own start
             cluster.__version__ = "0.0.1"  # type: ignore[attr-defined]

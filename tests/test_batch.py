@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -22,16 +22,14 @@ import av
 import imageio_ffmpeg
 import pytest
 
-from tests.batch_stub import content, stub_recipe
+from tests.batch_stub import content, stand_in, stub_recipe
 from tests.films import H264, ffmpeg, picture, sound
 from vsfmanet.cli import main
-from vsfmanet.jobs import batch, child, journal, pictures, progress, runner
+from vsfmanet.jobs import batch, journal, pictures, progress, runner, supervise
 from vsfmanet.jobs.files import record_path
-from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.journal import open_journal
 from vsfmanet.jobs.paths import Selection, survey
 from vsfmanet.jobs.record import check_against_record
-from vsfmanet.settings import RestoreSettings
 
 STUB = Path(__file__).with_name("batch_stub.py")
 
@@ -51,13 +49,23 @@ def made(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+SUPERVISE = supervise.supervise
+
+
 @pytest.fixture(autouse=True)
 def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither weights nor encoders."""
-    monkeypatch.setattr(batch, "PROGRAM", (sys.executable, str(STUB)))
+    """Neither weights nor encoders, nor processes for the jobs."""
+    monkeypatch.setattr(supervise, "supervise", stand_in)
+    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(STUB)))
     monkeypatch.setattr(batch, "recipe", lambda job: stub_recipe(job.encoder_args))
     monkeypatch.setattr(batch, "model_scale", lambda model: 4)
     monkeypatch.setattr(batch, "measure_speed", lambda settings, size: (size[0] * size[1] / 0.5, size))
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job in a process of its own."""
+    monkeypatch.setattr(supervise, "supervise", SUPERVISE)
 
 
 def put(folder: Path, *words: str) -> list[Path]:
@@ -92,6 +100,7 @@ def attempts(made: Path) -> dict[str, int]:
 # What becomes of the jobs
 
 
+@pytest.mark.usefixtures("processes")
 def test_one_bad_file_does_not_stop_the_others(sources: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = put(sources, "refused", "damaged", "bug", "ok", "flood")
     (sources / "deeper").mkdir()
@@ -106,6 +115,25 @@ def test_one_bad_file_does_not_stop_the_others(sources: Path, made: Path, capsys
     assert page.index("3 bug.mkv") < page.index("2 damaged.mkv") < page.index("4 ok.mkv")  # what needs a look is first
 
 
+def test_case_34_sources_of_one_name_are_all_restored_and_what_cannot_be_is_refused_alone(
+    sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("film.mkv", "film.mp4", "other.mkv"):
+        (sources / name).write_text(f"ok {name}")
+    assert run(sources, made) == 0
+    assert outputs(made) == ["film.mkv", "film.mp4.mkv", "other.mkv"]
+    (sources / "film.avi").write_text("ok that comes first, but later than the one that has the name")
+    assert run(sources, made) == 0
+    assert outputs(made) == ["film.avi.mkv", "film.mkv", "film.mp4.mkv", "other.mkv"]
+    assert (made / "film.mkv").read_text() == content(sources / "film.mkv")
+    (sources / "film.mp4.mkv").write_text("ok in the way")
+    capsys.readouterr()
+    assert run(sources, made) == 3
+    assert last_line(capsys).startswith("done 4, refused 1, damaged 0, failed 0, left 0")
+    assert "rename one of them" in (made / batch.REPORT).read_text()
+    assert outputs(made) == ["film.avi.mkv", "film.mkv", "film.mp4.mkv", "other.mkv"]
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [(["ok"], 0), (["refused", "ok"], 3), (["damaged"], 3), (["refused", "wrong"], 6), (["wrong", "bug"], 1)],
@@ -115,6 +143,7 @@ def test_the_exit_code_is_the_first_that_applies(sources: Path, made: Path, word
     assert run(sources, made) == code
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_job_that_kills_its_process_is_quarantined_after_three_attempts(
     sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,11 +158,12 @@ def test_a_job_that_kills_its_process_is_quarantined_after_three_attempts(
     assert attempts(made)[str(crash)] == 6
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_job_without_progress_is_stopped(sources: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(sources, "hang", "ok")
     assert run(sources, made, "--stall-limit=1") == 6
     said = capsys.readouterr().err
-    assert "no progress for 1 s" in said
+    assert "no progress for 3 s" in said  # three times the limit, as long as it prepares
     assert "done 1, refused 0, damaged 0, failed 1, left 0" in said
     assert outputs(made) == ["2 ok.mkv"]
 
@@ -165,6 +195,18 @@ def test_too_little_room_on_the_disk_pauses_the_batch(
     assert run(sources, made, "--reserve=1000000") == 5
     assert last_line(capsys).startswith("done 0, refused 0, damaged 0, failed 0, left 1")
     assert run(sources, made) == 0
+
+
+@pytest.mark.usefixtures("processes")
+def test_the_warnings_of_a_job_reach_the_user_the_report_and_the_journal(
+    sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [source] = put(sources, "warn <b>")
+    assert run(sources, made) == 0
+    assert f"warning: {source}: look at this" in capsys.readouterr().err
+    assert "warning: look at this" in (made / batch.REPORT).read_text()
+    with closing(sqlite3.connect(made / batch.FOLDER / "journal.sqlite3")) as connection:
+        assert connection.execute("SELECT warnings FROM jobs").fetchall() == [('["look at this"]',)]
 
 
 def test_many_jobs_with_bad_ones_among_them_are_reported_exactly(
@@ -280,22 +322,35 @@ def test_a_journal_on_a_network_file_system_is_refused(
     assert "local disk, got nfs4" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("way", ["garbage", "empty", "cut", "half written"])
-def test_a_corrupt_journal_is_kept_and_made_again_from_the_records(
-    sources: Path, made: Path, way: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+BROKEN: dict[str, str | Callable[[bytes], bytes]] = {
+    "garbage": lambda data: b"garbage" * 1000,
+    "empty": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "half written": lambda data: data[:100] + bytes(len(data) - 100),
+    "not as its index": lambda data: data.replace(b"3 ok.mkv", b"4 ok.mkv", 1),  # SQLite's quick check takes it
+    "unknown state": "UPDATE jobs SET state = 'dome' WHERE id = 3",
+    "text for a number": "UPDATE jobs SET frames = 'many' WHERE id = 3",
+    "nested deeply": f"UPDATE jobs SET warnings = '{'[' * 100_000}'",
+    "another table": "ALTER TABLE jobs RENAME TO films",
+}
+"""How a journal is broken: its bytes, or its rows by a statement."""
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_a_corrupt_journal_is_kept_and_made_again_from_the_records(sources: Path, made: Path, way: str) -> None:
     put(sources, "ok", "ok", "ok")
     assert run(sources, made) == 0
     (made / "2 ok.mkv").write_text("not what was verified")  # unknown never becomes done
-    path = made / batch.FOLDER / "journal.sqlite3"
-    data = path.read_bytes()
-    broken = {
-        "garbage": b"garbage" * 1000,
-        "empty": b"",
-        "cut": data[: len(data) // 2],
-        "half written": data[:100] + bytes(len(data) - 100),
-    }[way]
-    path.write_bytes(broken)
+    path, change = made / batch.FOLDER / "journal.sqlite3", BROKEN[way]
+    if isinstance(change, str):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(change)
+            connection.commit()
+    else:
+        before = path.read_bytes()
+        path.write_bytes(change(before))
+        assert path.read_bytes() != before
+    broken = path.read_bytes()
     assert run(sources, made) == 0
     assert path.with_name("journal.sqlite3.bad").read_bytes() == broken
     assert attempts(made) == {str(sources / "1 ok.mkv"): 0, str(sources / "2 ok.mkv"): 1, str(sources / "3 ok.mkv"): 0}
@@ -316,13 +371,17 @@ def test_a_newer_journal_is_left_in_place(sources: Path, made: Path, capsys: pyt
     assert path.read_bytes() == before
 
 
-def test_an_older_journal_is_brought_up_to_date(sources: Path, made: Path) -> None:
+@pytest.mark.parametrize(("version", "without"), [(1, ("picture", "warnings")), (2, ("warnings",))])
+def test_an_older_journal_is_brought_up_to_date(
+    sources: Path, made: Path, version: int, without: tuple[str, ...]
+) -> None:
     put(sources, "ok", "ok")
     assert run(sources, made, "--include=1*") == 0
     path = made / batch.FOLDER / "journal.sqlite3"
-    with closing(sqlite3.connect(path)) as connection:  # as version 1 was: without pictures
-        connection.execute("ALTER TABLE jobs DROP COLUMN picture")
-        connection.execute("PRAGMA user_version = 1")
+    with closing(sqlite3.connect(path)) as connection:
+        for column in without:
+            connection.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+        connection.execute(f"PRAGMA user_version = {version}")
     assert run(sources, made) == 0
     assert attempts(made) == {str(sources / "1 ok.mkv"): 1, str(sources / "2 ok.mkv"): 1}
     with closing(sqlite3.connect(path)) as connection:
@@ -380,7 +439,7 @@ def test_shards_run_at_once_in_one_folder_and_a_last_run_finds_what_they_have_do
     sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(sources, *["ok"] * 5, "refused")
-    jobs = [start(sources, made, f"--shard={n}/2", pause=0.05) for n in (1, 2)]
+    jobs = [start(sources, made, f"--shard={n}/2", pause=0.05, inside=True) for n in (1, 2)]
     said = [job.communicate(timeout=60)[1].decode() for job in jobs]
     assert sorted(job.returncode for job in jobs) == [0, 3]
     assert len(outputs(made)) == 5 + len(jobs)  # their reports
@@ -405,7 +464,7 @@ def test_two_runners_with_journals_of_their_own_make_each_output_once(
     sources: Path, made: Path, tmp_path: Path
 ) -> None:
     put(sources, *["ok"] * 6)
-    jobs = [start(sources, made, f"--journal={tmp_path / name}", pause=0.05) for name in ("one", "other")]
+    jobs = [start(sources, made, f"--journal={tmp_path / name}", pause=0.05, inside=True) for name in ("one", "other")]
     for job in jobs:
         job.communicate(timeout=60)
     assert {job.returncode for job in jobs} <= {0, 7}
@@ -416,11 +475,13 @@ def test_two_runners_with_journals_of_their_own_make_each_output_once(
 # Kills and signals
 
 
-def start(sources: Path, made: Path, *options: str, pause: float = 0) -> subprocess.Popen[bytes]:
-    """A batch in a process of its own."""
+def start(sources: Path, made: Path, *options: str, pause: float = 0, inside: bool = False) -> subprocess.Popen[bytes]:
+    """A batch in a process of its own, with its jobs inside it or in others."""
     return subprocess.Popen(
         [sys.executable, STUB, "batch", "--reserve=0", *options, sources, made],
-        env=os.environ | {"STUB_PAUSE": str(pause), "PYTHONPATH": str(STUB.parents[1])},
+        env=os.environ
+        | {"STUB_PAUSE": str(pause), "PYTHONPATH": str(STUB.parents[1])}
+        | ({"STUB_INSIDE": "1"} if inside else {}),
         stderr=subprocess.PIPE,
     )
 
@@ -516,7 +577,8 @@ def test_a_signal_ends_the_batch_and_its_job(sources: Path, made: Path, number: 
 def real_jobs(monkeypatch: pytest.MonkeyPatch, sources: Path) -> None:
     """Jobs that restore, with a plain enlargement in place of the network, and a film of a second."""
     soak = Path(__file__).parents[1] / "scripts" / "soak.py"
-    monkeypatch.setattr(batch, "PROGRAM", (sys.executable, str(soak), "as-vsfmanet"))
+    monkeypatch.setattr(supervise, "supervise", SUPERVISE)
+    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(soak), "as-vsfmanet"))
     monkeypatch.setattr(batch, "recipe", runner.recipe)
     monkeypatch.setattr(runner, "weights_sha256", lambda model: "none")
     subprocess.run(
@@ -574,7 +636,6 @@ def test_progress_of_the_whole_batch_is_told_as_json(
     sources: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "JSON_INTERVAL", 0)
-    monkeypatch.setattr(child, "POLL", 0.002)  # these films are restored in less than one of its usual length
     (sources / "film 2.mkv").write_bytes((sources / "film.mkv").read_bytes())
     (sources / "text.mkv").write_text("not a video")
     assert run(sources, made, "--encoder-args=-preset ultrafast", "--progress=json") == 3
@@ -633,45 +694,6 @@ def test_a_dry_run_makes_nothing_and_tells_frames_and_sizes(
     assert "2 files, about 50 frames; about 4.61e-05 GB" in said
     assert "about 0:00:25 on this device (measured: 0.5 s for a frame of 64x48" in said
     assert not made.exists()
-
-
-def test_every_option_reaches_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = RestoreJob(
-        source=Path("-in.mkv"),
-        target=Path("out.mkv"),
-        settings=RestoreSettings(
-            model="other",
-            exposure=0.5,
-            device="cpu",
-            device_index=(1, 0),
-            precision="fp32",
-            backend="onnx",
-            tile=(64, 48),
-            segment=3,
-            sc_threshold=0.25,
-            skip=True,
-        ),
-        encoder_args="-crf 20 -x 'a b'",
-        audio=False,
-        subtitles=False,
-        attachments=False,
-        on_damage="as-is",
-        deinterlace=True,
-        overwrite=True,
-        range_frames=77,
-        reserve=1.5,
-    )
-    found: list[object] = []
-
-    def run(job: RestoreJob, **more: object) -> int:
-        found.append((job, more))
-        return 0
-
-    monkeypatch.setattr("vsfmanet.cli.restore._as_child", run)
-    jobs = (job, RestoreJob(source=Path("in.mkv"), target=Path("out.mkv")))
-    for each in jobs:
-        assert main(batch.arguments(each, attempt=4)) == 0
-    assert found == [(each, {"attempt": 4, "parent": os.getpid()}) for each in jobs]
 
 
 def test_a_file_of_exposures_is_not_for_a_batch(sources: Path, made: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from tests.batch_stub import content, stub_recipe
 from vsfmanet.cli import main
 from vsfmanet.errors import ConfigError
-from vsfmanet.jobs import batch, cluster
+from vsfmanet.jobs import batch, cluster, supervise
 from vsfmanet.jobs.record import check_against_record
 
 STUB = Path(__file__).with_name("batch_stub.py")
@@ -44,7 +44,7 @@ def made(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither weights nor encoders, here and in the processes that are started."""
-    monkeypatch.setattr(batch, "PROGRAM", (sys.executable, str(STUB)))
+    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(STUB)))
     monkeypatch.setattr(batch, "recipe", lambda job: stub_recipe(job.encoder_args))
     monkeypatch.setattr(cluster, "recipe", lambda job: stub_recipe(job.encoder_args))
     monkeypatch.setattr(cluster, "weights_sha256", lambda model: "0")
@@ -242,6 +242,25 @@ def test_a_slurm_array_does_every_job_of_the_folder(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "jobs.sbatch", "out"]
 
 
+def test_a_line_break_in_a_path_does_not_become_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = tmp_path / "in"
+    sources.mkdir()
+    put(sources, "ok")
+    made = tmp_path / f"out\ntouch {tmp_path.name}\n#"
+    assert main(["cluster", "slurm", str(sources), str(made)]) == 2
+    said = capsys.readouterr()
+    assert "must have no line breaks" in said.err
+    assert said.out == ""
+
+
+def test_a_percent_sign_in_a_path_is_no_pattern_of_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = tmp_path / "in"
+    sources.mkdir()
+    put(sources, "ok")
+    assert main(["cluster", "slurm", str(sources), str(tmp_path / "%u out")]) == 0
+    assert f"--output='{tmp_path}/%%u out/.vsfmanet/slurm-%A_%a.log'" in capsys.readouterr().out
+
+
 def test_a_large_archive_becomes_several_arrays(
     sources: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +305,18 @@ def test_a_kubernetes_job_is_indexed_and_knows_which_codes_are_final(
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     assert main(container["command"][1:]) == 0  # as the second pod
     assert outputs(made) == ["2 ok.mkv"]
+
+
+def test_dollars_in_a_path_are_not_variables_of_kubernetes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources, made = tmp_path / "in", tmp_path / "$(HOME) $$ out"
+    sources.mkdir()
+    put(sources, "ok")
+    options = ["--image=a", "--claim=b", f"--mount={tmp_path}"]
+    assert main(["cluster", "kubernetes", *options, str(sources), str(made)]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    word = manifest["spec"]["template"]["spec"]["containers"][0]["command"][-1]
+    assert word.replace("$$", "\0").count("$") == 0  # Kubernetes reads each $$ as $, and replaces $(NAME)
+    assert word.replace("$$", "$") == str(job_list(made))
 
 
 def test_folders_outside_the_volume_are_refused(sources: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,10 +129,10 @@ def test_case_50_a_report_that_cannot_be_written_is_told_and_the_results_stay(
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "film.mkv").write_bytes(film.read_bytes())
     (tmp_path / "out" / "vsfmanet-report.html").mkdir(parents=True)  # cannot be replaced by a file, not even by root
-    from vsfmanet.jobs import batch, runner
+    from vsfmanet.jobs import runner, supervise
 
     monkeypatch.setattr(runner, "weights_sha256", lambda model: "none")
-    monkeypatch.setattr(batch, "PROGRAM", (sys.executable, str(ROOT / "scripts" / "soak.py"), "as-vsfmanet"))
+    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(ROOT / "scripts" / "soak.py"), "as-vsfmanet"))
     assert main(["batch", "--reserve=0", FAST, str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     assert "the report could not be written" in capsys.readouterr().err
     assert len(times(tmp_path / "out" / "film.mkv")) == 50

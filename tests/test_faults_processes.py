@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,9 +21,9 @@ import vapoursynth as vs
 from tests.batch_stub import stub_recipe
 from tests.films import FAST, FFMPEG, H264, ffmpeg, frames_hash, lighten, nothing_but, picture, restore, times
 from vsfmanet.cli import main
-from vsfmanet.jobs import batch, runner
-from vsfmanet.jobs.child import PROGRAM
+from vsfmanet.jobs import batch, runner, supervise
 from vsfmanet.jobs.files import record_path
+from vsfmanet.jobs.supervise import PROGRAM
 from vsfmanet.media import clip as clips
 from vsfmanet.settings import RestoreSettings
 
@@ -34,9 +34,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for proce
 JOB = """
 import os, signal, sys, time
 from vsfmanet.cli import main
-from vsfmanet.jobs import guard, runner
+from vsfmanet.jobs import runner, supervise
 from vsfmanet.media import clip
-guard.PROGRAM = tuple(sys.orig_argv[:3])
+supervise.PROGRAM = tuple(sys.orig_argv[:3])
 fault, pause = os.environ["FAULT"], float(os.environ["PAUSE"])
 def change(node, settings):
     def at(n, f):
@@ -77,10 +77,11 @@ def start(
     pause: float = 0.0,
     stdout: int = subprocess.DEVNULL,
     stderr: int = subprocess.PIPE,
+    before: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     """The one-job command in a process of its own, that leads a group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", JOB, "restore", FAST, *options, source, made],
+        [*before, sys.executable, "-c", JOB, "restore", FAST, *options, source, made],
         stdout=stdout,
         stderr=stderr,
         env=os.environ | {"FAULT": fault, "PAUSE": str(pause), "PYTHONPATH": str(ROOT)},
@@ -197,6 +198,35 @@ def test_a_guarded_job_tells_and_gives_what_it_tells_and_gives_without_its_guard
         last = said.splitlines()[-1]
         text = json.loads(last)["text"] if as_json else last.decode()
         assert text.removeprefix("vsfmanet: error: ") == json.loads(given)["message"]
+
+
+def test_an_encoder_whose_filter_never_ends_is_stopped_in_its_trial(film: Path, tmp_path: Path) -> None:
+    endless = f"{FAST} -vf loop=loop=-1:size=1"
+    job = start(film, tmp_path / "made.mkv", endless, "--stall-limit=25")
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 6, said
+    assert b"no progress for 5 s (--stall-limit), so that the job was stopped while trying the encoder" in said
+    assert nothing_but(tmp_path)
+
+
+def test_a_result_that_stdout_cannot_take_is_told_and_the_output_stays(film: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made.mkv"
+    with Path("/dev/full").open("wb") as full:
+        job = start(film, made, "--json", stdout=full.fileno())
+        _, said = job.communicate(timeout=60)
+    assert job.returncode == 5
+    assert b"stdout must take the result, but No space left on device" in said
+    assert b"Traceback" not in said
+    assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json")
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(film: Path, tmp_path: Path) -> None:
+    job = start(film, tmp_path / "made.mkv", pause=0.02, before=["nohup"])
+    wait_for_encoder(job)
+    os.killpg(job.pid, signal.SIGHUP)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 0, said
+    assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json")
 
 
 def test_a_module_in_the_working_folder_is_not_taken_for_one_of_ours(film: Path, tmp_path: Path) -> None:
@@ -339,7 +369,7 @@ def test_case_44_what_hangs_is_stopped_by_the_watchdog(
     sources, out = tmp_path / "in", tmp_path / "out"
     sources.mkdir()
     (sources / "film.mkv").write_bytes(film.read_bytes())
-    monkeypatch.setattr(batch, "PROGRAM", (sys.executable, str(ROOT / "scripts" / "soak.py"), "as-vsfmanet"))
+    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(ROOT / "scripts" / "soak.py"), "as-vsfmanet"))
     monkeypatch.setattr(runner, "weights_sha256", lambda model: "none")
     monkeypatch.setattr(batch, "TRIES", 1)
     whom = "$$" if who == "encoder" else "$PPID"
@@ -395,7 +425,7 @@ def test_case_47_a_clock_that_jumps_by_a_day_makes_nothing_twice(
     sources.mkdir()
     for number in range(3):
         (sources / f"{number}.mkv").write_text("ok")
-    monkeypatch.setattr(batch, "PROGRAM", (sys.executable, str(Path(__file__).with_name("batch_stub.py"))))
+    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(Path(__file__).with_name("batch_stub.py"))))
     monkeypatch.setattr(batch, "recipe", lambda job: stub_recipe(job.encoder_args))
     monkeypatch.setattr(time, "time", jumping(time.time, jump))
     monkeypatch.setattr(time, "time_ns", jumping(time.time_ns, jump * 1e9))

@@ -863,13 +863,11 @@ def test_case_32_odd_folders_and_weights_with_odd_names_are_found(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("a.avi", "a.mp4"), "same name"),
-        (("Film.mkv", "film.mkv"), "same name"),
         (("CON.mkv",), "device on Windows"),
         (("x" * 240 + ".mkv",), "at most 240 bytes"),
     ],
 )
-def test_case_34_and_36_a_batch_lists_unusable_names_before_it_starts(
+def test_case_36_a_batch_lists_unusable_names_before_it_starts(
     tmp_path: Path, short_film: bytes, names: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -880,6 +878,16 @@ def test_case_34_and_36_a_batch_lists_unusable_names_before_it_starts(
     assert main(["batch", "--reserve=0", str(tmp_path / "in"), str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_ffmpeg_would_read_as_a_series_of_files_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ffmpeg(*picture(0.2), "-start_number", "0", tmp_path / "a%03d.png")
+    (tmp_path / "a000.png").rename(tmp_path / "a%03d.png")
+    assert main(["restore", str(tmp_path / "a%03d.png"), str(tmp_path / "made.mkv")]) == 3
+    assert "a video file is needed" in capsys.readouterr().err
+    assert not (tmp_path / "made.mkv").exists()
 
 
 @on_linux

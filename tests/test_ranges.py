@@ -21,6 +21,7 @@ import vapoursynth as vs
 from tests.fakes import MixingRestorer, restore_with
 from vsfmanet.cli import main
 from vsfmanet.jobs import ranges, runner
+from vsfmanet.jobs.progress import Report
 from vsfmanet.media import clip as clips
 from vsfmanet.settings import RestoreSettings
 
@@ -199,7 +200,7 @@ def test_a_job_goes_on_after_the_last_whole_range(
         assert restore(film, made, LOSSLESS, 13) == 6
     assert "frame 47 of 60" in capsys.readouterr().err
     [work] = work_folders(tmp_path)
-    assert len(os.listdir(tmp_path / work)) == 4  # three ranges, and how they are tagged
+    assert len(os.listdir(tmp_path / work)) == 7  # three ranges with their thumbnails, and how they are tagged
     (tmp_path / work / "1234.unfinished.mkv").write_bytes(b"of a run that was killed")
     assert borders == [range(13), range(13, 26), range(26, 39)]
     with monkeypatch.context() as patch:
@@ -256,10 +257,10 @@ def test_ranges_of_other_settings_are_never_mixed(
 def test_ranges_that_make_a_wrong_whole_are_not_used_again(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def join(self: ranges.Ranges) -> None:
+    def join(self: ranges.Ranges, report: Report) -> None:
         self._found.pop(1)
         self._plan = replace(self._plan, timestamps=self._plan.timestamps[:47])
-        whole(self)
+        whole(self, report)
 
     whole = ranges.Ranges.join
     with monkeypatch.context() as patch:
@@ -290,9 +291,9 @@ def test_what_cannot_be_joined_is_made_in_one_pass(
 JOB = """
 import sys, time
 from vsfmanet.cli import main
-from vsfmanet.jobs import guard, runner
+from vsfmanet.jobs import runner, supervise
 from vsfmanet.media import clip
-guard.PROGRAM = tuple(sys.orig_argv[:3])
+supervise.PROGRAM = tuple(sys.orig_argv[:3])
 def slow(node, settings):
     def wait(n, f):
         time.sleep(0.02)

@@ -112,7 +112,7 @@ def test_an_older_output_stays_where_its_record_cannot_be_renamed(
 
 @pytest.mark.parametrize("older", [False, True])
 def test_a_part_that_cannot_be_deleted_is_told_and_the_output_has_its_record(
-    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, older: bool
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], older: bool
 ) -> None:
     def refuse(path: Path, missing_ok: bool = False) -> None:
         if path.name.endswith(".part.mkv"):
@@ -125,7 +125,7 @@ def test_a_part_that_cannot_be_deleted_is_told_and_the_output_has_its_record(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refuse)
         assert main(["restore", f"{FAST} -crf 30", "--overwrite", str(film), str(target)]) == 0
-    assert "cannot be deleted (Operation not permitted)" in caplog.text
+    assert "cannot be deleted (Operation not permitted)" in capsys.readouterr().err
     assert main(["verify", str(target)]) == 0
     sweep(target)
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []

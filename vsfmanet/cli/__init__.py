@@ -7,18 +7,18 @@ its help is the strings under them.
 from __future__ import annotations
 
 import io
-import json
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import pairwise
 
 from cyclopts import App, CycloptsError
 
 from vsfmanet.cli.options import PARAMETERS
-from vsfmanet.cli.terminal import print_json, tell, write_line
-from vsfmanet.errors import ConfigError, VsfmanetError
+from vsfmanet.cli.terminal import print_json, tell, tell_error
+from vsfmanet.errors import ConfigError, OutputError, VsfmanetError
 
 EXAMPLES = """\
 Examples:
@@ -94,10 +94,8 @@ def _fail(error: VsfmanetError, given: Sequence[str]) -> int:
     options = given[: given.index("--")] if "--" in given else given
     text = str(error).removeprefix("restore: ")
     as_job = options[:2] == ["restore", "--job"]
-    if as_job or "--progress=json" in options or ("--progress", "json") in pairwise(options):
-        write_line(sys.stderr, json.dumps({"event": "error", "text": text}))
-    else:
-        tell(f"error: {text}")
+    tell_error(text, as_json=as_job or "--progress=json" in options or ("--progress", "json") in pairwise(options))
     if as_job or "--json" in options:
-        print_json({"error": type(error).__name__, "message": text, "exit_code": error.exit_code})
+        with suppress(OutputError):  # it may be stdout that is full
+            print_json({"error": type(error).__name__, "message": text, "exit_code": error.exit_code})
     return error.exit_code

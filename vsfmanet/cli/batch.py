@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from vsfmanet.cli.options import FILES, NO_OPTION, OUTPUT, RUN, SelectionOptions, WholeFileOptions, job_of, plain
-from vsfmanet.cli.terminal import run_until_stopped, warnings_to
+from vsfmanet.cli.terminal import run_until_stopped
 from vsfmanet.jobs.job import STALL_LIMIT, BatchOptions
 from vsfmanet.jobs.paths import Selection
 
@@ -83,7 +83,7 @@ def batch(
         selection=plain(Selection, options.selection),
     )
     report = Report(as_json=progress == "json")
-    with warnings_to(report.warn):
+    with report.listening():
         if dry_run:
             run_until_stopped(lambda: print_plan(asked, report), report.close)
             return 0

@@ -1,6 +1,5 @@
 """`vsfmanet cluster ray`, `slurm`, `kubernetes` and `run`."""
 
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +17,7 @@ from vsfmanet.cli.options import (
     job_of,
     plain,
 )
-from vsfmanet.cli.terminal import print_json, run_until_stopped, tell
+from vsfmanet.cli.terminal import print_json, put, run_until_stopped, tell
 from vsfmanet.errors import ConfigError
 from vsfmanet.jobs.job import BatchOptions
 from vsfmanet.jobs.paths import Selection
@@ -58,15 +57,15 @@ class _Options:
         if self.gpus < 0 or self.cpus < 1:
             raise ConfigError(f"--gpus from 0 and --cpus from 1 are needed, got {self.gpus} and {self.cpus}; mend them")
 
-    def write_plan(self, in_folder: Path, out_folder: Path) -> Path:
+    def write_list(self, in_folder: Path, out_folder: Path) -> Path:
         """Write the list of jobs; returns its path."""
-        from vsfmanet.jobs.cluster import write_plan
+        from vsfmanet.jobs.cluster import write_list
         from vsfmanet.jobs.progress import Report
 
         template = job_of(self.job, in_folder, out_folder / f"any{self.files.suffix}")
         selection = plain(Selection, self.files)
         options = BatchOptions(in_folder=in_folder, out_folder=out_folder, template=template, selection=selection)
-        return write_plan(options, Report())
+        return write_list(options, Report())
 
 
 type _InFolder = Annotated[Path, Parameter(name="IN_DIR", help="Folder of videos; it is only read.")]
@@ -102,7 +101,7 @@ def ray(
     from vsfmanet.jobs.cluster import RayRun
     from vsfmanet.jobs.progress import Report
 
-    path = options.write_plan(in_folder, out_folder)
+    path = options.write_list(in_folder, out_folder)
     engine = RayRun(path, Report(), address=address, gpus=options.gpus, cpus=options.cpus)
     return run_until_stopped(engine.run, engine.conclude)
 
@@ -113,8 +112,8 @@ def slurm(in_folder: _InFolder, out_folder: _OutFolder, /, *, options: _Common =
     from vsfmanet.jobs.cluster import slurm_script
 
     _check_at_once(at_once)
-    path = options.write_plan(in_folder, out_folder)
-    sys.stdout.write(slurm_script(path, at_once=at_once, gpus=options.gpus, cpus=options.cpus))
+    path = options.write_list(in_folder, out_folder)
+    put(slurm_script(path, at_once=at_once, gpus=options.gpus, cpus=options.cpus))
     return 0
 
 
@@ -140,11 +139,11 @@ def kubernetes(
     from vsfmanet.jobs.cluster import kubernetes_manifest
 
     _check_at_once(at_once)
-    path = options.write_plan(in_folder, out_folder)
+    path = options.write_list(in_folder, out_folder)
     text = kubernetes_manifest(
         path, image=image, claim=claim, mount=mount, at_once=at_once, gpus=options.gpus, cpus=options.cpus
     )
-    sys.stdout.write(text)
+    put(text)
     return 0
 
 
@@ -166,7 +165,7 @@ def run(
         parent: Process whose end ends this one.
     """
     if parent is not None:
-        from vsfmanet.jobs.child import die_with
+        from vsfmanet.jobs.supervise import die_with
 
         die_with(parent)
     from vsfmanet.jobs.cluster import OneJob, answer

@@ -1,8 +1,8 @@
 """`vsfmanet doctor`."""
 
-import sys
-
 from cyclopts import App
+
+from vsfmanet.cli.terminal import put
 
 app = App(
     name="doctor",
@@ -17,8 +17,8 @@ def doctor() -> int:
 
     checks = examine()
     for check in checks:
-        sys.stdout.write(f"{check}\n")
+        put(f"{check}\n")
     lacking = [check for check in checks if not check.found and check.exit_code]
     verdict = f"missing: {', '.join(check.name for check in lacking)}" if lacking else "all essentials are there"
-    sys.stdout.write(f"{verdict}\n")
+    put(f"{verdict}\n")
     return lacking[0].exit_code if lacking else 0

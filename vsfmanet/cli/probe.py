@@ -1,13 +1,12 @@
 """`vsfmanet probe`."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from vsfmanet.cli.terminal import run_until_stopped
+from vsfmanet.cli.terminal import put, run_until_stopped
 
 NOTES = """\
 A file of exposures is a table with the columns frame (from 0) and exposure, separated by commas, or the same as JSON:
@@ -55,5 +54,5 @@ def probe(
     if plot is not None:
         probing.plot(findings, plot)
     lines = [json.dumps(probing.as_table(findings), indent=2)] if as_json else probing.as_lines(findings)
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    put("".join(f"{line}\n" for line in lines))
     return 0

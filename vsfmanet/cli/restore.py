@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from vsfmanet.cli.options import OUTPUT, RUN, JobOptions, job_of
-from vsfmanet.cli.terminal import print_json, run_until_stopped, tell_stopped, warnings_to
+from vsfmanet.cli.terminal import print_json, run_until_stopped, tell_error
 from vsfmanet.errors import ConfigError
 from vsfmanet.jobs.job import STALL_LIMIT, RestoreJob
 
@@ -53,17 +53,7 @@ class Reporting:
     """Progress on stderr: for people, or one JSON object a line, each second, for programs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Child:
-    """What only the process that starts this one sets."""
-
-    attempt: int = 1
-    """Number of the attempt, for the record."""
-    parent: int | None = None
-    """Process that supervises this one; without it, this process supervises another."""
-
-
-_JOB, _REPORTING, _CHILD = JobOptions(), Reporting(), _Child()
+_JOB, _REPORTING = JobOptions(), Reporting()
 
 
 @app.default
@@ -75,7 +65,6 @@ def restore(
     job: Annotated[JobOptions, Parameter(name="*", group=OUTPUT)] = _JOB,
     reporting: Annotated[Reporting, Parameter(name="*", group=RUN)] = _REPORTING,
     stall_limit: Annotated[float, Parameter(group=RUN, metavar="SECONDS")] = STALL_LIMIT,
-    child: Annotated[_Child, Parameter(name="*", show=False)] = _CHILD,
 ) -> int:
     """Restore one video file.
 
@@ -84,10 +73,7 @@ def restore(
         target: File to make: .mkv, .mp4 or .mov.
         stall_limit: Stop a job that makes no progress for so long.
     """
-    asked = job_of(job, source, target)
-    if child.parent is None:
-        return _guarded(asked, reporting, stall_limit=stall_limit)
-    return _as_child(asked, attempt=child.attempt, parent=child.parent)
+    return _guarded(job_of(job, source, target), reporting, stall_limit=stall_limit)
 
 
 @app.command(name="--job", show=False)
@@ -110,20 +96,31 @@ def run_job(file: Annotated[str, Parameter(allow_leading_hyphen=True)], /, *, at
 
 def _guarded(job: RestoreJob, reporting: Reporting, *, stall_limit: float) -> int:
     """Run a job in another process, which this one supervises."""
-    from vsfmanet.jobs.guard import GuardedJob
+    from vsfmanet.jobs.progress import Report
+    from vsfmanet.jobs.supervise import Outcome, Stop, supervise
 
-    guarded = GuardedJob(job, stall_limit=stall_limit, as_json=reporting.progress == "json")
-    code, said = run_until_stopped(guarded.run, guarded.stop)
+    report, stop = Report(as_json=reporting.progress == "json"), Stop()
+
+    def work() -> Outcome:
+        outcome = supervise(job, stall_limit=stall_limit, hear=report.repeat, stop=stop, own_group=False)
+        report.close()
+        return outcome
+
+    def clear_up() -> None:
+        report.close()
+        stop()
+
+    outcome = run_until_stopped(work, clear_up)
+    if outcome.cause:
+        tell_error(outcome.cause, as_json=reporting.progress == "json")
     if reporting.as_json:
-        sys.stdout.write(said.decode(errors="replace"))
-    if code > 128:
-        tell_stopped(code - 128)
-    return code
+        print_json(outcome.to_json())
+    return outcome.code
 
 
 def _as_child(job: RestoreJob, *, attempt: int, parent: int) -> int:
     """Run a job in this process, which ends with its parent."""
-    from vsfmanet.jobs.child import die_with
+    from vsfmanet.jobs.supervise import die_with
 
     die_with(parent)
     return _here(job, Reporting(as_json=True, progress="json"), attempt=attempt, is_child=True)
@@ -142,8 +139,7 @@ def _here(job: RestoreJob, reporting: Reporting, *, attempt: int = 1, is_child: 
         if scratch.discard():
             report.note("the ranges that are finished stay: the same command continues after them")
 
-    with warnings_to(report.warn):
-        record = run_until_stopped(lambda: run(job, report, scratch), clear_up, is_child=is_child)
+    record = run_until_stopped(lambda: run(job, report, scratch), clear_up, is_child=is_child)
     if reporting.as_json:
         print_json(asdict(record))
     return 0

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType
 from typing import TextIO
+
+from vsfmanet.errors import OutputError
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that stop a job; Windows has no SIGHUP."""
@@ -20,7 +21,30 @@ STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 def print_json(value: object) -> None:
     """Print a result for programs."""
-    sys.stdout.write(f"{json.dumps(value, indent=2)}\n")
+    put(f"{json.dumps(value, indent=2)}\n")
+
+
+def put(text: str) -> None:
+    """Write a result to stdout.
+
+    Raises:
+        OutputError: It cannot be written, as on a full disk.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError, ValueError):  # what is left in the buffer must not fail again when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"stdout must take the result, but {error.strerror}; make room, and run it again") from error
+
+
+def tell_error(text: str, *, as_json: bool) -> None:
+    """Print an error for the user, or as an event for programs."""
+    if as_json:
+        write_line(sys.stderr, json.dumps({"event": "error", "text": text}))
+    else:
+        tell(f"error: {text}")
 
 
 def tell(text: str) -> None:
@@ -34,33 +58,14 @@ def write_line(stream: TextIO, text: str) -> None:
         stream.write(f"{text}\n")
 
 
-@contextmanager
-def warnings_to(warn: Callable[[str], None]) -> Iterator[None]:
-    """Pass the package's warnings, which it gives to `logging`, to a function, once each."""
-    told: set[str] = set()
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage().removeprefix("restore: ")
-            if text not in told:
-                told.add(text)
-                warn(text)
-
-    logger, handler = logging.getLogger("vsfmanet"), Handler(logging.WARNING)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
 def run_until_stopped[T](
     work: Callable[[], T], clear_up: Callable[[], None] = lambda: None, *, is_child: bool = False
 ) -> T:
     """Run `work`, and return its result; at a signal clear up and leave the process at once, with 128 + its number.
 
     The work runs in a thread of its own, because a signal is handled between two steps of the main thread, and one step
-    of the work (to index a film, to run the network) can take minutes.
+    of the work (to index a film, to run the network) can take minutes. A signal that was ignored at the start, as
+    `nohup` ignores SIGHUP, stays ignored.
 
     Args:
         work: What to run.
@@ -85,7 +90,12 @@ def run_until_stopped[T](
             tell_stopped(number)
         os._exit(128 + number)
 
-    before = {name: signal.signal(getattr(signal, name), stop) for name in STOPPING if hasattr(signal, name)}
+    numbers = {name: getattr(signal, name) for name in STOPPING if hasattr(signal, name)}
+    before = {
+        name: signal.signal(number, stop)
+        for name, number in numbers.items()
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         threading.Thread(target=worker, daemon=True).start()
         while not wait([result], timeout=0.5).done:  # on Windows no signal ends a wait without a limit

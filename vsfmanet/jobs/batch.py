@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -14,19 +13,19 @@ from pathlib import Path
 
 import av
 
-from vsfmanet.errors import ConfigError, IncompleteError, OutputError
-from vsfmanet.jobs.child import PROGRAM as PROGRAM
-from vsfmanet.jobs.child import Child
+from vsfmanet.errors import ConfigError, OutputError
+from vsfmanet.jobs import supervise
 from vsfmanet.jobs.estimate import measure_speed, output_bytes
-from vsfmanet.jobs.files import TemporaryFolder, pending_records, record_path, remove_work, sweep
-from vsfmanet.jobs.job import BatchOptions, RestoreJob
+from vsfmanet.jobs.files import pending_records, record_path, remove_work, sweep
+from vsfmanet.jobs.job import BatchOptions
 from vsfmanet.jobs.journal import Journal, Row, open_journal
-from vsfmanet.jobs.paths import Pairing, survey
+from vsfmanet.jobs.paths import Pairing, Survey, survey
 from vsfmanet.jobs.pictures import before_and_after
 from vsfmanet.jobs.progress import Report, clock, frames_state
-from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, read_record
+from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key
 from vsfmanet.jobs.report import tally, write_report
 from vsfmanet.jobs.runner import recipe
+from vsfmanet.jobs.supervise import MACHINE, Event, Outcome, Stop, Verdict
 from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.encode import choose_encoder
 
@@ -43,8 +42,8 @@ TRIES = 3
 PRECEDENCE = (1, 2, 4, 5, 8, 7, 6, 3)
 """Exit codes of a batch: the first that is among those of its jobs."""
 
-MACHINE = {4, 5, 8}
-"""Exit codes of a job that the next job would have too: device, disk or encoder, weights."""
+STATES: dict[Verdict, str] = {"refused": "refused", "damaged": "damaged", "machine": "failed", "busy": "new"}
+"""State of a job after an attempt that does not count against it."""
 
 PICTURES = 500
 """Jobs with a picture in the report, at most: it must still open."""
@@ -101,11 +100,9 @@ class Batch:
         self._finished = _Finished()
         self._pictures = 0
         self._rows: dict[int, Row] = {}
-        self._lock = threading.Lock()
-        self._child: Child | None = None
+        self._stop = Stop()
         self._stopped = False
         self._journal = (options.journal or options.out_folder / FOLDER / options.own(JOURNAL)).absolute()
-        self._temporary: TemporaryFolder | None = None  # of the running job
 
     def run(self) -> int:
         """Do every job that is not done.
@@ -117,19 +114,21 @@ class Batch:
             VsfmanetError: The batch cannot start, or its journal cannot be written.
         """
         options = self._options
-        jobs = _planned(options, self._report)
+        found = _surveyed(options, self._report)
         if options.resume and not self._journal.is_file():
-            raise ConfigError(f"batch: {self._journal}: a journal to resume is needed, got none; leave --resume out")
+            raise ConfigError(f"{self._journal}: a journal to resume is needed, got none; leave --resume out")
         self._recipe = recipe(options.template).digest()
         with open_journal(self._journal) as journal:
-            rows = journal.register(jobs, self._recipe)
+            rows = journal.register(found.jobs, self._recipe)
             _refuse([row.job.target for row in rows if row.state != "done" and _is_foreign(row.job.target)])
             self._rows = {row.id: row for row in rows}
+            for number, (job, why) in enumerate(found.refused, start=1):
+                self._rows[-number] = _refused(job, why, -number)
+                self._report.warn(f"{job.source}: refused: {why}")
             self._pictures = sum(bool(row.picture) for row in rows)
             try:
                 stopped_by = self._run_all(journal)
             finally:
-                self._remove_temporary()
                 if not self._stopped:
                     self._conclude()
         codes = {row.exit_code for row in self._rows.values() if row.state != "done"} | {stopped_by}
@@ -137,12 +136,8 @@ class Batch:
 
     def stop(self) -> None:
         """End the running job and tell how far the batch is; may be called from any thread, at any time."""
-        with self._lock:
-            self._stopped = True
-            child = self._child
-        if child is not None:
-            child.stop()
-        self._remove_temporary()
+        self._stopped = True
+        self._stop()
         self._report.close()
         if self._rows:
             self._conclude()
@@ -164,9 +159,9 @@ class Batch:
             number = total - len(queue)
             started = time.monotonic()
             waiting -= row.job.size
-            told = partial(self._tell, row=row, number=number, total=total, started=started, waiting=waiting)
+            hear = partial(self._hear, row=row, number=number, total=total, started=started, waiting=waiting)
             earlier = row.attempts
-            row = self._rows[row.id] = journal.save(self._attempt(journal, row, told))
+            row = self._rows[row.id] = journal.save(self._attempt(journal, row, hear))
             if row.state == "done" and row.attempts > earlier:  # not found ready-made
                 self._finished.add(row.job.size, time.monotonic() - started)
             self._add_picture(journal, row)
@@ -192,7 +187,7 @@ class Batch:
                 self._rows[row.id] = replace(row, state="new")
             elif self._options.retry:
                 self._rows[row.id] = replace(row, failures=0)
-        waiting = [row for row in self._rows.values() if row.state in states]
+        waiting = [row for row in self._rows.values() if row.state in states and row.id > 0]
         return [row.id for row in sorted(waiting, key=lambda row: states.index(row.state))]
 
     def _is_still_done(self, row: Row) -> bool:
@@ -216,23 +211,29 @@ class Batch:
         """Of a row's job."""
         return job_key(Fingerprint.of(row.job.source), self._recipe)
 
-    def _tell(self, child: Child, *, row: Row, number: int, total: int, started: float, waiting: int) -> None:
-        """Tell how far the running job is, and all of them: the others are taken to need as long for a byte."""
-        told = child.progress
-        state = f"job {number} of {total}, {row.job.source.name}"
+    def _hear(self, event: Event | bytes, *, row: Row, number: int, total: int, started: float, waiting: int) -> None:
+        """Pass the warnings of a running job on, and show how far it is."""
+        if isinstance(event, bytes):
+            return
+        if event["event"] == "warning":
+            self._report.warn(f"{row.job.source}: {event['text']}")
+        elif event["event"] == "progress":
+            self._show(event, row=row, number=number, total=total, started=started, waiting=waiting)
+
+    def _show(self, event: Event, *, row: Row, number: int, total: int, started: float, waiting: int) -> None:
+        """Show how far the running job is, and all of them: the others are taken to need as long for a byte."""
+        step, done, job_total = event["step"], event["done"], event["total"]
+        speed, job_left = event.get("speed"), event.get("seconds_left")
+        state = (
+            f"job {number} of {total}, {row.job.source.name}: {step} {frames_state(done, job_total, speed, job_left)}"
+        )
         fields: dict[str, object] = {"job": str(row.job.source)}
-        part = 0.0
-        if told is not None:
-            state += f": {told.step} {frames_state(told.done, told.total, told.speed, told.seconds_left)}"
-            fields |= {"job_step": told.step, "job_done": told.done, "job_total": told.total}
-            if told.speed is not None and told.seconds_left is not None:
-                fields |= {"speed": told.speed, "job_seconds_left": told.seconds_left}
-            part = told.done / told.total if told.step == "restoring" else 1.0
+        fields |= {"job_step": step, "job_done": done, "job_total": job_total}
+        if speed is not None and job_left is not None:
+            fields |= {"speed": speed, "job_seconds_left": job_left}
+        part = done / job_total if step == "restoring" else 1.0
         left = self._finished.seconds_left(
-            running=row.job.size,
-            running_left=None if told is None else told.seconds_left,
-            spent=time.monotonic() - started,
-            waiting=waiting,
+            running=row.job.size, running_left=job_left, spent=time.monotonic() - started, waiting=waiting
         )
         if left is not None:
             state += f"; all jobs: about {clock(left)} left"
@@ -246,7 +247,7 @@ class Batch:
             picture = before_and_after(row.job.source, row.job.target)
             self._rows[row.id] = journal.save(replace(row, picture=picture))
 
-    def _attempt(self, journal: Journal, row: Row, tell: Callable[[Child], None]) -> Row:
+    def _attempt(self, journal: Journal, row: Row, hear: Callable[[Event | bytes], None]) -> Row:
         """Do one job, unless its output is there already; returns its row as it is then."""
         record = self._find_done(row)
         if record is not None:
@@ -259,19 +260,31 @@ class Batch:
         except OutputError as error:
             return replace(row, exit_code=error.exit_code, cause=str(error))
         row = self._rows[row.id] = journal.lease(row)
+        job = replace(
+            self._options.template,
+            source=row.job.source,
+            target=row.job.target,
+            overwrite=os.path.lexists(row.job.target),  # ours, of other settings, or damaged: it is kept aside
+        )
         started = time.monotonic()
-        child, code = self._run_child(row, tell)
-        row = replace(row, seconds=time.monotonic() - started)
-        if code == 0:
-            record = read_record(record_path(row.job.target))
-            if record is not None and self._is_result(row, record):
-                return _done(row, record, seconds=row.seconds)
-        record = self._find_done(row)  # it may have been killed just after its output had its name
-        sweep(row.job.target)
-        if record is not None:
+        try:
+            outcome = supervise.supervise(
+                job, attempt=row.attempts, stall_limit=self._options.stall_limit, hear=hear, stop=self._stop
+            )
+        except OutputError as error:
+            return replace(row, state="failed", exit_code=error.exit_code, cause=str(error))
+        row = replace(row, seconds=time.monotonic() - started, warnings=outcome.warnings)
+        if outcome.record is not None and self._is_of(row, outcome.record):
             remove_work(row.job.target)
-            return _done(row, record, seconds=row.seconds)
-        return _not_done(row, code, child, self._options.stall_limit)
+            return _done(row, outcome.record, seconds=row.seconds)
+        return _not_done(row, outcome)
+
+    def _is_of(self, row: Row, record: Record) -> bool:
+        """Whether a record is of a row's job."""
+        try:
+            return record.key == self._key(row)
+        except OSError:  # the source cannot be read any more
+            return False
 
     def _prepare(self, folder: Path) -> None:
         """Make the folder of an output, and keep the disk from filling up.
@@ -283,47 +296,13 @@ class Batch:
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free / 2**30
         except OSError as error:
-            raise OutputError(f"batch: {folder}: the folder must be writable, but {error}; mend its rights") from error
+            raise OutputError(f"{folder}: the folder must be writable, but {error}; mend its rights") from error
         reserve = self._options.template.reserve
         if free < reserve:
             raise OutputError(
-                f"batch: {self._options.out_folder}: {reserve:g} GiB must be free, got {free:.2f}; make room, or lower "
+                f"{self._options.out_folder}: {reserve:g} GiB must be free, got {free:.2f}; make room, or lower "
                 "--reserve"
             )
-
-    def _run_child(self, row: Row, tell: Callable[[Child], None]) -> tuple[Child, int | None]:
-        """Run one job to its end; returns its exit code, None if it was stopped for lack of progress."""
-        job = replace(
-            self._options.template,
-            source=row.job.source,
-            target=row.job.target,
-            overwrite=os.path.lexists(row.job.target),  # ours, of other settings, or damaged: it is kept aside
-        )
-        with self._lock:
-            if self._stopped:
-                raise IncompleteError("batch: the batch has been stopped")
-            self._temporary = temporary = TemporaryFolder()
-            child = Child([*PROGRAM, *arguments(job, attempt=row.attempts)], temporary=temporary.path)
-            self._child = child
-        code = child.wait(self._options.stall_limit, lambda: tell(child))
-        temporary.close()  # a job that is killed cannot delete its files
-        with self._lock:
-            if self._stopped:
-                raise IncompleteError("batch: the batch has been stopped")
-            self._child = None
-        return child, code
-
-    def _remove_temporary(self) -> None:
-        """Delete the temporary files of a job that was stopped."""
-        if self._temporary is not None:
-            self._temporary.close()
-
-    def _is_result(self, row: Row, record: Record) -> bool:
-        """Whether a record that a child has left is of its job and its output."""
-        try:
-            return record.key == self._key(row) and row.job.target.stat().st_size == record.output_size
-        except OSError:
-            return False
 
     def _conclude(self) -> None:
         """Write the report and the last line."""
@@ -378,74 +357,51 @@ def model_scale(model: str) -> int:
     return load_model(model).scale
 
 
-def arguments(job: RestoreJob, *, attempt: int) -> list[str]:
-    """The command line of one job, whole files only.
-
-    Args:
-        job: What is to be done.
-        attempt: Number of the attempt.
-    """
-    settings = job.settings
-    line = [
-        "restore",
-        "--json",
-        "--progress=json",
-        f"--attempt={attempt}",
-        f"--parent={os.getpid()}",
-        f"--model={settings.model}",
-        f"--exposure={settings.exposure}",
-        f"--device={settings.device}",
-        f"--device-index={','.join(map(str, settings.device_indices))}",
-        f"--precision={settings.precision}",
-        f"--backend={settings.backend}",
-        f"--encoder-args={job.encoder_args}",
-        f"--on-damage={job.on_damage}",
-        f"--range-frames={job.range_frames}",
-        f"--reserve={job.reserve}",
-    ]
-    if settings.tile is not None:
-        line.append(f"--tile={settings.tile[0]}x{settings.tile[1]}")
-    if settings.segment is not None:
-        line.append(f"--segment={settings.segment}")
-    if settings.sc_threshold is not None:
-        line.append(f"--sc-threshold={settings.sc_threshold}")
-    flags = {
-        "--no-audio": not job.audio,
-        "--no-subtitles": not job.subtitles,
-        "--no-attachments": not job.attachments,
-        "--deinterlace": job.deinterlace,
-        "--skip": settings.skip,
-        "--overwrite": job.overwrite,
-    }
-    return [*line, *(flag for flag, wanted in flags.items() if wanted), "--", str(job.source), str(job.target)]
-
-
 def plan(options: BatchOptions, report: Report) -> Sequence[Pairing]:
     """The jobs of a batch, whose outputs are not in anybody's way.
 
     Raises:
         ConfigError: There are none, or names or places cannot be used.
     """
-    jobs = _planned(options, report)
-    _refuse([job.target for job in jobs if _is_foreign(job.target)])
-    return jobs
+    found = _surveyed(options, report)
+    for job, why in found.refused:
+        report.warn(f"{job.source}: left out: {why}")
+    _refuse([job.target for job in found.jobs if _is_foreign(job.target)])
+    return found.jobs
 
 
-def _planned(options: BatchOptions, report: Report) -> Sequence[Pairing]:
-    """The jobs of a batch.
+def _surveyed(options: BatchOptions, report: Report) -> Survey:
+    """What a batch would do.
 
     Raises:
-        ConfigError: There are none, or names or places cannot be used.
+        ConfigError: There are no jobs, or names or places cannot be used.
     """
     found = survey(options.in_folder, options.out_folder, options.selection)
     for text in found.skipped:
         report.warn(f"skipped {text}")
     if found.problems:
         lines = "".join(f"\n  {problem}" for problem in found.problems)
-        raise ConfigError(f"batch: every name must be usable, got {len(found.problems)} that are not:{lines}")
-    if not found.jobs and not found.elsewhere:
-        raise ConfigError(f"batch: {options.in_folder}: video files are needed, got none; check IN_DIR and --include")
-    return found.jobs
+        raise ConfigError(f"every name must be usable, got {len(found.problems)} that are not:{lines}")
+    if not found.jobs and not found.elsewhere and not found.refused:
+        raise ConfigError(f"{options.in_folder}: video files are needed, got none; check IN_DIR and --include")
+    return found
+
+
+def _refused(job: Pairing, why: str, number: int) -> Row:
+    """A row for a source that is refused by its name; it is in no journal, as the name can be changed at any time."""
+    return Row(
+        id=number,
+        job=job,
+        state="refused",
+        attempts=0,
+        failures=0,
+        exit_code=3,
+        cause=why,
+        frames=0,
+        output_size=0,
+        seconds=0.0,
+        picture=b"",
+    )
 
 
 def _refuse(foreign: Sequence[Path]) -> None:
@@ -457,7 +413,7 @@ def _refuse(foreign: Sequence[Path]) -> None:
     if foreign:
         lines = "".join(f"\n  {path}" for path in foreign)
         raise ConfigError(
-            f"batch: outputs must not be there, got {len(foreign)} without a record of vsfmanet; move them, or choose "
+            f"outputs must not be there, got {len(foreign)} without a record of vsfmanet; move them, or choose "
             f"another OUT_DIR:{lines}"
         )
 
@@ -481,28 +437,17 @@ def _done(row: Row, record: Record, *, seconds: float) -> Row:
     )
 
 
-def _not_done(row: Row, code: int | None, child: Child, stall_limit: float) -> Row:
-    """A row whose attempt gave no result, by its exit code (None: stopped for lack of progress)."""
-    kind, said = child.error()
-    if code in (2, 3):
-        return replace(row, state="damaged" if kind == "DamagedError" else "refused", exit_code=code, cause=said)
-    if code == 7:
-        return replace(row, state="new", exit_code=7, cause=said)
-    if code in MACHINE:
-        return replace(row, state="failed", exit_code=code, cause=said)
-    causes = {
-        None: f"batch: no progress for {stall_limit:g} s; its last words were:\n{said}",
-        0: "batch: the job ended well, but left no output with its record; report this as a bug",
-        1: said,
-        6: said,
-    }
-    cause = causes.get(code, f"batch: the job was ended from outside or crashed ({code}); its last words were:\n{said}")
+def _not_done(row: Row, outcome: Outcome) -> Row:
+    """A row whose attempt gave no result."""
+    cause = outcome.cause or "the output is of another job; move it, or choose another OUT_DIR"
+    if outcome.verdict in STATES:
+        return replace(row, state=STATES[outcome.verdict], exit_code=outcome.code, cause=cause)
     failures = row.failures + 1
     return replace(
         row,
         state="quarantined" if failures >= TRIES else "failed",
         failures=failures,
-        exit_code=1 if code == 1 else 6,
+        exit_code=outcome.code or 6,
         cause=cause,
     )
 

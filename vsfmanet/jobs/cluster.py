@@ -13,11 +13,11 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import secrets
 import shlex
 import socket
 import subprocess
-import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,15 +27,15 @@ from typing import Any
 
 from vsfmanet import __version__
 from vsfmanet.atomic import write_new, write_whole
-from vsfmanet.errors import ConfigError, IncompleteError, OutputError
-from vsfmanet.jobs import batch
+from vsfmanet.errors import ConfigError, OutputError
+from vsfmanet.jobs import batch, supervise
 from vsfmanet.jobs.batch import FOLDER, PRECEDENCE, TRIES
-from vsfmanet.jobs.child import Child
-from vsfmanet.jobs.files import TemporaryFolder, sweep
-from vsfmanet.jobs.job import STALL_LIMIT, BatchOptions
+from vsfmanet.jobs.job import BatchOptions, RestoreJob
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, weights_sha256
 from vsfmanet.jobs.runner import TAKING_PART, recipe
+from vsfmanet.jobs.supervise import Stop
+from vsfmanet.settings import from_json
 
 ARRAY = 1000
 """Tasks in one Slurm array: `MaxArraySize` is 1001 unless a site has raised it."""
@@ -54,23 +54,21 @@ OLDEST_RAY = (2, 54)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class JobList:
     """All that the nodes must agree about; a file in OUT_DIR that they all read."""
 
     in_folder: str
     """Absolute, the same on every node."""
     out_folder: str
     """Absolute, the same on every node."""
-    model: str
-    """Name of a model, or path of its weights."""
+    template: RestoreJob
+    """Options of every job; its source and target are not used."""
     weights_sha256: str
     """Of the weights."""
     recipe: str
     """`Recipe.digest` of the settings."""
     versions: Mapping[str, str]
     """Of vsfmanet and of what takes part in computing pixels."""
-    options: tuple[str, ...]
-    """Of `vsfmanet restore`, for every job."""
     jobs: tuple[tuple[str, str], ...]
     """Source and output of each."""
     token: str
@@ -78,8 +76,8 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What became of one job."""
+class JobEnd:
+    """How one job ended, after all its attempts."""
 
     source: str
     """Path."""
@@ -93,7 +91,7 @@ class Outcome:
     """That this call made; 0 if the output was there."""
 
 
-def write_plan(options: BatchOptions, report: Report) -> Path:
+def write_list(options: BatchOptions, report: Report) -> Path:
     """Check all names and write the list of jobs into OUT_DIR.
 
     Args:
@@ -109,17 +107,13 @@ def write_plan(options: BatchOptions, report: Report) -> Path:
     """
     pairings = batch.plan(options, report)
     template = options.template
-    line = batch.arguments(template, attempt=0)
-    end = line.index("--")
-    own = ("--attempt", "--parent", "--json", "--overwrite", "--progress")
     content = {
         "in_folder": os.path.realpath(options.in_folder),
         "out_folder": os.path.realpath(options.out_folder),
-        "model": template.settings.model,
+        "template": template.to_json(),
         "weights_sha256": weights_sha256(template.settings.model),
         "recipe": recipe(template).digest(),
         "versions": _versions(),
-        "options": [option for option in line[1:end] if not option.startswith(own)],
         "jobs": [[str(pairing.source), str(pairing.target)] for pairing in pairings],
     }
     text = json.dumps(content, sort_keys=True)
@@ -129,40 +123,43 @@ def write_plan(options: BatchOptions, report: Report) -> Path:
         if not path.exists():
             write_whole(path, json.dumps(content | {"token": secrets.token_hex(16)}, indent=1))
     except OSError as error:
-        raise OutputError(f"cluster: {path}: the list of jobs must be written, but {error}; mend the folder") from error
+        raise OutputError(f"{path}: the list of jobs must be written, but {error}; mend the folder") from error
     return path
 
 
-def read_plan(path: Path) -> Plan:
+def read_list(path: Path) -> JobList:
     """The list of jobs, on a node whose programs are those that it was made with.
 
     Raises:
         ConfigError: It is not there, or the node has other programs, weights or folders.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        jobs = tuple((source, target) for source, target in fields.pop("jobs"))
-        plan = Plan(**(fields | {"jobs": jobs, "options": tuple(fields["options"])}))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        listed = from_json(
+            JobList,
+            json.loads(path.read_text(encoding="utf-8")),
+            template=RestoreJob.from_json,
+            jobs=lambda jobs: tuple((str(source), str(target)) for source, target in jobs),
+        )
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise ConfigError(
-            f"cluster: {path}: the list of jobs must be readable on {socket.gethostname()} under this path, but "
-            f"{error!r}; mount the share there as on the machine that wrote it"
+            f"{path}: the list of jobs must be readable on {socket.gethostname()} under this path, but {error!r}; "
+            "mount the share there as on the machine that wrote it"
         ) from error
-    found = _versions() | {"weights": weights_sha256(plan.model)}
-    needed = {**plan.versions, "weights": plan.weights_sha256}
+    found = _versions() | {"weights": weights_sha256(listed.template.settings.model)}
+    needed = {**listed.versions, "weights": listed.weights_sha256}
     if other := sorted(name for name in needed if needed[name] != found.get(name)):
         details = ", ".join(f"{name} {needed[name]}, got {found.get(name)}" for name in other)
         raise ConfigError(
-            f"cluster: {socket.gethostname()}: every node must have the same programs and weights: needed {details}; "
+            f"{socket.gethostname()}: every node must have the same programs and weights: needed {details}; "
             "install the same there, or give the command again on a node with these"
         )
-    for folder in (plan.in_folder, plan.out_folder):
+    for folder in (listed.in_folder, listed.out_folder):
         if not Path(folder).is_dir():
             raise ConfigError(
-                f"cluster: {socket.gethostname()}: the folder {folder} must be there, got none; mount the share there "
+                f"{socket.gethostname()}: the folder {folder} must be there, got none; mount the share there "
                 "under the same path"
             )
-    return plan
+    return listed
 
 
 class OneJob:
@@ -174,75 +171,41 @@ class OneJob:
     """
 
     def __init__(self, path: Path, index: int) -> None:
-        self._plan = read_plan(path)
-        if not 0 <= index < len(self._plan.jobs):
+        self._list = read_list(path)
+        if not 0 <= index < len(self._list.jobs):
             raise ConfigError(
-                f"cluster: {path}: the number of the job must be in 0 ... {len(self._plan.jobs) - 1}, got {index}; "
-                "give the command again that wrote the list, if sources have come since"
+                f"{path}: the number of the job must be in 0 ... {len(self._list.jobs) - 1}, got {index}; give the "
+                "command again that wrote the list, if sources have come since"
             )
-        source, target = self._plan.jobs[index]
-        self._source, self._target = Path(source), Path(target)
-        self._lock = threading.Lock()
-        self._child: Child | None = None
-        self._stopped = False
+        source, target = self._list.jobs[index]
+        self._job = replace(self._list.template, source=Path(source), target=Path(target))
+        self.stop = Stop()
+        """Ends the job; may be called from any thread, at any time."""
 
-    def run(self) -> Outcome:
+    def run(self) -> JobEnd:
         """Make the output, unless it is there: in up to three attempts, where a job crashes, hangs or is wrong."""
-        outcome = Outcome(source=str(self._source), code=6, cause="", frames=0, attempts=0)
-        temporary = TemporaryFolder()
-        try:
-            while True:
-                record = self._find_done()
-                if record is not None:
-                    return replace(outcome, code=0, cause="", frames=record.frames)
-                if outcome.attempts == TRIES or (outcome.attempts and outcome.code != 6):
-                    return outcome
-                outcome = self._attempt(outcome.attempts + 1, temporary.path)
-                sweep(self._target)  # of the process that has ended, if it could not clear up
-        finally:
-            temporary.close()
-
-    def stop(self) -> None:
-        """End it; may be called from any thread, at any time."""
-        with self._lock:
-            self._stopped = True
-            child = self._child
-        if child is not None:
-            child.stop()
-
-    def _attempt(self, number: int, temporary: Path) -> Outcome:
-        """Run the one-job command once; its exit code, with 6 for whatever has none of its own."""
-        line = [*batch.PROGRAM, "restore", "--json", f"--attempt={number}", f"--parent={os.getpid()}"]
-        # What is there under the name is ours, as the list was made: of other settings, or damaged. It is kept aside.
-        line += [*self._plan.options, *(["--overwrite"] if os.path.lexists(self._target) else [])]
-        try:
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cluster: {self._target}: its folder must be writable, but {error}; mend it") from error
-        with self._lock:
-            if self._stopped:
-                raise IncompleteError("cluster: the job has been stopped")
-            self._child = child = Child([*line, "--", str(self._source), str(self._target)], temporary=temporary)
-        code = child.wait(STALL_LIMIT, lambda: None)
-        _, said = child.error()
-        causes = {
-            None: f"cluster: no progress for {STALL_LIMIT:g} s; its last words were:\n{said}",
-            0: "cluster: the job ended well, but left no output with its record; report this as a bug",
-        }
-        told = code is not None and 0 < code < 128
-        crash = f"cluster: the job was ended from outside or crashed ({code}); its last words were:\n{said}"
-        return Outcome(
-            source=str(self._source),
-            code=code if told and code is not None else 6,
-            cause=said if told else causes.get(code, crash),
-            frames=0,
-            attempts=number,
-        )
+        source, target = self._job.source, self._job.target
+        end = JobEnd(source=str(source), code=6, cause="", frames=0, attempts=0)
+        while True:
+            record = self._find_done()
+            if record is not None:
+                return replace(end, code=0, cause="", frames=record.frames)
+            if end.attempts == TRIES or (end.attempts and end.code != 6):
+                return end
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"{target}: its folder must be writable, but {error}; mend it") from error
+            # What is there under the name is ours, as the list was made: of other settings, or damaged. It is kept.
+            job = replace(self._job, overwrite=os.path.lexists(target))
+            outcome = supervise.supervise(job, attempt=end.attempts + 1, stop=self.stop)
+            cause = outcome.cause or "the output is of another job; move it, or choose another OUT_DIR"
+            end = replace(end, code=outcome.code or 6, cause=cause, attempts=end.attempts + 1)
 
     def _find_done(self) -> Record | None:
         """The record of the output, if it is finished and intact."""
         try:
-            return find_done(self._target, lambda: job_key(Fingerprint.of(self._source), self._plan.recipe))
+            return find_done(self._job.target, lambda: job_key(Fingerprint.of(self._job.source), self._list.recipe))
         except OSError:  # the source or the output cannot be read: the job will say so
             return None
 
@@ -257,15 +220,15 @@ def answer(path: Path) -> Mapping[str, str]:
         ConfigError: It has other programs, weights or folders.
         OutputError: It cannot write there.
     """
-    plan = read_plan(path)
+    listed = read_list(path)
     canary = path.with_suffix(f".{secrets.token_hex(4)}.canary")
     try:
-        write_new(canary, plan.token)
+        write_new(canary, listed.token)
     except OSError as error:
         raise OutputError(
-            f"cluster: {socket.gethostname()}: the folder {path.parent} must be writable, but {error}; mend its rights"
+            f"{socket.gethostname()}: the folder {path.parent} must be writable, but {error}; mend its rights"
         ) from error
-    return {"node": socket.gethostname(), "token": plan.token, "canary": str(canary)}
+    return {"node": socket.gethostname(), "token": listed.token, "canary": str(canary)}
 
 
 # Slurm
@@ -279,8 +242,16 @@ def slurm_script(path: Path, *, at_once: int, gpus: int, cpus: int) -> str:
         at_once: Jobs that may run at one time.
         gpus: For each job.
         cpus: For each job.
+
+    Raises:
+        ConfigError: A path has a line break, after which Slurm would read options and the shell commands.
     """
-    count = len(read_plan(path).jobs)
+    count = len(read_list(path).jobs)
+    command = [*supervise.PROGRAM, "cluster", "run", str(path)]
+    logs = str(path.parent).replace("%", "%%") + "/slurm-%A_%a.log"
+    for word in (*command, logs):
+        if re.search(r"[\x00-\x1f\x7f]", word):
+            raise ConfigError(f"paths in a script for Slurm must have no line breaks or tabs, got {word!r}; rename it")
     lines = [
         "#!/bin/bash",
         "# Restores the films of a folder with vsfmanet. Written by `vsfmanet cluster slurm`.",
@@ -302,10 +273,10 @@ def slurm_script(path: Path, *, at_once: int, gpus: int, cpus: int) -> str:
         "#SBATCH --requeue                # after preemption and the loss of a node; not after the time limit",
         "#SBATCH --signal=B:TERM@120      # 2 to 3 minutes before the time limit, to clear up in order",
         "#SBATCH --open-mode=append",
-        f"#SBATCH --output={shlex.quote(str(path.parent / 'slurm-%A_%a.log'))}",
+        f"#SBATCH --output={shlex.quote(logs)}",
         "",
         "# exec: the signal goes to this shell alone, so the command must take its place.",
-        f'exec {shlex.join([*batch.PROGRAM, "cluster", "run", str(path)])} "$((SLURM_ARRAY_TASK_ID + ${{1:-0}}))"',
+        f'exec {shlex.join(command)} "$((SLURM_ARRAY_TASK_ID + ${{1:-0}}))"',
     ]
     return "\n".join([*lines, ""])
 
@@ -328,47 +299,74 @@ def kubernetes_manifest(path: Path, *, image: str, claim: str, mount: Path, at_o
     Raises:
         ConfigError: Sources or outputs are not below `mount`.
     """
-    plan = read_plan(path)
-    for folder in (plan.in_folder, plan.out_folder):
+    listed = read_list(path)
+    for folder in (listed.in_folder, listed.out_folder):
         if not Path(folder).is_relative_to(mount):
             raise ConfigError(
-                f"cluster: --mount must hold IN_DIR and OUT_DIR, under the same paths as in the pods, got {mount} and "
+                f"--mount must hold IN_DIR and OUT_DIR, under the same paths as in the pods, got {mount} and "
                 f"{folder}; give the command where the volume is mounted at this place"
             )
-    said = {name: json.dumps(value) for name, value in (("image", image), ("claim", claim), ("mount", str(mount)))}
-    resources = {"cpu": str(cpus), **({"nvidia.com/gpu": gpus} if gpus else {})}
-    return f"""\
-# Restores the films of a folder with vsfmanet. Written by `vsfmanet cluster kubernetes`.
-# Delete it and apply it again after any interruption: what is done stays done, everything else is done again.
-apiVersion: batch/v1
-kind: Job
-metadata:
-  name: {path.stem.replace("cluster", "vsfmanet")}
-spec:
-  completionMode: Indexed
-  completions: {len(plan.jobs)}
-  parallelism: {min(at_once, len(plan.jobs))}
-  backoffLimitPerIndex: 2
-  maxFailedIndexes: {len(plan.jobs)}
-  podReplacementPolicy: Failed  # otherwise a pod that is being ended and the next one overlap
-  podFailurePolicy:
-    rules:
-      - action: FailIndex  # another attempt would end alike
-        onExitCodes: {{containerName: vsfmanet, operator: In, values: [{", ".join(map(str, FINAL))}]}}
-      - action: Ignore  # preemption, or a node that is drained
-        onPodConditions: [{{type: DisruptionTarget, status: "True"}}]
-  template:
-    spec:
-      restartPolicy: Never
-      terminationGracePeriodSeconds: 60
-      containers:
-        - name: vsfmanet
-          image: {said["image"]}
-          command: [vsfmanet, cluster, run, {json.dumps(str(path))}]  # which job: JOB_COMPLETION_INDEX
-          resources: {{limits: {json.dumps(resources)}}}
-          volumeMounts: [{{name: films, mountPath: {said["mount"]}}}]
-      volumes: [{{name: films, persistentVolumeClaim: {{claimName: {said["claim"]}}}}}]
-"""
+    name = "vsfmanet"
+    volume = "films"
+    fail = {"containerName": name, "operator": "In", "values": list(FINAL)}  # another attempt would end alike
+    container = {
+        "name": name,
+        "image": image,
+        "command": [name, "cluster", "run", _literal(path)],  # which job: JOB_COMPLETION_INDEX
+        "resources": {"limits": {"cpu": str(cpus), **({"nvidia.com/gpu": gpus} if gpus else {})}},
+        "volumeMounts": [{"name": volume, "mountPath": str(mount)}],
+    }
+    spec = {
+        "completionMode": "Indexed",
+        "completions": len(listed.jobs),
+        "parallelism": min(at_once, len(listed.jobs)),
+        "backoffLimitPerIndex": 2,
+        "maxFailedIndexes": len(listed.jobs),
+        "podReplacementPolicy": "Failed",  # otherwise a pod that is being ended and the next one overlap
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailIndex", "onExitCodes": fail},
+                # Preemption, or a node that is drained.
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            ]
+        },
+        "template": {
+            "spec": {
+                "restartPolicy": "Never",
+                "terminationGracePeriodSeconds": 60,
+                "containers": [container],
+                "volumes": [{"name": volume, "persistentVolumeClaim": {"claimName": claim}}],
+            }
+        },
+    }
+    manifest = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": path.stem.replace("cluster", name),
+            "annotations": {
+                "description": "Restores the films of a folder; written by `vsfmanet cluster kubernetes`. Delete and "
+                "apply it again after any interruption: what is done stays done, everything else is done again."
+            },
+        },
+        "spec": spec,
+    }
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def _literal(path: Path) -> str:
+    """A path as a word of a container's command, where Kubernetes would replace `$(NAME)` and `$$`.
+
+    Raises:
+        ConfigError: It is no text.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"paths for Kubernetes must be text in UTF-8, got {str(path)!r}; rename the folder"
+        ) from error
+    return str(path).replace("$", "$$")
 
 
 # Ray
@@ -403,9 +401,7 @@ def run_task(program: Sequence[str], path: str, index: int | None) -> dict[str, 
         result: dict[str, Any] = json.loads(ended.stdout)
     except ValueError:
         said = ended.stderr.decode(errors="replace")[-2000:]
-        raise Transient(
-            f"cluster: the command was ended from outside or crashed ({ended.returncode}): {said}"
-        ) from None
+        raise Transient(f"the command was ended from outside or crashed ({ended.returncode}): {said}") from None
     if ended.returncode in TRANSIENT:
         raise Transient(str(result.get("cause", result.get("message"))))
     return result | {"code": ended.returncode}
@@ -424,11 +420,11 @@ class RayRun:
 
     def __init__(self, path: Path, report: Report, *, address: str | None, gpus: int, cpus: int) -> None:
         self._path = path
-        self._plan = read_plan(path)
+        self._list = read_list(path)
         self._report = report
         self._ray = _connect(address)
         self._gpus, self._cpus = gpus, cpus
-        self._outcomes: dict[int, Outcome] = {}
+        self._outcomes: dict[int, JobEnd] = {}
 
     def run(self) -> int:
         """Do every job; returns the exit code, as of a batch.
@@ -441,12 +437,12 @@ class RayRun:
         task = ray.remote(run_task).options(
             num_gpus=self._gpus, num_cpus=self._cpus, max_retries=2, retry_exceptions=[Transient]
         )
-        waiting, running = deque(range(len(self._plan.jobs))), dict[Any, int]()
+        waiting, running = deque(range(len(self._list.jobs))), dict[Any, int]()
         fatal = None
         while running or (waiting and fatal is None):
             while waiting and fatal is None and len(running) < 2 * self._slots():
                 index = waiting.popleft()
-                running[task.remote(batch.PROGRAM, str(self._path), index)] = index
+                running[task.remote(supervise.PROGRAM, str(self._path), index)] = index
             ready, _ = ray.wait(list(running), timeout=1.0)
             for reference in ready:
                 index = running.pop(reference)
@@ -463,7 +459,7 @@ class RayRun:
     def conclude(self) -> None:
         """Write the last line."""
         counts = Counter("done" if outcome.code == 0 else "not done" for outcome in self._outcomes.values())
-        left = len(self._plan.jobs) - len(self._outcomes)
+        left = len(self._list.jobs) - len(self._outcomes)
         self._report.note(f"done {counts['done']}, failed {counts['not done']}, left {left}")
 
     def _check_nodes(self) -> None:
@@ -474,7 +470,7 @@ class RayRun:
         by_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         asked = [
             look.options(num_cpus=0, max_retries=0, scheduling_strategy=by_node(node["NodeID"], soft=False)).remote(
-                batch.PROGRAM, str(self._path), None
+                supervise.PROGRAM, str(self._path), None
             )
             for node in nodes
         ]
@@ -483,7 +479,7 @@ class RayRun:
                 result = ray.get(reference)
             except (Transient, ray.exceptions.RayError) as error:
                 raise ConfigError(
-                    f"cluster: {node['NodeManagerAddress']}: a node must run vsfmanet from the same path, got {error}; "
+                    f"{node['NodeManagerAddress']}: a node must run vsfmanet from the same path, got {error}; "
                     "install it there, or take the node out"
                 ) from error
             if result["code"]:
@@ -494,14 +490,14 @@ class RayRun:
                 canary.unlink()
             except OSError:
                 word = ""
-            if word != self._plan.token:
+            if word != self._list.token:
                 raise ConfigError(
-                    f"cluster: {node['NodeManagerAddress']}: {self._plan.out_folder} must be the same folder on every "
+                    f"{node['NodeManagerAddress']}: {self._list.out_folder} must be the same folder on every "
                     f"node, but what {result['node']} writes there is not seen here; mount the share there"
                 )
         if self._slots() < 1:
             raise ConfigError(
-                f"cluster: a node with {self._gpus} GPUs and {self._cpus} processors for a job is needed, got "
+                f"a node with {self._gpus} GPUs and {self._cpus} processors for a job is needed, got "
                 f"{ray.cluster_resources()}; lower --gpus and --cpus"
             )
 
@@ -511,23 +507,23 @@ class RayRun:
         kinds = (("GPU", self._gpus), ("CPU", self._cpus))
         return min(int(resources.get(kind, 0) // count) for kind, count in kinds if count)
 
-    def _outcome(self, index: int, reference: Any) -> Outcome:
+    def _outcome(self, index: int, reference: Any) -> JobEnd:
         """What a task has come to."""
-        source = self._plan.jobs[index][0]
+        source = self._list.jobs[index][0]
         try:
             result = self._ray.get(reference)
         except Transient as error:
-            return Outcome(source=source, code=7, cause=str(error), frames=0, attempts=0)
+            return JobEnd(source=source, code=7, cause=str(error), frames=0, attempts=0)
         except self._ray.exceptions.RayError as error:  # the worker or its node died, three times
-            return Outcome(source=source, code=6, cause=f"cluster: the task was lost: {error}", frames=0, attempts=0)
+            return JobEnd(source=source, code=6, cause=f"the task was lost: {error}", frames=0, attempts=0)
         names = ("cause", "frames", "attempts")
         if "message" in result:
-            return Outcome(source=source, code=result["code"], cause=result["message"], frames=0, attempts=0)
-        return Outcome(source=source, code=result["code"], **{name: result[name] for name in names})
+            return JobEnd(source=source, code=result["code"], cause=result["message"], frames=0, attempts=0)
+        return JobEnd(source=source, code=result["code"], **{name: result[name] for name in names})
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _tell(self, outcome: JobEnd) -> None:
         """A line about a job that has ended."""
-        place = f"[{len(self._outcomes)}/{len(self._plan.jobs)}] {outcome.source}"
+        place = f"[{len(self._outcomes)}/{len(self._list.jobs)}] {outcome.source}"
         if outcome.code == 0:
             self._report.note(f"{place}: done, {outcome.frames} frames" + ("" if outcome.attempts else " (was there)"))
         else:
@@ -553,12 +549,10 @@ def _connect(address: str | None) -> Any:
         import ray.util.scheduling_strategies
     except ImportError as error:
         raise ConfigError(
-            f"cluster: Ray {oldest} or newer is needed, got none ({error}); install vsfmanet[cluster] on every node"
+            f"Ray {oldest} or newer is needed, got none ({error}); install vsfmanet[cluster] on every node"
         ) from error
     if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST_RAY:
-        raise ConfigError(
-            f"cluster: Ray {oldest} or newer is needed, got {ray.__version__}, which lets others run code; update"
-        )
+        raise ConfigError(f"Ray {oldest} or newer is needed, got {ray.__version__}, which lets others run code; update")
     try:
         if address is None:
             local: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -566,7 +560,7 @@ def _connect(address: str | None) -> Any:
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"cluster: Ray must be reachable at {address}, but {error}; start it there first") from error
+        raise ConfigError(f"Ray must be reachable at {address}, but {error}; start it there first") from error
     if address == "auto":
         _check_private(ray.get_runtime_context().gcs_address)
     return ray
@@ -581,7 +575,7 @@ def _check_safe(address: str) -> None:
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_AUTH_MODE") != "token" or not (given or (Path.home() / ".ray" / "auth_token").is_file()):
         raise ConfigError(
-            "cluster: Ray must ask for a token, or everybody who reaches its ports can run programs: set "
+            "Ray must ask for a token, or everybody who reaches its ports can run programs: set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) here and wherever Ray is started"
         )
     if address != "auto":
@@ -599,11 +593,11 @@ def _check_private(address: str) -> None:
         found = ipaddress.ip_address(socket.gethostbyname(host.strip("[]")))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"cluster: --address must be auto or the host:port of a Ray head, got {address!r} ({error}); mend it"
+            f"--address must be auto or the host:port of a Ray head, got {address!r} ({error}); mend it"
         ) from error
     if not port.isdigit() or not found.is_private:
         raise ConfigError(
-            f"cluster: --address must be the host:port of a Ray head in a private network, got {address!r} ({found}); "
+            f"--address must be the host:port of a Ray head in a private network, got {address!r} ({found}); "
             "use a private network or a VPN"
         )
 

@@ -30,6 +30,8 @@ from vsfmanet.atomic import (
     sweep_temporary,
     try_lock,
 )
+from vsfmanet.errors import OutputError
+from vsfmanet.settings import SIDECAR_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +62,12 @@ def record_path(target: Path) -> Path:
     if len(os.fsencode(name)) > MAX_NAME:
         name = shortened(target.name, f".{identity(target)}{RECORD_SUFFIX}")
     return target.with_name(name)
+
+
+def exposure_sidecar(source: Path) -> Path | None:
+    """The file beside a source that holds its exposures, as `film.exposure.csv` beside `film.mkv`; None without one."""
+    paths = [source.with_suffix(f".exposure{suffix}") for suffix in SIDECAR_SUFFIXES]
+    return next((path for path in paths if os.path.isfile(path)), None)  # Path's own fails for a name too long
 
 
 def part_path(target: Path, attempt: int) -> Path:
@@ -172,25 +180,27 @@ class TemporaryFolder:
     """A new folder on the temporary disk, deleted when it is closed. Those of killed processes are deleted first.
 
     Raises:
-        OSError: It cannot be created.
+        OutputError: It cannot be created.
     """
 
     def __init__(self) -> None:
         _sweep_folders()
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._handle: int | None = None
         try:
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
             self._handle = create_new(self.path / HELD)
-            try_lock(self._handle)
-        except OSError:
-            self.close()
-            raise
+        except OSError as error:
+            raise OutputError(
+                f"{tempfile.gettempdir()}: the folder for temporary files must be writable, but {error}; make room, or "
+                "set TMPDIR"
+            ) from error
+        try_lock(self._handle)
 
     def close(self) -> None:
         """Delete the folder with all that is in it; may be called again."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
         shutil.rmtree(self.path, ignore_errors=True)
 
 

@@ -6,19 +6,23 @@ made again from them.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from vsfmanet.errors import BusyError, ConfigError, OutputError
-from vsfmanet.jobs.files import locked
+from vsfmanet.jobs.files import locked, move_new
 from vsfmanet.jobs.paths import Pairing
 
-VERSION = 2
+VERSION = 3
 """Of the table below."""
 
 TABLE = """
@@ -38,12 +42,25 @@ CREATE TABLE jobs (
     output_size INTEGER NOT NULL DEFAULT 0,
     seconds REAL NOT NULL DEFAULT 0,
     picture BLOB NOT NULL DEFAULT x'',     -- before and after, JPEG
+    warnings TEXT NOT NULL DEFAULT '[]',   -- of the last attempt, JSON
     UNIQUE (source, size, mtime_ns, target, recipe)
 )
 """
 
-MIGRATIONS = {1: "ALTER TABLE jobs ADD COLUMN picture BLOB NOT NULL DEFAULT x''"}
-"""What makes a table of one version that of the next."""
+MIGRATIONS = {
+    1: "ALTER TABLE jobs ADD COLUMN picture BLOB NOT NULL DEFAULT x''",
+    2: "ALTER TABLE jobs ADD COLUMN warnings TEXT NOT NULL DEFAULT '[]'",
+}
+"""Statement that brings a table of one version to the next."""
+
+STATES = ("new", "leased", "done", "refused", "damaged", "failed", "quarantined")
+"""What a job can be."""
+
+COLUMNS = (
+    "id, source, size, mtime_ns, target, recipe, state, attempts, failures, exit_code, cause, frames, output_size, "
+    "seconds, picture, warnings"
+)
+"""Of the table, in the order in which `_row` reads them."""
 
 REMOTE = {"afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"}
 REMOTE |= {"smb2", "smb3", "smbfs"}
@@ -76,6 +93,8 @@ class Row:
     """That the last attempt took."""
     picture: bytes
     """The film before and after, as JPEG; empty without one."""
+    warnings: tuple[str, ...] = ()
+    """What the last attempt warned of."""
 
 
 @contextmanager
@@ -91,21 +110,19 @@ def open_journal(path: Path) -> Iterator[Journal]:
     """
     kind = file_system(path.parent)
     if kind in REMOTE:
-        raise ConfigError(
-            f"batch: {path}: the journal must be on a local disk, got {kind}; name a local file with --journal"
-        )
+        raise ConfigError(f"{path}: the journal must be on a local disk, got {kind}; name a local file with --journal")
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             alone = stack.enter_context(locked(path.with_name(f"{path.name}.lock")))
         except OSError as error:
-            raise OutputError(f"batch: {path}: the journal must be writable, but {error}; mend the folder") from error
+            raise OutputError(f"{path}: the journal must be writable, but {error}; mend the folder") from error
         if not alone:
-            raise BusyError(f"batch: {path}: another batch runs with this journal; let it end, or stop it")
+            raise BusyError(f"{path}: another batch runs with this journal; let it end, or stop it")
         try:
             connection = _connect(path)
         except sqlite3.OperationalError as error:
-            raise OutputError(f"batch: {path}: the journal must open, but {error}; mend the folder or disk") from error
+            raise OutputError(f"{path}: the journal must open, but {error}; mend the folder or disk") from error
         stack.callback(connection.close)
         yield Journal(connection, path)
 
@@ -130,12 +147,8 @@ class Journal:
                 ((*_columns(job), recipe) for job in jobs),
             )
         found = {
-            tuple(row[:4]): row[4:]
-            for row in self._connection.execute(
-                f"SELECT {columns}, id, state, attempts, failures, exit_code, cause, frames, output_size, seconds, "
-                "picture FROM jobs WHERE recipe = ?",
-                (recipe,),
-            )
+            tuple(values[1:5]): values
+            for values in self._connection.execute(f"SELECT {COLUMNS} FROM jobs WHERE recipe = ?", (recipe,))
         }
         return [_row(job, found[_columns(job)]) for job in jobs]
 
@@ -144,7 +157,7 @@ class Journal:
         with self._writing():
             self._connection.execute(
                 "UPDATE jobs SET state = ?, attempts = ?, failures = ?, exit_code = ?, cause = ?, frames = ?, "
-                "output_size = ?, seconds = ?, picture = ? WHERE id = ?",
+                "output_size = ?, seconds = ?, picture = ?, warnings = ? WHERE id = ?",
                 (
                     row.state,
                     row.attempts,
@@ -155,6 +168,7 @@ class Journal:
                     row.output_size,
                     row.seconds,
                     row.picture,
+                    json.dumps(row.warnings),
                     row.id,
                 ),
             )
@@ -186,46 +200,65 @@ class Journal:
             with suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             raise OutputError(
-                f"batch: {self._path}: the journal must be writable, but {error}; make room, then run it again"
+                f"{self._path}: the journal must be writable, but {error}; make room, then run it again"
             ) from error
 
 
 def file_system(folder: Path) -> str:
     """The kind of file system that a folder is on, or will be; "" where that cannot be told."""
     place = Path(os.path.realpath(folder))
-    if sys.platform == "win32":
-        import ctypes
-
-        remote = 4
-        return "cifs" if ctypes.windll.kernel32.GetDriveTypeW(f"{place.drive}\\") == remote else ""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
+    kinds = {
+        Path(disk.mountpoint): disk for disk in psutil.disk_partitions(all=True)
+    }  # the last mount of a place shows
+    found = next((kinds[parent] for parent in (place, *place.parents) if parent in kinds), None)
+    if found is None:
         return ""
-    kinds = {}  # the last mount of a place is the one that shows
-    for line in lines:
-        fields, _, rest = line.partition(" - ")
-        kinds[Path(fields.split()[4].encode().decode("unicode_escape"))] = rest.split()[0]
-    return next((kinds[parent] for parent in (place, *place.parents) if parent in kinds), "")
+    return "cifs" if "remote" in found.opts.split(",") else found.fstype
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     """Open the database, set a corrupt one aside, and make the table where there is none."""
     if path.exists() and not _is_sound(path):
         _set_aside(path)
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    version = _version(connection)
-    if version != VERSION:
-        changes = [MIGRATIONS[step] for step in range(version, VERSION)] if version else [TABLE]
-        for statement in ("BEGIN IMMEDIATE", *changes, f"PRAGMA user_version = {VERSION}", "COMMIT"):
-            connection.execute(statement)
+    connection = _opened(path)
+    try:
+        _bring_up_to_date(connection)
+        for values in connection.execute(f"SELECT {COLUMNS} FROM jobs"):
+            _check_values(values)
+    except (sqlite3.DatabaseError, ValueError, TypeError, RecursionError) as error:
+        connection.close()
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise  # the disk, not the file; SQLITE_ERROR is another table
+        _set_aside(path)
+        connection = _opened(path)
+        _bring_up_to_date(connection)
     return connection
 
 
+def _opened(path: Path) -> sqlite3.Connection:
+    """Open a database that survives a loss of power."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Make the table, or change an older one to this version, whole or not at all."""
+    version = _version(connection)
+    if version == VERSION:
+        return
+    changes = [MIGRATIONS[step] for step in range(version, VERSION)] if version else [TABLE]
+    for statement in ("BEGIN IMMEDIATE", *changes, f"PRAGMA user_version = {VERSION}", "COMMIT"):
+        connection.execute(statement)
+
+
 def _is_sound(path: Path) -> bool:
-    """Whether a file is a journal that can be gone on with.
+    """Whether a file is a whole database with a journal in it.
 
     Raises:
         ConfigError: It is of a newer version.
@@ -234,7 +267,7 @@ def _is_sound(path: Path) -> bool:
         connection = sqlite3.connect(path)
         try:
             version = _version(connection)
-            sound = version > 0 and connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+            sound = version > 0 and connection.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
         finally:
             connection.close()
     except sqlite3.OperationalError:
@@ -243,8 +276,8 @@ def _is_sound(path: Path) -> bool:
         return False
     if version > VERSION:
         raise ConfigError(
-            f"batch: {path}: a journal of version {VERSION} is needed, got {version}; update vsfmanet, or name another "
-            "file with --journal"
+            f"{path}: a journal of version {VERSION} is needed, got {version}; update vsfmanet, or name another file "
+            "with --journal"
         )
     return sound
 
@@ -256,11 +289,11 @@ def _version(connection: sqlite3.Connection) -> int:
 
 def _set_aside(path: Path) -> None:
     """Rename a journal and what belongs to it; nothing is ever deleted."""
-    number, bad = 1, path.with_name(f"{path.name}.bad")
-    while bad.exists():
-        number += 1
-        bad = path.with_name(f"{path.name}.bad{number}")
-    path.rename(bad)
+    for number in count(1):
+        bad = path.with_name(f"{path.name}.bad{'' if number == 1 else number}")
+        with suppress(FileExistsError):
+            move_new(path, bad)
+            break
     for ending in ("-wal", "-shm"):
         with suppress(FileNotFoundError):
             path.with_name(path.name + ending).rename(bad.with_name(bad.name + ending))
@@ -271,9 +304,9 @@ def _columns(job: Pairing) -> tuple[bytes, int, int, bytes]:
     return os.fsencode(job.source), job.size, job.mtime_ns, os.fsencode(job.target)
 
 
-def _row(job: Pairing, values: tuple[int, str, int, int, int | None, str, int, int, float, bytes]) -> Row:
-    """A row of the table."""
-    number, state, attempts, failures, exit_code, cause, frames, output_size, seconds, picture = values
+def _row(job: Pairing, values: Sequence[Any]) -> Row:
+    """A row of the table, whose columns are `COLUMNS`."""
+    number, *_, state, attempts, failures, exit_code, cause, frames, output_size, seconds, picture, warnings = values
     return Row(
         id=number,
         job=job,
@@ -286,4 +319,25 @@ def _row(job: Pairing, values: tuple[int, str, int, int, int | None, str, int, i
         output_size=output_size,
         seconds=seconds,
         picture=picture,
+        warnings=tuple(json.loads(warnings)),
     )
+
+
+def _check_values(values: Sequence[Any]) -> None:
+    """Check that a row of the table is one that this program could have written.
+
+    Raises:
+        ValueError, TypeError, RecursionError: It is not.
+    """
+    number, source, size, mtime_ns, target, recipe, state, attempts, failures, exit_code, *rest = values
+    cause, frames, output_size, seconds, picture, warnings = rest
+    kinds: tuple[tuple[type, tuple[object, ...]], ...] = (
+        (int, (number, size, mtime_ns, attempts, failures, frames, output_size)),
+        (bytes, (source, target, picture)),
+        (str, (recipe, cause)),
+        (float, (seconds,)),
+        (int, () if exit_code is None else (exit_code,)),
+        (str, tuple(json.loads(warnings))),
+    )
+    if state not in STATES or not all(isinstance(value, kind) for kind, each in kinds for value in each):
+        raise ValueError("not a row of a journal")

@@ -6,22 +6,31 @@ import re
 import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
 from vsfmanet.errors import ConfigError
-from vsfmanet.settings import SIDECAR_SUFFIXES, check_choice
+from vsfmanet.jobs.files import exposure_sidecar, record_path
+from vsfmanet.jobs.record import read_record
+from vsfmanet.settings import check_choice
 
 VIDEOS = tuple(
     f"*.{suffix}"
     for suffix in (
-        *("mkv", "mp4", "mov", "m4v", "avi", "webm", "wmv", "asf", "flv", "mpg", "mpeg", "m2v", "vob"),
-        *("ts", "m2ts", "mts", "mxf", "ogv", "3gp", "dv", "y4m", "h264", "h265"),
+        *("mkv", "mp4", "mov", "m4v", "avi", "webm", "wmv", "asf", "flv", "f4v", "mpg", "mpeg", "m2v", "vob", "mod"),
+        *("ts", "m2ts", "mts", "m2t", "tod", "mxf", "ogv", "3gp", "3g2", "dv", "y4m", "gif", "apng", "webp"),
+        *("h264", "264", "avc", "h265", "265", "hevc"),
     )
 )
 """Patterns of what is taken unless the user says otherwise."""
+
+ALSO_TEXT = {".ts", ".mod", ".tod"}
+"""Suffixes of videos that programs' texts have too, such as TypeScript's."""
+
+BEGINNING = 4096
+"""Bytes of a file by which text is told from video."""
 
 LONGEST = 240
 """Bytes of an output's name: its record has a longer one, and so may the file system that it is copied to."""
@@ -86,18 +95,14 @@ class Survey:
 
     jobs: Sequence[Pairing]
     """In the order in which they are to be done."""
+    refused: Sequence[tuple[Pairing, str]]
+    """Sources whose outputs would have a name that another has, and which; the others can be done without them."""
     elsewhere: int
     """How many more there are, in other shards. Their names are checked too."""
     problems: Sequence[str]
     """Names and places that cannot be used; with any of them the batch must not start."""
     skipped: Sequence[str]
     """What is not followed, for the user to know."""
-
-
-def exposure_sidecar(source: Path) -> Path | None:
-    """The file that gives the exposures of a source without being named: `film.exposure.csv` beside `film.mkv`."""
-    paths = [source.with_suffix(f".exposure{suffix}") for suffix in SIDECAR_SUFFIXES]
-    return next((path for path in paths if os.path.isfile(path)), None)  # Path's own fails for a name too long
 
 
 def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
@@ -112,12 +117,10 @@ def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
         ConfigError: `in_folder` is no folder, or is `out_folder`.
     """
     if not in_folder.is_dir():
-        raise ConfigError(f"batch: {in_folder}: IN_DIR must be a folder that exists; for one file use vsfmanet restore")
+        raise ConfigError(f"{in_folder}: IN_DIR must be a folder that exists; for one file use vsfmanet restore")
     root, out_root = Path(os.path.realpath(in_folder)), Path(os.path.realpath(out_folder))
     if root == out_root:
-        raise ConfigError(
-            f"batch: {out_folder}: OUT_DIR must be another folder than IN_DIR, got the same; name another"
-        )
+        raise ConfigError(f"{out_folder}: OUT_DIR must be another folder than IN_DIR, got the same; name another")
     jobs, problems, skipped = [], [], []
     for entry, inside in _walk(root, out_root, selection):
         status = entry.stat(follow_symlinks=False)
@@ -132,13 +135,23 @@ def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
             sidecar = exposure_sidecar(root / inside)
             changed = max(status.st_mtime_ns, sidecar.stat().st_mtime_ns if sidecar is not None else 0)
             jobs.append(Pairing(source=root / inside, target=target, size=status.st_size, mtime_ns=changed))
-    jobs.sort(key=lambda job: _natural(str(job.source.relative_to(root))))
+    jobs.sort(key=lambda job: (_natural(str(job.source.relative_to(root))), str(job.source)))
+    jobs = _told_apart(jobs, out_root)
+    clashes = _collisions(jobs, out_root)
+    refused = [(job, clashes[job.source]) for job in jobs if job.source in clashes]
+    jobs = [job for job in jobs if job.source not in clashes]
     problems += [problem for job in jobs for problem in _name_problems(job, out_root)]
-    problems += _collisions(jobs, out_root) + _place_problems(jobs, out_root)
+    problems += _place_problems(jobs, out_root)
     if selection.order == "shortest":
         jobs.sort(key=lambda job: job.size)
     mine = [job for job in jobs if _is_in(selection.shard, job.source.relative_to(root))]
-    return Survey(jobs=mine, elsewhere=len(jobs) - len(mine), problems=problems, skipped=skipped)
+    return Survey(
+        jobs=mine,
+        refused=[(job, why) for job, why in refused if _is_in(selection.shard, job.source.relative_to(root))],
+        elsewhere=len(jobs) - len(mine),
+        problems=problems,
+        skipped=skipped,
+    )
 
 
 def _walk(root: Path, out_root: Path, selection: Selection) -> Iterator[tuple[os.DirEntry[str], Path]]:
@@ -150,7 +163,7 @@ def _walk(root: Path, out_root: Path, selection: Selection) -> Iterator[tuple[os
             entries = list(os.scandir(folder))
         except OSError as error:
             raise ConfigError(
-                f"batch: {folder}: the folder must be readable ({error.strerror}); mend its rights, or --exclude it"
+                f"{folder}: the folder must be readable ({error.strerror}); mend its rights, or --exclude it"
             ) from error
         for entry in entries:
             path = Path(entry.path)
@@ -160,8 +173,26 @@ def _walk(root: Path, out_root: Path, selection: Selection) -> Iterator[tuple[os
             if entry.is_dir(follow_symlinks=False):
                 if path != out_root:
                     folders.append(path)
-            elif _matches(inside, selection.include) or (entry.is_symlink() and entry.is_dir()):
+            elif (_matches(inside, selection.include) and not _is_text(path)) or (
+                entry.is_symlink() and entry.is_dir()
+            ):
                 yield entry, inside
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file with one of the suffixes `ALSO_TEXT` holds text and no video."""
+    if path.suffix.lower() not in ALSO_TEXT or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(BEGINNING)
+        beginning.decode()
+    except OSError:
+        return False  # the job will say why
+    except UnicodeDecodeError as error:
+        if error.start < BEGINNING - 3:  # else a character is cut in two
+            return False
+    return bool(beginning) and b"\0" not in beginning
 
 
 def _matches(inside: Path, patterns: Sequence[str]) -> bool:
@@ -197,20 +228,44 @@ def _name_problems(job: Pairing, out_root: Path) -> Iterator[str]:
             yield f"{inside}: {name!r} holds characters that Windows takes in no name; rename it, or --exclude it"
 
 
-def _collisions(jobs: Sequence[Pairing], out_root: Path) -> list[str]:
-    """Outputs of one name, also where a file system takes upper and lower case, or NFC and NFD, as the same."""
-    problems, owners = [], dict[str, Pairing]()
+def _told_apart(jobs: Sequence[Pairing], out_root: Path) -> list[Pairing]:
+    """Jobs whose outputs keep the source's suffix, as `film.mp4.mkv`, where another source has the name without it.
+
+    The name without it has the source that has had it before, by its record, or else the first one.
+    """
+    owners: dict[str, Pairing] = {}
+    for job in jobs:
+        name = _folded(job.target, out_root)
+        if name not in owners or _has_made(job):
+            owners[name] = job
+    return [
+        job
+        if owners[_folded(job.target, out_root)] is job
+        else replace(job, target=job.target.with_name(f"{job.source.name}{job.target.suffix}"))
+        for job in jobs
+    ]
+
+
+def _has_made(job: Pairing) -> bool:
+    """Whether the output of a job is there, made of its source."""
+    record = read_record(record_path(job.target))
+    return record is not None and record.source == str(job.source)
+
+
+def _collisions(jobs: Sequence[Pairing], out_root: Path) -> dict[Path, str]:
+    """Sources whose outputs have a name that is taken, also where a file system takes upper and lower case, or NFC and
+    NFD, as the same; and why.
+    """
+    found, owners = dict[Path, str](), dict[str, Pairing]()
     folders = {_folded(parent, out_root) for job in jobs for parent in job.target.parents if parent != out_root}
     for job in jobs:
         name = _folded(job.target, out_root)
         first = owners.setdefault(name, job)
         if first is not job:
-            problems.append(
-                f"{job.source}: its output would have the same name as that of {first.source}; rename one of them"
-            )
-        if name in folders:
-            problems.append(f"{job.source}: its output would have the name of a folder; rename one of them")
-    return problems
+            found[job.source] = f"its output would have the same name as that of {first.source}; rename one of them"
+        elif name in folders:
+            found[job.source] = "its output would have the name of a folder; rename one of them"
+    return found
 
 
 def _folded(path: Path, root: Path) -> str:

@@ -1,17 +1,18 @@
-"""How far the work is: one line that is kept up to date on a terminal, plain lines in a log, or JSON for programs.
+"""Messages and progress on stderr: one updated line on a terminal, plain lines in a log, or JSON for programs.
 
-All of it on stderr. As JSON, each line is one object with an "event": "note", "warning" and "error" have a "text";
-"progress" has a "step", how much of it is "done" of a "total", and where they are known "speed" per second and
-"seconds_left".
+As JSON, each line is one object with an "event". "note", "warning" and "error" have a "text". "progress" has a "step",
+how much of it is "done" of a "total", and "speed" per second and "seconds_left" once they are known. "phase" has a
+"name": what a job does where it counts nothing.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:  # only terminals need it, and it takes long to load
 
 INTERVAL = 10.0
 """Seconds between two plain lines."""
+
+LOGGERS = ("vsfmanet", "vapoursynth")
+"""Loggers whose warnings a user must see."""
+
+OWN_SLIP = "no return value(s) named"
+"""Part of a warning that BestSource 22 causes: its `exporttimestamps` works, but is not declared."""
 
 JSON_INTERVAL = 1.0
 """Seconds between two lines of JSON."""
@@ -52,10 +59,10 @@ class Forgiving:
 
 
 class Report:
-    """What a job tells its user.
+    """Writes messages and progress for the user.
 
     Args:
-        stream: Where to; stderr by default, since stdout is for results.
+        stream: Where to write; stderr by default, since stdout is for results.
         as_json: Whether every line is a JSON object.
     """
 
@@ -67,6 +74,8 @@ class Report:
         self._name = ""
         self._total = self._done = self._before = 0
         self._started = self._told = 0.0
+        self.warnings: list[str] = []
+        """Text of each warning so far."""
 
     @cached_property
     def _console(self) -> Console | None:
@@ -79,12 +88,58 @@ class Report:
         return console if console.is_terminal else None
 
     def note(self, text: str) -> None:
-        """A line for the user."""
+        """Write a line for the user."""
         self._tell("note", text)
 
     def warn(self, text: str) -> None:
-        """A line that the user should not miss."""
+        """Write a line that the user should not miss."""
+        self.warnings.append(text)
         self._tell("warning", text)
+
+    def phase(self, name: str) -> None:
+        """Name what is done from here on, where nothing is counted; only programs see it."""
+        if self._as_json:
+            self._write({"event": "phase", "name": name})
+
+    @contextmanager
+    def listening(self) -> Iterator[Self]:
+        """Write the warnings that are logged meanwhile by vsfmanet, VapourSynth and its filters, once each."""
+        handler = _Handler(self)
+        for name in LOGGERS:
+            logging.getLogger(name).addHandler(handler)
+        try:
+            yield self
+        finally:
+            for name in LOGGERS:
+                logging.getLogger(name).removeHandler(handler)
+
+    def repeat(self, event: Mapping[str, Any] | bytes) -> None:
+        """Write an event of a job that runs in another process as if it ran in this one.
+
+        Args:
+            event: A line of its JSON, or lines of something else, such as a traceback, which are copied.
+        """
+        if isinstance(event, bytes):
+            self._stream.write(event.decode(errors="replace"))
+            self._stream.flush()
+        elif self._as_json:
+            self._write(event)
+        elif event["event"] == "progress":
+            self._repeat_progress(event)
+        elif event["event"] == "warning":
+            self.warn(event["text"])
+        elif event["event"] == "note":
+            self.note(event["text"])
+
+    def _repeat_progress(self, event: Mapping[str, Any]) -> None:
+        step, done, total = event["step"], event["done"], event["total"]
+        if step != self._name:
+            self.close()
+            self.begin(step, total)
+        last = done == total
+        self.show(frames_state(done, total, event.get("speed"), event.get("seconds_left")), done, {}, last=last)
+        if last:
+            self.close()
 
     def begin(self, name: str, total: int, *, done: int = 0) -> Self:
         """Start counting frames; used as a context, it stops counting at the end.
@@ -147,7 +202,7 @@ class Report:
             self.note(f"{self._name} {state}")
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the progress bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -168,6 +223,21 @@ class Report:
         """A line of JSON."""
         self._stream.write(f"{json.dumps(value)}\n")
         self._stream.flush()
+
+
+class _Handler(logging.Handler):
+    """Passes log records on to a report."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.WARNING)
+        self._report = report
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._seen and OWN_SLIP not in text:
+            self._seen.add(text)
+            self._report.warn(text)
 
 
 def frames_state(done: int, total: int, speed: float | None, seconds_left: float | None) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -128,12 +128,12 @@ class Ranges:
         self._encode(trial, [blank, blank])
         sample = read_range(output, range(2))
         trial = replace(trial, output=output.with_stem("trial joined"))
-        _join(trial, [sample], begin=Fraction(0), covers=self._folder, scratch=self._scratch)
+        _join(trial, [sample], begin=Fraction(0), covers=self._folder, scratch=self._scratch, advance=lambda: None)
         self.trial = trial.output
         before, after = _first_frame(output), _first_frame(trial.output)
         if before != after or before[0] != trial.aspect:
             raise OutputError(
-                "restore: a joined frame must be the one that was coded, with its sample aspect ratio "
+                "a joined frame must be the one that was coded, with its sample aspect ratio "
                 f"{trial.aspect}, but the encoder gives another one, with {after[0]}"
             )
         release = ".".join(map(str, self._plan.ffmpeg.release))
@@ -182,8 +182,11 @@ class Ranges:
                 start = self.missing.start
                 self._add(samples())
 
-    def join(self) -> None:
+    def join(self, report: Report) -> None:
         """Make the whole of the ranges.
+
+        Args:
+            report: Where progress goes.
 
         Raises:
             OutputError: It cannot be written.
@@ -193,7 +196,8 @@ class Ranges:
         if plan.start is not None:
             begin -= plan.start
             plan = self._with_cut_source(plan)
-        _join(plan, self._found, begin=begin, covers=self._folder, scratch=self._scratch)
+        with report.begin("joining", len(self._frames)) as progress:
+            _join(plan, self._found, begin=begin, covers=self._folder, scratch=self._scratch, advance=progress.advance)
 
     def _add(self, samples: Iterable[bytes]) -> None:
         """Encode the next range, and give it its name once it is whole."""
@@ -210,7 +214,7 @@ class Ranges:
         made = read_range(unfinished, frames)
         if self._found and made.parameters != self._found[0].parameters:
             raise OutputError(
-                f"restore: {self._target}: all ranges must have the same coding parameters to be joined, but this "
+                f"{self._target}: all ranges must have the same coding parameters to be joined, but this "
                 "encoder changes them from range to range; make it in one pass with --range-frames 0"
             )
         path = self._work / f"{frames.start:09}-{frames.stop:09}{unfinished.suffix}"
@@ -268,7 +272,7 @@ class Ranges:
         colour = self._colour()
         if colour is None:
             raise BusyError(
-                f"restore: {self._target}: another run has taken over and removed {self._work.name}; let that run end"
+                f"{self._target}: another run has taken over and removed {self._work.name}; let that run end"
             )
         return replace(self._plan, colour=colour)
 
@@ -308,24 +312,32 @@ def read_range(path: Path, frames: range) -> Range:
             found = [(packet.pts, packet.is_keyframe) for packet in packets]  # not their data, which may be large
             parameters = bytes(track.codec_context.extradata or b"") if track else b""
     except (av.FFmpegError, OSError) as error:
-        raise IncompleteError(f"restore: {path}: a range must be readable, got {error}; run it again") from error
+        raise IncompleteError(f"{path}: a range must be readable, got {error}; run it again") from error
     times = [time for time, _ in found if time is not None]
     rank = {time: n for n, time in enumerate(sorted(times))}
     if len(found) != len(frames) or len(rank) != len(frames):
         raise IncompleteError(
-            f"restore: {path}: a range of {len(frames)} frames is needed, got {len(rank)}; leave those of "
+            f"{path}: a range of {len(frames)} frames is needed, got {len(rank)}; leave those of "
             "--encoder-args out that change timing (-r), and report it if it comes back"
         )
     order = tuple(rank[time] for time in times)
     if not found[0][1] or order[0] != 0:
         raise IncompleteError(
-            f"restore: {path}: a range must begin with a key frame, but this encoder begins otherwise; make the output "
+            f"{path}: a range must begin with a key frame, but this encoder begins otherwise; make the output "
             "in one pass with --range-frames 0"
         )
     return Range(path=path, frames=frames, order=order, parameters=parameters)
 
 
-def _join(plan: EncodePlan, ranges: list[Range], *, begin: Fraction, covers: Path, scratch: Scratch) -> None:
+def _join(
+    plan: EncodePlan,
+    ranges: list[Range],
+    *,
+    begin: Fraction,
+    covers: Path,
+    scratch: Scratch,
+    advance: Callable[[], None],
+) -> None:
     """Have FFmpeg make a whole of ranges, with the first frame at the time `begin` on the clock of the plan's source.
 
     A packet is decoded before it is shown by as many frames as the order of any range asks for; FFmpeg and the formats
@@ -356,6 +368,7 @@ def _join(plan: EncodePlan, ranges: list[Range], *, begin: Fraction, covers: Pat
                     container.mux(coded)
                     feed.send(sink.take())
                     feed.written += 1
+                    advance()
         container.close()
         feed.send(sink.take())
         feed.finish()
@@ -374,7 +387,7 @@ def _first_frame(path: Path) -> tuple[Fraction, bytes]:
             aspect = track.sample_aspect_ratio
             return Fraction(aspect.numerator, aspect.denominator) if aspect else Fraction(1), picture.tobytes()
     except (av.FFmpegError, StopIteration, ValueError) as error:
-        raise OutputError(f"restore: what the encoder makes must decode, got {error}") from error
+        raise OutputError(f"what the encoder makes must decode, got {error}") from error
 
 
 def _carrier(sink: Sink, track: VideoStream, *, reordered: bool) -> tuple[str, OutputContainer, VideoStream]:
@@ -390,7 +403,7 @@ def _carrier(sink: Sink, track: VideoStream, *, reordered: bool) -> tuple[str, O
         with suppress(ValueError):
             return name, container, container.add_stream_from_template(track, opaque=True)
     raise OutputError(
-        f"restore: ranges must be joined, but nothing carries {track.codec_context.name} to FFmpeg; make the output in "
+        f"ranges must be joined, but nothing carries {track.codec_context.name} to FFmpeg; make the output in "
         "one pass with --range-frames 0"
     )
 

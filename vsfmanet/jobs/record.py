@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from vsfmanet.atomic import write_new, write_whole
 from vsfmanet.errors import IncompleteError
-from vsfmanet.jobs.files import pending_records, record_path, sweep
-from vsfmanet.jobs.paths import exposure_sidecar
+from vsfmanet.jobs.files import exposure_sidecar, pending_records, record_path, sweep
+from vsfmanet.settings import is_int
 
 FORMAT = 1
 """Of the record file; one of another format is not read."""
@@ -92,6 +92,8 @@ class Record:
     """Bytes."""
     output_sha256: str
     """Of the whole file."""
+    warnings: tuple[str, ...] = ()
+    """What the user was warned of."""
     verdict: str = "verified"
     """Nothing else gets a record."""
     pictures: str = "unknown"
@@ -145,9 +147,17 @@ def read_record(path: Path) -> Record | None:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields["format"] != FORMAT:
             return None
-        return Record(
-            **(fields | {"fingerprint": Fingerprint(**fields["fingerprint"]), "recipe": Recipe(**fields["recipe"])})
+        record = Record(
+            **(
+                fields
+                | {
+                    "fingerprint": Fingerprint(**fields["fingerprint"]),
+                    "recipe": Recipe(**fields["recipe"]),
+                    "warnings": tuple(fields.get("warnings", ())),
+                }
+            )
         )
+        return record if is_int(record.frames) and is_int(record.output_size) else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -160,8 +170,7 @@ def is_intact(path: Path, record: Record) -> bool:
 def find_done(target: Path, key: Callable[[], str]) -> Record | None:
     """The record of a job whose output is there and intact.
 
-    A run that was killed after the output had its name and before its record had, left the record beside its part
-    file: it is put in its place.
+    The record of a run that was killed after the output had its name is put in its place first.
 
     Args:
         target: The output.
@@ -170,9 +179,19 @@ def find_done(target: Path, key: Callable[[], str]) -> Record | None:
     record = read_record(record_path(target))
     if record is not None and record.key == key() and is_intact(target, record):
         return record
+    record = adopt(target)
+    return record if record is not None and record.key == key() else None
+
+
+def adopt(target: Path) -> Record | None:
+    """Put the record beside an output that a run was killed over, after the output had its name.
+
+    Returns:
+        The record, if one waits that fits the output to the byte.
+    """
     for path in pending_records(target):
         record = read_record(path)
-        if record is not None and record.key == key() and is_intact(target, record):
+        if record is not None and is_intact(target, record):
             path.replace(record_path(target))
             sweep(target)
             return record
@@ -191,16 +210,16 @@ def check_against_record(path: Path) -> Record:
     record = read_record(record_path(path))
     if record is None:
         raise IncompleteError(
-            f"verify: {path}: a record {record_path(path).name} is needed beside the file, got none that can be read; "
+            f"{path}: a record {record_path(path).name} is needed beside the file, got none that can be read; "
             "name its source with --source"
         )
     if not path.is_file():
-        raise IncompleteError(f"verify: {path}: the file is needed, got nothing but its record; restore it again")
+        raise IncompleteError(f"{path}: the file is needed, got nothing but its record; restore it again")
     size = path.stat().st_size
     if size != record.output_size:
-        raise IncompleteError(f"verify: {path}: {record.output_size} bytes are needed, got {size}; restore it again")
+        raise IncompleteError(f"{path}: {record.output_size} bytes are needed, got {size}; restore it again")
     if file_sha256(path) != record.output_sha256:
         raise IncompleteError(
-            f"verify: {path}: the bytes that were verified are needed, but the file has changed since; restore it again"
+            f"{path}: the bytes that were verified are needed, but the file has changed since; restore it again"
         )
     return record

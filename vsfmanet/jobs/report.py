@@ -36,6 +36,7 @@ td.number {{ text-align: right; white-space: nowrap }}
 h1 {{ overflow-wrap: anywhere }}
 img {{ display: block; max-width: 100%; height: auto }}
 caption {{ caption-side: bottom; text-align: left; color: #666; padding-top: .5rem }}
+.warning {{ color: #8a5a00 }}
 .done {{ color: #176b33 }} .left {{ color: #666 }}
 .refused, .damaged {{ color: #8a5a00 }} .failed {{ color: #a31515 }}
 </style>
@@ -99,4 +100,5 @@ def _line(row: Row) -> str:
     if group == "done" and row.picture:
         data = b64encode(row.picture).decode()
         last = f'<img src="data:image/jpeg;base64,{data}" alt="before and after" loading="lazy">'
+    last += "".join(f'<div class="warning">warning: {escape(text)}</div>' for text in row.warnings)
     return f'<tr><td>{escape(str(row.job.source))}</td><td class="{group}">{state}</td>{cells}<td>{last}</td></tr>'

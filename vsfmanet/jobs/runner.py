@@ -21,9 +21,8 @@ from vsfmanet import __version__
 from vsfmanet.atomic import MAX_NAME
 from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputError
 from vsfmanet.jobs.estimate import output_bytes
-from vsfmanet.jobs.files import remove_work
+from vsfmanet.jobs.files import exposure_sidecar, remove_work
 from vsfmanet.jobs.job import RestoreJob
-from vsfmanet.jobs.paths import exposure_sidecar
 from vsfmanet.jobs.progress import Report, clock
 from vsfmanet.jobs.ranges import Ranges, why_one_pass
 from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_done, job_key, weights_sha256
@@ -103,11 +102,11 @@ def run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         VsfmanetError: Why there is no result. The target is then as it was before.
     """
     try:
-        with clips.messages_to(report.warn):
+        with report.listening():
             return _run(job, report, scratch)
     except OSError as error:
         raise OutputError(
-            f"restore: {job.target}: files of the job must be written, but {error}; make room or check the disk"
+            f"{job.target}: files of the job must be written, but {error}; make room or check the disk"
         ) from error
     finally:
         scratch.discard()
@@ -122,11 +121,13 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         return record
     ffmpeg = find_ffmpeg()
     report.note(f"restoring {job.source} with FFmpeg {ffmpeg.release[0]}.{ffmpeg.release[1]} ({ffmpeg.path})")
+    report.phase("reading")
     source = inspect(job.source)
     if source.hdr.is_static:
         ffmpeg = find_ffmpeg(for_hdr=True)
     fingerprint = Fingerprint.of(source.path)
     _check_whole(job, source.faults, report)
+    report.phase("decoding")
     clip = clips.open_clip(source, threads=0 if job.on_damage == "stop" else 1, interlaced=job.deinterlace)
     _check_whole(job, clip.faults, report)
     if job.on_damage == "as-is":
@@ -140,6 +141,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     frames = _range(job, clip)
     copied = _copied(job, source, report)
     _check_container(ffmpeg, source, copied, job.target.suffix.lower())
+    report.phase("preparing")
     made_with = recipe(job)
     restored = clips.restore_clip(clip.node, _settings(job, source, report))
     clips.check_restored(source, clip.node, restored)
@@ -151,9 +153,11 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     plan = _plan(job, source, clip, restored, frames, copied, ffmpeg, part)
     plan = with_early_subtitles(plan, folder, launch=scratch.launch)
     key = job_key(fingerprint, made_with.digest())
+    report.phase("trying the encoder")
     ranges = _ranges(job, plan, restored, frames, key, folder, scratch, report)
     _check_room(job, plan, len(frames), None if ranges is None else len(ranges.missing))
     trial = _try_encoder(plan, restored, folder, scratch) if ranges is None else ranges.trial
+    report.phase("preparing")
     _, hdr = first_frame(trial)
     if lacking := hdr.lacks(source.hdr):
         report.warn(_not_carried(lacking, source.hdr))
@@ -161,7 +165,8 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         _encode(plan, restored[frames.start : frames.stop], folder, scratch, report)
     else:
         ranges.encode(restored, report)
-        ranges.join()
+        ranges.join(report)
+    report.phase("checking")
     try:
         with report.begin("verifying", len(frames)) as progress:
             thumbnails = [folder / THUMBNAILS] if ranges is None else ranges.thumbnails
@@ -176,6 +181,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     except IncompleteError:
         remove_work(job.target)  # one of the ranges may be why
         raise
+    report.phase("checking")
     record = Record(
         key=key,
         attempt=scratch.attempt,
@@ -189,6 +195,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         pictures=needed.likeness,
         output_size=part.stat().st_size,
         output_sha256=file_sha256(part),
+        warnings=tuple(report.warnings),
     )
     check_unchanged(source)
     scratch.publish(part, job.target, record, overwrite=job.overwrite)
@@ -243,21 +250,19 @@ def _check_target(job: RestoreJob) -> Record | None:
     """
     target = job.target
     if len(os.fsencode(target.name)) > MAX_NAME:
-        raise ConfigError(f"restore: {target}: a file name of at most {MAX_NAME} bytes is needed; choose a shorter one")
+        raise ConfigError(f"{target}: a file name of at most {MAX_NAME} bytes is needed; choose a shorter one")
     if not os.path.lexists(target):
         return None
     if job.source.exists() and target.exists() and target.samefile(job.source):
-        raise ConfigError(
-            f"restore: {target}: the output must not be the source, which is never replaced; name another"
-        )
+        raise ConfigError(f"{target}: the output must not be the source, which is never replaced; name another")
     if job.source.is_file() and target.is_file():
         record = find_done(target, lambda: job_key(Fingerprint.of(job.source), recipe(job).digest()))
         if record is not None:
             return record
     if not job.overwrite:
-        raise ConfigError(f"restore: {target}: the output exists already; name another, or pass --overwrite")
+        raise ConfigError(f"{target}: the output exists already; name another, or pass --overwrite")
     if not target.is_file():
-        raise ConfigError(f"restore: {target}: only a regular file can be overwritten; name another output")
+        raise ConfigError(f"{target}: only a regular file can be overwritten; name another output")
     return None
 
 
@@ -272,7 +277,7 @@ def _check_whole(job: RestoreJob, faults: Sequence[str], report: Report) -> None
     text = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
     if job.on_damage == "stop":
         raise DamagedError(
-            f"restore: {job.source}: the file is damaged: {text}. Copy it again or repair it; --on-damage salvage "
+            f"{job.source}: the file is damaged: {text}. Copy it again or repair it; --on-damage salvage "
             "restores the frames that are there, at their own times"
         )
     report.warn(f"the source is damaged: {text}; the frames that decode are restored")
@@ -288,7 +293,7 @@ def _range(job: RestoreJob, clip: SourceClip) -> range:
     frames = range(job.start, count if job.end is None else job.end)
     if not frames or frames.stop > count:
         raise ConfigError(
-            f"restore: {job.source}: --start and --end must lie within its {count} frames, got {frames.start} to "
+            f"{job.source}: --start and --end must lie within its {count} frames, got {frames.start} to "
             f"{frames.stop}; leave --end out for the last frame"
         )
     return frames
@@ -317,7 +322,7 @@ def _check_container(ffmpeg: Ffmpeg, source: Source, copied: Sequence[Stream], s
     others = [other for other in CONTAINERS if not refused_streams(ffmpeg, source, copied, other)]
     instead = f"write to {' or '.join(others)}, or " if others else ""
     raise ConfigError(
-        f"restore: {source.path}: {suffix} must hold what is copied, but cannot hold {', '.join(map(str, refused))}; "
+        f"{source.path}: {suffix} must hold what is copied, but cannot hold {', '.join(map(str, refused))}; "
         f"{instead}leave out what it cannot hold with --no-audio, --no-subtitles or --no-attachments"
     )
 
@@ -374,7 +379,7 @@ def _check_room(job: RestoreJob, plan: EncodePlan, frames: int, missing: int | N
     free = shutil.disk_usage(job.target.absolute().parent).free / 2**30
     if free < needed:
         raise OutputError(
-            f"restore: {job.target}: {needed:.3g} GiB must be free ({ROOM:g} times what {frames} frames are expected "
+            f"{job.target}: {needed:.3g} GiB must be free ({ROOM:g} times what {frames} frames are expected "
             f"to take, and {job.reserve:g} GiB of reserve), got {free:.3g}; make room, or choose another disk"
         )
 
@@ -450,6 +455,7 @@ def _encode(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scr
             for frame in chain([first], frames):
                 encoder.write(clips.frame_bytes(frame))
                 progress.advance()
+            report.phase("finishing")
             encoder.finish()
 
 

@@ -71,15 +71,13 @@ class Scratch:
         with self._lock:
             self._check_open()
             if living := sweep(target):
-                raise BusyError(
-                    f"restore: {target}: another run is making this file ({living[0].name}); let it end, or stop it"
-                )
+                raise BusyError(f"{target}: another run is making this file ({living[0].name}); let it end, or stop it")
             part = part_path(target, self.attempt)
             try:
                 self._held = hold(part)
             except OSError as error:
                 raise OutputError(
-                    f"restore: {target}: the output folder must take new files, but {part.name} cannot be made there "
+                    f"{target}: the output folder must take new files, but {part.name} cannot be made there "
                     f"({error.strerror}); make the folder, or choose another"
                 ) from error
             self._part = part
@@ -132,7 +130,7 @@ class Scratch:
                     pass_fds=shared,
                 )
             except OSError as error:
-                raise OutputError(f"restore: {line[0]} must start, but does not ({error}); install ffmpeg") from error
+                raise OutputError(f"{line[0]} must start, but does not ({error}); install ffmpeg") from error
             finally:
                 for handle in shared:
                     os.close(handle)
@@ -180,14 +178,14 @@ class Scratch:
                 sync(target.parent)
         except FileNotFoundError as error:
             raise BusyError(
-                f"restore: {target}: another run has taken over and removed {part.name}; let that run end"
+                f"{target}: another run has taken over and removed {part.name}; let that run end"
             ) from error
         except FileExistsError as error:
             _refuse_twin(target, record)
             beside = move_aside(part, target, "new")
             pending_path(part).replace(record_path(beside))
             raise BusyError(
-                f"restore: {target}: another file took this name during the job; the verified result is {beside.name}, "
+                f"{target}: another file took this name during the job; the verified result is {beside.name}, "
                 "rename it yourself"
             ) from error
 
@@ -206,7 +204,8 @@ class Scratch:
                 remove(self._part)
                 remove(pending_path(self._part))
             if self._unfinished is not None:
-                remove(self._unfinished)
+                for path in self._unfinished.parent.glob(f"{self._unfinished.stem}.*"):  # thumbnails too
+                    remove(path)
             if self._folder is not None:
                 self._folder.close()
             return self.has_ranges
@@ -219,7 +218,7 @@ class Scratch:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise IncompleteError("restore: the job has been stopped")
+            raise IncompleteError("the job has been stopped")
 
 
 def kill(process: subprocess.Popen[bytes]) -> int:
@@ -240,7 +239,7 @@ def _refuse_twin(target: Path, record: Record) -> None:
         BusyError: It is there already, and whole.
     """
     if target.is_file() and find_done(target, lambda: record.key) is not None:
-        raise BusyError(f"restore: {target}: another run has made this very file meanwhile; nothing is left to do")
+        raise BusyError(f"{target}: another run has made this very file meanwhile; nothing is left to do")
 
 
 def _set_aside(target: Path) -> Path:

@@ -9,8 +9,9 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "tty", "vapoursynth", "webm_dash_manifest"}
-"""Demuxers that open other files, run code, or draw text: never used for a source."""
+PLAYLISTS = {"concat", "dash", "hls", "image2", "imf", "rtsp", "sdp", "tty", "vapoursynth", "webm_dash_manifest"}
+"""Demuxers that open other files, run code, or draw text: never used for a source. `image2` reads `a%03d.png` as a
+series of files, and nothing else."""
 
 HOLDING_ASPECT = {"asf", "matroska", "mov", "mxf", "nut"}
 """Demuxers whose containers store the aspect of a sample; it wins over that of the codec."""
