@@ -243,7 +243,7 @@ def act_as_vsfmanet(arguments: Sequence[str]) -> int:
     from vsfmanet.media import clip
 
     clip.restore_clip = lambda node, settings: node.resize.Bicubic(4 * node.width, 4 * node.height)
-    vars(runner).update(weights_sha256=lambda model: "none")
+    vars(runner).update(weights_sha256=lambda model: "none", arithmetic=lambda settings: "none")
     supervise.PROGRAM = (sys.executable, __file__, "as-vsfmanet")
     return cli.main(arguments)
 

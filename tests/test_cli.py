@@ -611,9 +611,9 @@ def test_a_container_that_cannot_hold_a_stream_is_refused_before_the_work(
 SLOW_JOB = """
 import sys, time
 from vsfmanet.cli import main
-from vsfmanet.jobs import guard, runner
+from vsfmanet.jobs import runner, supervise
 from vsfmanet.media import clip
-guard.PROGRAM = tuple(sys.orig_argv[:3])
+supervise.PROGRAM = tuple(sys.orig_argv[:3])
 def slow(node, settings):
     def wait(n, f):
         time.sleep(0.2)

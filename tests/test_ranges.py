@@ -19,10 +19,12 @@ import pytest
 import vapoursynth as vs
 
 from tests.fakes import MixingRestorer, restore_with
+from vsfmanet import devices, kernels
 from vsfmanet.cli import main
 from vsfmanet.jobs import ranges, runner
 from vsfmanet.jobs.progress import Report
 from vsfmanet.media import clip as clips
+from vsfmanet.media.encode import find_ffmpeg
 from vsfmanet.settings import RestoreSettings
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
@@ -254,6 +256,28 @@ def test_ranges_of_other_settings_are_never_mixed(
     assert work_folders(tmp_path) == []  # those of the others too: the output is done
 
 
+@pytest.mark.parametrize("what", ["precision", "kernels", "ffmpeg"])
+def test_ranges_of_other_arithmetic_are_never_mixed(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, borders: list[range], what: str
+) -> None:
+    """As when a film that was begun on one machine is continued on another, by the same command."""
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda: True)
+    monkeypatch.setattr(kernels, "kernels_for", lambda tensor: kernels)
+    made = tmp_path / "made.mkv"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 20)
+        assert restore(film, made, QUICK, 13) == 6
+    assert borders == [range(13)]
+    if what == "precision":
+        monkeypatch.setattr(devices, "has_fast_bf16", lambda: False)
+    elif what == "kernels":
+        monkeypatch.setattr(kernels, "kernels_for", lambda tensor: None)
+    else:
+        monkeypatch.setattr(runner, "find_ffmpeg", lambda **_: replace(find_ffmpeg(), version="ffmpeg version N-1"))
+    assert restore(film, made, QUICK, 13) == 0
+    assert borders[1] == range(13)
+
+
 def test_ranges_that_make_a_wrong_whole_are_not_used_again(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +314,7 @@ def test_what_cannot_be_joined_is_made_in_one_pass(
 
 JOB = """
 import sys, time
+from vsfmanet import devices, kernels
 from vsfmanet.cli import main
 from vsfmanet.jobs import runner, supervise
 from vsfmanet.media import clip
@@ -301,6 +326,7 @@ def slow(node, settings):
     return node.std.ModifyFrame(node, wait).resize.Point(4 * node.width, 4 * node.height)
 clip.restore_clip = slow
 runner.weights_sha256 = lambda model: "0"
+runner.arithmetic = lambda settings: "0"
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -117,7 +117,7 @@ class Ranges:
         """Try the encoder on two frames, and find the ranges that are finished.
 
         Args:
-            key: Of the job. Ranges of another job, encoder or length are never found.
+            key: Of the job and its arithmetic. Ranges of another one, encoder or length are never found.
             blank: Samples of a frame.
 
         Raises:
@@ -136,8 +136,7 @@ class Ranges:
                 "a joined frame must be the one that was coded, with its sample aspect ratio "
                 f"{trial.aspect}, but the encoder gives another one, with {after[0]}"
             )
-        release = ".".join(map(str, self._plan.ffmpeg.release))
-        text = f"{key} {release} {sample.parameters.hex()} {self._length}"
+        text = f"{key} {self._plan.ffmpeg.version} {sample.parameters.hex()} {self._length}"
         self._work = work_path(self._target, hashlib.sha256(text.encode()).hexdigest()[:16])
         self._work.mkdir(exist_ok=True)
         if self._work.is_symlink():

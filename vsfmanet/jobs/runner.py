@@ -87,6 +87,22 @@ def recipe(job: RestoreJob) -> Recipe:
     )
 
 
+def arithmetic(settings: RestoreSettings) -> str:
+    """What computes the pixels, once "auto" is settled: ranges of different arithmetic must not be joined.
+
+    Raises:
+        DeviceError: There is no such device.
+        ConfigError: Device, precision and backend do not fit together.
+    """
+    from vsfmanet.devices import pick_backend, pick_device, pick_precision  # with torch: late
+    from vsfmanet.kernels import kind_for
+
+    backend = pick_backend(settings.backend)
+    device = pick_device(settings.device, settings.device_indices[0], backend=backend)
+    dtype = pick_precision(settings.precision, device, backend=backend)
+    return f"{backend} {device.type} {dtype} {kind_for(device, dtype) if backend == 'torch' else None}"
+
+
 def run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     """Restore one file. To run a job again that is done does nothing.
 
@@ -401,7 +417,7 @@ def _ranges(
     reason = why_one_pass(plan)
     if reason is None:
         try:
-            ranges.open(key, _blank(restored))
+            ranges.open(f"{key} {arithmetic(job.settings)}", _blank(restored))
             return ranges
         except (OutputError, IncompleteError) as error:  # if the encoder cannot work at all, one pass will say so
             reason = str(error)
