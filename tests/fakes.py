@@ -55,11 +55,11 @@ class MixingRestorer:
         return [encoded(self._restored(n, window), encode) for n in range(first, stop)]
 
     def exact(self) -> FrameRestorer | None:
-        """There is none: it computes in fp32."""
+        """None: it computes in fp32."""
         return None
 
     def close(self) -> None:
-        """Note that the filter let go."""
+        """Note that the filter released it."""
         self.closed = True
 
     def _read(self, source: FrameSource, n: int) -> tuple[Tensor, float, bool]:
@@ -101,7 +101,7 @@ class EnlargingRestorer:
         ]
 
     def exact(self) -> FrameRestorer | None:
-        """There is none: it computes in fp32."""
+        """None: it computes in fp32."""
         return None
 
     def close(self) -> None:
@@ -133,7 +133,7 @@ class ListSource:
 
 
 def encoded(restored: Restored, encode: Encode | None) -> Restored:
-    """As it is asked for."""
+    """Apply `encode` to a restored frame."""
     return restored if encode is None else replace(restored, frame=encode(restored.index, restored.frame))
 
 
@@ -199,7 +199,7 @@ def noise_clip(
     cuts: Collection[int] = (),
     exposures: Sequence[float] | None = None,
 ) -> vs.VideoNode:
-    """A clip of noise that says where its cuts are, and its exposures if there are any."""
+    """A clip of noise with scene properties and, if given, exposures."""
     depth = vs.core.get_video_format(format).bits_per_sample
 
     def draw(n: int, plane: int) -> NDArray[np.float64]:
@@ -214,7 +214,7 @@ def noise_clip(
 
 
 def counted(clip: vs.VideoNode) -> tuple[vs.VideoNode, list[int]]:
-    """A clip, and the list of the frames that it has been asked for."""
+    """A clip, and a list that grows by every frame requested from it."""
     asked: list[int] = []
 
     def count(n: int, f: vs.VideoFrame) -> vs.VideoFrame:

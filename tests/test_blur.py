@@ -1,4 +1,4 @@
-"""Blur: its networks, its targets, its map, and the exposure that it shows."""
+"""Blur: its networks, its training targets, its map, and the exposure estimated from it."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_extent_does_not_depend_on_the_number_of_sub_frames() -> None:
     assert np.ptp(fine) > 0.5  # it turns, so the rim moves more than the middle
 
 
-# Reading the exposure
+# Estimating the exposure
 
 
 def picture(height: int = 48, width: int = 64) -> Tensor:
@@ -198,16 +198,16 @@ def sure(value: float) -> Estimate:
 BLIND = Estimate(value=1.0, confidence=0.1)
 
 
-def settled(readings: list[Estimate | None], own: int) -> tuple[float, float] | None:
-    answer = settle(readings, own)
-    return None if answer is None else (answer.value, answer.confidence)
+def settled(estimates: list[Estimate | None], own: int) -> tuple[float, float] | None:
+    found = settle(estimates, own)
+    return None if found is None else (found.value, found.confidence)
 
 
-def test_a_reading_that_strays_is_outvoted_by_its_neighbours() -> None:
+def test_an_outlier_is_outvoted_by_its_neighbours() -> None:
     assert settled([sure(0.4), sure(0.4), sure(0.9), sure(0.4), sure(0.4)], 2) == (0.4, 0.9)
 
 
-def test_a_value_is_held_where_nothing_can_be_seen_and_says_so() -> None:
+def test_a_frame_that_shows_no_exposure_gets_that_of_the_nearest_with_its_own_confidence() -> None:
     assert settled([sure(0.4), *[BLIND] * HELD], HELD) == (0.4, 0.1)
     assert settled([sure(0.4), *[BLIND] * (HELD + 1)], HELD + 1) is None
     assert settled([sure(0.2), BLIND, BLIND, sure(0.6)], 2) == (0.6, 0.1)
@@ -222,7 +222,7 @@ def test_nothing_is_taken_from_another_scene() -> None:
 
 
 class Seeing:
-    """In the place of the analyser: sees the extent that the picture's blue plane names, in 1/64 px."""
+    """Stand-in for the analyser: the extent is the picture's blue plane, in 64 px."""
 
     config = BlurConfig()
 
@@ -234,7 +234,7 @@ class Seeing:
 
 
 def estimate_by_blue(frame: Tensor, after: list[Step], before: list[Step], network: object) -> Estimate:
-    """In the place of the estimate: the blur that the picture's blue plane names, over the speed."""
+    """Stand-in for the estimate: the blur that the picture's blue plane holds, over the speed."""
     described = profile(frame, after, before)
     if described is None:
         return BLIND
@@ -261,7 +261,7 @@ TEXTURE = np.clip(
 
 
 def moving_clip(exposures: list[float], *, cuts: tuple[int, ...] = (), still: tuple[int, ...] = ()) -> vs.VideoNode:
-    """A picture that moves by 4 pixels per frame, and says in blue how far it is blurred."""
+    """A picture that moves by 4 pixels per frame; its blue plane holds its blur in 64 px."""
     steps = [0 if n in still else SPEED for n in range(len(exposures))]
     places = np.cumsum(steps)
 
@@ -276,7 +276,7 @@ def moving_clip(exposures: list[float], *, cuts: tuple[int, ...] = (), still: tu
     return drawn_clip(draw, len(exposures), width=WIDTH, height=HEIGHT, props=props)
 
 
-def told(clip: vs.VideoNode, n: int) -> tuple[object, ...]:
+def exposure_of(clip: vs.VideoNode, n: int) -> tuple[object, ...]:
     props = clip.get_frame(n).props
     return tuple(props.get(name) for name in ("FMANetExposure", "FMANetExposureSource"))
 
@@ -286,13 +286,13 @@ def test_exposures_are_estimated_from_the_clip_and_change_at_a_cut() -> None:
     clip = moving_clip([0.5] * 6 + [0.25] * 6, cuts=(6,))
     tagged = vsfmanet.exposure(clip, exposure="estimate")
     for n in (11, 5, 6, 0):
-        value, source = told(tagged, n)
+        value, source = exposure_of(tagged, n)
         assert source == "estimate"
         assert value == pytest.approx(0.5 if n < 6 else 0.25, abs=0.05), n
 
 
 @pytest.mark.usefixtures("seeing")
-def test_wide_frames_are_reduced_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_frames_are_reduced_before_their_motion_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(motion, "MAX_WIDTH", WIDTH * 2 // 3)
     tagged = vsfmanet.exposure(moving_clip([0.4] * 3), exposure="estimate")
     # The stand-in sees the blur of the whole frame, so the motion by itself must be two thirds.
@@ -306,7 +306,7 @@ def test_what_stands_still_keeps_the_exposure_of_what_moved_but_not_across_a_cut
     frame = tagged.get_frame(8)
     assert frame.props["FMANetExposure"] == pytest.approx(0.5, abs=0.05)
     assert frame.props["FMANetExposureConfidence"] == BLIND.confidence
-    assert told(tagged, 12) == (None, None)
+    assert exposure_of(tagged, 12) == (None, None)
 
 
 @pytest.mark.usefixtures("seeing")
@@ -314,8 +314,8 @@ def test_other_sources_come_before_the_estimate_and_the_network_after_it() -> No
     clip = moving_clip([0.5] * 8, still=(5, 6, 7), cuts=(5,))
     given = clip.std.ModifyFrame(clip, lambda n, f: _with(f, FMANetExposure=0.3) if n == 1 else f)
     restored = restore_with(given, MixingRestorer(), exposure="estimate")
-    assert [told(restored, n)[1] for n in range(8)] == ["estimate", "prop", *["estimate"] * 3, *["network"] * 3]
-    assert told(restore_with(clip, MixingRestorer()), 2)[1] == "network"  # not asked for
+    assert [exposure_of(restored, n)[1] for n in range(8)] == ["estimate", "prop", *["estimate"] * 3, *["network"] * 3]
+    assert exposure_of(restore_with(clip, MixingRestorer()), 2)[1] == "network"  # not asked for
     added = {name for n in range(8) for name in set(restored.get_frame(n).props) - set(given.get_frame(n).props)}
     assert {name for name in added if name.startswith("FMANet")} == {
         "FMANetExposure",
@@ -387,7 +387,7 @@ def test_samples_that_are_not_finite_are_named_with_their_frame(seeing: None) ->
         vsfmanet.blur_map(clip).get_frame(1)
 
 
-def test_an_installation_without_the_analysers_weights_says_so(
+def test_an_installation_without_the_weights_is_an_error_that_names_them(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vsfmanet.weights.models_folder", lambda: tmp_path)

@@ -1,4 +1,4 @@
-"""Shutter times of Sony, DJI and Insta360 cameras, in files made as their makers' are described."""
+"""Shutter times of Sony, DJI and Insta360 cameras, in files made after the descriptions of their formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vsfmanet.exposures.telemetry import MIN_EXPOSURE, Telemetry, read_telemetry
 Tracked = list[tuple[bytes, float, float]]
 
 RAMP = [60 + 2 * n for n in range(FRAMES)]
-"""One over the shutter times, which tell which frame they belong to."""
+"""Reciprocals of the shutter times, different for each frame."""
 
 EXPOSURES = [RATE / one for one in RAMP]
 
@@ -33,7 +33,7 @@ def read(path: Path, packets: Tracked, *, name: str = "", codec: str = "bin_data
     return read_telemetry(path / "film.mp4", num_frames=frames)
 
 
-def test_sony_tells_the_shutter_of_each_frame(tmp_path: Path) -> None:
+def test_sony_records_the_shutter_time_of_each_frame(tmp_path: Path) -> None:
     telemetry = read(tmp_path, by_frames([sony_packet((1, one), rate=(RATE, 1)) for one in RAMP]))
     assert telemetry.exposures == pytest.approx(EXPOSURES, rel=1e-3)
     assert telemetry.notice is None
@@ -48,20 +48,20 @@ def test_sony_frames_of_changing_length_find_their_shutter_by_time(tmp_path: Pat
     assert telemetry.exposures == pytest.approx([0.6] * 30 + [0.15] * 15, rel=1e-3)
 
 
-def test_slow_motion_counts_by_the_rate_at_which_sony_took_it(tmp_path: Path) -> None:
+def test_slow_motion_of_sony_counts_by_its_rate_of_capture(tmp_path: Path) -> None:
     # A 240th of a second at 120 frames a second is half of the way from frame to frame, at whatever rate it is shown.
     telemetry = read(tmp_path, by_frames([sony_packet((1, 240), rate=(120_000, 1001))] * FRAMES))
     assert telemetry.exposures == pytest.approx([0.5] * FRAMES, rel=2e-3)
 
 
-def test_sony_may_tell_an_angle_instead_of_a_time(tmp_path: Path) -> None:
+def test_sony_may_record_an_angle_instead_of_a_time(tmp_path: Path) -> None:
     telemetry = read(tmp_path, by_frames([sony_packet(None, rate=(RATE, 1), degrees=172.8)] * FRAMES))
     assert telemetry.exposures == pytest.approx([0.48] * FRAMES, rel=1e-3)
 
 
 @pytest.mark.parametrize(("product", "field"), [("ac203", 4), ("wm265e", 3), ("Mini4_Pro", 10)])
 @pytest.mark.parametrize("packed", [True, False])
-def test_dji_tells_the_shutter_where_its_product_keeps_it(
+def test_dji_records_the_shutter_time_in_the_field_of_its_product(
     tmp_path: Path, product: str, field: int, packed: bool
 ) -> None:
     packets = [
@@ -73,12 +73,12 @@ def test_dji_tells_the_shutter_where_its_product_keeps_it(
     assert telemetry.notice is None
 
 
-def test_a_product_of_dji_that_is_not_known_is_not_guessed_at(tmp_path: Path) -> None:
+def test_an_unknown_product_of_dji_is_not_guessed(tmp_path: Path) -> None:
     packets = [dji_packet((1, 60), clock=None, product=None if n else "wm999") for n in range(FRAMES)]
     assert read(tmp_path, by_frames(packets), name=DJI_TRACK) == Telemetry()
 
 
-def test_a_time_lapse_of_dji_is_not_used_and_says_so(tmp_path: Path) -> None:
+def test_a_time_lapse_of_dji_is_not_used_and_the_notice_names_it(tmp_path: Path) -> None:
     packets = [dji_packet((1, 60), clock=2.0 * n, product="ac204") for n in range(FRAMES)]
     telemetry = read(tmp_path, by_frames(packets), name=DJI_TRACK)
     assert telemetry.exposures == ()
@@ -110,7 +110,7 @@ def test_dji_subtitles_in_the_film_that_change_each_second_become_a_rolling_mean
     np.testing.assert_allclose(np.array(telemetry.exposures, dtype=float), expected, atol=1e-3)
 
 
-def test_subtitles_of_another_film_are_not_used_and_say_so(tmp_path: Path) -> None:
+def test_subtitles_of_another_film_are_not_used_and_the_notice_names_them(tmp_path: Path) -> None:
     (tmp_path / "film.srt").write_text(subtitles(["[shutter : 1/60.0]"] * 150, seconds=1 / RATE))
     telemetry = read(tmp_path, [])
     assert telemetry.exposures == ()
@@ -124,7 +124,7 @@ def test_subtitles_with_words_are_no_telemetry(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("indexed", [True, False])
 @pytest.mark.parametrize("ticks", [1_000_000, 1000])
-def test_insta360_tells_the_shutter_of_each_frame_behind_the_end_of_the_file(
+def test_insta360_records_the_shutter_times_after_the_end_of_the_file(
     tmp_path: Path, indexed: bool, ticks: int
 ) -> None:
     # Some entries come before the first frame that was kept, and some after the last.
@@ -137,7 +137,7 @@ def test_insta360_tells_the_shutter_of_each_frame_behind_the_end_of_the_file(
     assert telemetry.notice is None
 
 
-def test_insta360_footage_in_slow_motion_is_not_used_and_says_so(tmp_path: Path) -> None:
+def test_insta360_footage_in_slow_motion_is_not_used_and_the_notice_names_it(tmp_path: Path) -> None:
     clocks = [round(1e6 * n / 240) for n in range(10 * FRAMES)]
     path = write_film(tmp_path / "film.mp4", [], times=[n / RATE for n in range(10 * FRAMES + 1)])
     path.write_bytes(path.read_bytes() + insta360_tail(clocks, [0.002] * 10 * FRAMES, first=0, indexed=True))

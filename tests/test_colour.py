@@ -117,7 +117,7 @@ def test_code_values_come_back_as_they_were(matrix: int, bits: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_what_cannot_be_told_in_code_values_is_told_beside_them(bad: float) -> None:
+def test_a_frame_that_is_not_finite_is_marked_beside_its_code_values(bad: float) -> None:
     coding = Coding(family="yuv", bits=10, full=False, subsampling=(1, 1))
     rgb = torch.rand(3, 18, 22)
     assert coding.encode(rgb)[-1].item() == 1

@@ -62,7 +62,7 @@ def test_the_argument_comes_before_the_properties() -> None:
     assert known_to(0.5).resolve(3, props) == KnownExposure(value=0.5, source="argument")
 
 
-def test_a_function_is_asked_with_number_and_properties_and_may_not_know() -> None:
+def test_a_function_takes_number_and_properties_and_may_return_none() -> None:
     def ask(frame: int, props: Mapping[str, object]) -> float | None:
         return 0.1 * frame if props.get("Night") else None
 
@@ -73,7 +73,7 @@ def test_a_function_is_asked_with_number_and_properties_and_may_not_know() -> No
 
 
 @pytest.mark.parametrize("answer", ["0.5", math.nan, 0, -1, 1.5, True, [0.5]])
-def test_a_function_that_returns_nonsense_is_named_with_the_frame(answer: object) -> None:
+def test_the_error_of_a_functions_wrong_result_names_the_frame(answer: object) -> None:
     with pytest.raises(ExposureError, match=r"exposure function must return a number .* got .* at frame 7; return"):
         known_to(lambda n, props: answer).resolve(7, {})  # type: ignore[arg-type, return-value]
 
@@ -131,7 +131,7 @@ def test_a_sidecar_that_was_written_reads_the_same(tmp_path: Path, suffix: str) 
         (f"frame,exposure\n0,{'5' * 200_000}\n", "must be readable CSV or JSON text"),
     ],
 )
-def test_a_csv_that_is_wrong_says_where(tmp_path: Path, text: str, message: str) -> None:
+def test_the_error_of_a_csv_names_the_place(tmp_path: Path, text: str, message: str) -> None:
     path = written(tmp_path, "all.csv", text)
     with pytest.raises(ExposureError, match=f"^.*all.csv.*{message}"):
         known_to(path, num_frames=3)
@@ -153,7 +153,7 @@ def test_a_csv_that_is_wrong_says_where(tmp_path: Path, text: str, message: str)
         ("[" * 100_000, "must be readable CSV or JSON text, got"),
     ],
 )
-def test_a_json_that_is_wrong_says_where(tmp_path: Path, text: str, message: str) -> None:
+def test_the_error_of_a_json_names_the_place(tmp_path: Path, text: str, message: str) -> None:
     path = written(tmp_path, "all.json", text)
     with pytest.raises(ExposureError, match=f"^.*all.json.*{message}"):
         known_to(path, num_frames=3)
@@ -175,14 +175,14 @@ def test_our_property_comes_before_the_exposure_time() -> None:
     assert known_to().resolve(3, props) == KnownExposure(value=0.2, source="prop")
 
 
-def test_the_exposure_time_is_set_against_the_frame_interval() -> None:
+def test_the_exposure_time_is_divided_by_the_frame_interval() -> None:
     known = known_to().resolve(3, {"ExposureTime": 1 / 48})
     assert known is not None
     assert known.value == pytest.approx(0.5)
     assert known.source == "prop"
 
 
-def test_without_any_the_network_is_left_to_see() -> None:
+def test_without_any_the_exposure_is_unknown() -> None:
     assert known_to().resolve(3, {"_DurationNum": 1, "_DurationDen": 24}) is None
 
 
@@ -193,7 +193,7 @@ def test_durations_rounded_to_milliseconds_count_as_the_nominal_one(num: int, de
 
 
 @pytest.mark.parametrize(("num", "den"), [(1, 60), (67, 1000), (1001, 30000)])
-def test_other_durations_are_believed_over_an_average_rate(num: int, den: int) -> None:
+def test_other_durations_are_preferred_to_an_average_rate(num: int, den: int) -> None:
     props = {"_DurationNum": num, "_DurationDen": den}
     assert frame_interval(props, Fraction(1, 30)) == Fraction(num, den)
 
@@ -258,7 +258,7 @@ def test_telemetry_comes_after_the_properties(recording: Path) -> None:
     assert answer(exposures, 59, {"FMANetExposure": 0.2}) == (0.2, "prop")
 
 
-def test_telemetry_answers_where_a_function_does_not_know(recording: Path) -> None:
+def test_telemetry_is_used_where_a_function_returns_none(recording: Path) -> None:
     exposures = known_to(lambda n, props: 0.5 if n == 1 else None, num_frames=FRAMES, source_path=recording)
     assert answer(exposures, 1, {}) == (0.5, "argument")
     assert answer(exposures, 2, {}) == (pytest.approx(0.3, rel=1e-3), "telemetry")
@@ -271,52 +271,73 @@ def test_a_number_for_all_frames_needs_no_telemetry(tmp_path: Path) -> None:
 # The filter's functions
 
 
-def told(frame: vs.VideoFrame) -> tuple[object, ...]:
+def exposure_of(frame: vs.VideoFrame) -> tuple[object, ...]:
     names = ("FMANetExposure", "FMANetExposureSource", "FMANetExposureConfidence")
     return tuple(frame.props.get(name) for name in names)
 
 
-def test_exposure_writes_what_is_known_and_leaves_the_other_frames_alone() -> None:
+def test_exposure_writes_known_exposures_and_leaves_other_frames_unchanged() -> None:
     clip = vsfmanet.exposure(noise_clip(3), exposure=lambda n, props: 0.25 if n == 1 else None)
-    assert [told(frame) for frame in clip.frames()] == [(None,) * 3, (0.25, "argument", 1.0), (None,) * 3]
+    assert [exposure_of(frame) for frame in clip.frames()] == [(None,) * 3, (0.25, "argument", 1.0), (None,) * 3]
 
 
-def test_what_exposure_wrote_stays_with_the_frames_of_a_clip_that_is_cut(recording: Path) -> None:
+def test_written_exposures_stay_with_their_frames_when_the_clip_is_cut(recording: Path) -> None:
     tagged = vsfmanet.exposure(noise_clip(FRAMES), source_path=recording)
-    assert told(tagged.get_frame(0)) == (pytest.approx(0.3, rel=1e-3), "telemetry", 1.0)
+    assert exposure_of(tagged.get_frame(0)) == (pytest.approx(0.3, rel=1e-3), "telemetry", 1.0)
     restored = restore_with(tagged[20:23], MixingRestorer())
-    assert told(restored.get_frame(1))[:2] == (pytest.approx(0.3, rel=1e-3), "prop")
+    assert exposure_of(restored.get_frame(1))[:2] == (pytest.approx(0.3, rel=1e-3), "prop")
 
 
-def test_restore_takes_telemetry_and_says_so(recording: Path) -> None:
+def test_restore_uses_telemetry_and_names_it_as_the_source(recording: Path) -> None:
     restored = restore_with(noise_clip(FRAMES), MixingRestorer(), source_path=recording)
-    assert told(restored.get_frame(30))[:2] == (pytest.approx(0.3, rel=1e-3), "telemetry")
+    assert exposure_of(restored.get_frame(30))[:2] == (pytest.approx(0.3, rel=1e-3), "telemetry")
 
 
-def test_telemetry_that_does_not_fit_the_clip_is_left_out_with_a_warning(
+def test_telemetry_that_does_not_fit_the_clip_is_not_used_with_a_warning(
     recording: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     restored = restore_with(noise_clip(FRAMES)[10:15], MixingRestorer(), source_path=recording)
-    assert told(restored.get_frame(0))[1] == "network"
+    assert exposure_of(restored.get_frame(0))[1] == "network"
     assert "is for 60 frames, but the clip has 5" in caplog.text
 
 
 def test_restore_takes_a_sidecar_and_counts_its_frames(tmp_path: Path) -> None:
     path = written(tmp_path, "all.json", json.dumps({"exposure": [0.1, 0.2, 0.3]}))
     restored = restore_with(noise_clip(3), MixingRestorer(), exposure=path, segment=2)
-    assert [told(restored.get_frame(n))[:2] for n in (2, 0, 1)] == [
+    assert [exposure_of(restored.get_frame(n))[:2] for n in (2, 0, 1)] == [
         (0.3, "argument"), (0.1, "argument"), (0.2, "argument"),
     ]  # fmt: skip
     with pytest.raises(ExposureError, match=r"all.json: 4 frames are needed, got 3, without frame 3"):
         restore_with(noise_clip(4), MixingRestorer(), exposure=path)
 
 
-def test_a_function_is_asked_for_the_frames_of_the_clip_whatever_the_segment() -> None:
+def test_a_function_takes_the_clips_frame_numbers_for_any_segment() -> None:
     def ask(n: int, props: Mapping[str, object]) -> float:
         return (n + 1) / 10
 
     clips = [restore_with(noise_clip(9), MixingRestorer(), exposure=ask, segment=length) for length in (1, 4, 64)]
-    assert [[told(clip.get_frame(n))[0] for n in (8, 0, 4)] for clip in clips] == [[0.9, 0.1, 0.5]] * 3
+    assert [[exposure_of(clip.get_frame(n))[0] for n in (8, 0, 4)] for clip in clips] == [[0.9, 0.1, 0.5]] * 3
+
+
+@pytest.mark.parametrize("prefetch", [1, 8, 32])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_function_is_called_once_a_frame_while_frames_are_read_in_order(prefetch: int, skip: bool) -> None:
+    vs.core.num_threads = 2  # few, so that a window is read long after its frames were asked for
+    asked: list[int] = []
+
+    def ask(n: int, props: Mapping[str, object]) -> float | None:
+        asked.append(n)
+        return None if n % 3 else 0.5
+
+    restored = restore_with(noise_clip(150), MixingRestorer(scale=1), exposure=ask, segment=5, skip=skip)
+    frames = list(restored.frames(prefetch=prefetch, close=False))
+    assert sorted(asked) == list(range(150))
+    assert [frame.props["FMANetExposureSource"] for frame in frames[:4]] == [
+        "argument",
+        "network",
+        "network",
+        "argument",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -328,6 +349,6 @@ def test_a_function_is_asked_for_the_frames_of_the_clip_whatever_the_segment() -
         ({"source_path": "gone.mp4"}, "exposure: source_path must be the file that the clip comes from"),
     ],
 )
-def test_exposure_names_itself_where_it_refuses(arguments: dict[str, object], message: str) -> None:
+def test_errors_begin_with_the_name_of_the_function(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(vs.Error, match=f"^{message}"):
         vsfmanet.exposure(**{"clip": noise_clip(1), **arguments})

@@ -112,7 +112,7 @@ def test_scenes_do_not_look_at_each_other() -> None:
     assert skipped(chosen) == [*range(16), *range(32, 48)]
 
 
-def test_frames_that_are_passed_have_the_format_that_is_asked_for() -> None:
+def test_frames_passed_through_have_the_output_format() -> None:
     clip = moving_clip(way(range(0)))
     chosen = restore_with(clip, MixingRestorer(scale=1), skip=True, output_format=vs.RGB24)
     frame = chosen.get_frame(20)

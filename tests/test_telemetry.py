@@ -1,4 +1,4 @@
-"""Shutter times that the camera recorded, set against the frames."""
+"""Shutter times that the camera recorded, matched with the frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vsfmanet.exposures.cameras import TrackReader
 from vsfmanet.exposures.telemetry import Telemetry, read_telemetry
 
 RAMP = [(0.2 + 0.01 * n) / RATE for n in range(FRAMES)]
-"""Shutter times that tell which frame they belong to."""
+"""Shutter times, different for each frame."""
 
 
 def read(path: Path, packets: list[Recorded], times: list[float] | None = None) -> Telemetry:
@@ -82,21 +82,21 @@ def test_telemetry_that_ends_early_leaves_the_other_frames_open(tmp_path: Path) 
     assert "has a shutter time for 30 of 60 frames" in str(telemetry.notice)
 
 
-def test_telemetry_for_another_number_of_frames_is_not_used_and_says_so(tmp_path: Path) -> None:
+def test_telemetry_for_another_number_of_frames_is_not_used_and_the_notice_names_both(tmp_path: Path) -> None:
     path = write_gopro(tmp_path / "clip.mp4", evenly(RAMP))
     telemetry = read_telemetry(path, num_frames=FRAMES - 1)
     assert telemetry.exposures == ()
     assert "is for 60 frames, but the clip has 59 (call vsfmanet.exposure on the whole clip" in str(telemetry.notice)
 
 
-def test_telemetry_of_a_time_lapse_is_not_used_and_says_so(tmp_path: Path) -> None:
+def test_telemetry_of_a_time_lapse_is_not_used_and_the_notice_names_it(tmp_path: Path) -> None:
     fast = [Recorded(shutter=[0.01] * 30, start=float(k), clock=10.0 * k) for k in range(2)]
     telemetry = read(tmp_path, fast)
     assert telemetry.exposures == ()
     assert "was taken over 10.0 s that are shown in 1.0 s, as in a time lapse" in str(telemetry.notice)
 
 
-def test_shutter_times_longer_than_a_frame_are_not_used_and_say_so(tmp_path: Path) -> None:
+def test_shutter_times_longer_than_a_frame_are_not_used_and_the_notice_names_them(tmp_path: Path) -> None:
     telemetry = read(tmp_path, evenly([0.01] * 40 + [0.05] * 20))
     assert telemetry.exposures == ()
     assert "has shutter times longer than a frame" in str(telemetry.notice)
@@ -106,7 +106,7 @@ def test_a_shutter_time_rounded_above_the_frame_is_a_full_exposure(tmp_path: Pat
     assert known(read(tmp_path, evenly([0.0335] * FRAMES))) == [1.0] * FRAMES
 
 
-def test_a_scale_that_is_not_expected_is_not_guessed_at(tmp_path: Path) -> None:
+def test_an_unexpected_scale_is_not_guessed(tmp_path: Path) -> None:
     assert read(tmp_path, [Recorded(shutter=[5.0] * 30, scale=1000)]) == Telemetry()
 
 
@@ -116,7 +116,7 @@ def test_a_file_without_telemetry_or_of_another_kind_has_none(tmp_path: Path) ->
     assert read_telemetry(tmp_path / "words.mkv", num_frames=3) == Telemetry()
 
 
-def test_a_broken_packet_of_telemetry_is_read_as_far_as_it_makes_sense() -> None:
+def test_a_packet_that_is_cut_off_has_no_shutter_times() -> None:
     data, reader = payload(Recorded(shutter=RAMP)), TrackReader(is_dji=False)
     for end in range(len(data)):
         assert reader.read(data[:end], 0.0, 1.0) is None

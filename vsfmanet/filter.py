@@ -6,7 +6,6 @@ frame. Building a filter asks for none either: mpv and FFmpeg cannot deliver fra
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -280,21 +279,11 @@ def _check_is_clip(clip: object) -> None:
 
 @contextmanager
 def _border(function: str) -> Iterator[None]:
-    """Raise errors of vsfmanet as `vs.Error` with the function's name, and forward its warnings to VapourSynth."""
-    logger = logging.getLogger("vsfmanet")
-    if not any(isinstance(handler, _MessageLog) for handler in logger.handlers):
-        logger.addHandler(_MessageLog(logging.WARNING))
+    """Raise errors of vsfmanet as `vs.Error`, with the function's name.
+
+    Warnings need no border: in a script that a host runs, VapourSynth passes Python's log on to its message log.
+    """
     try:
         yield
     except VsfmanetError as error:
         raise vs.Error(f"{function}: {error}") from error
-
-
-class _MessageLog(logging.Handler):
-    """Forwards warnings to VapourSynth's message log, unless another handler in Python takes them."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        logger, root = logging.getLogger("vsfmanet"), logging.getLogger()
-        others = [*logger.handlers, *(root.handlers if logger.propagate else ())]
-        if others == [self]:
-            vs.core.log_message(vs.MESSAGE_TYPE_WARNING, f"vsfmanet: {record.getMessage()}")

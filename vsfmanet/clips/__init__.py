@@ -1,7 +1,7 @@
-"""A frame carries what is known of it: one node finds each fact and writes it as properties, later nodes read them.
+"""The VapourSynth side: each fact about a frame is found by one node, written as properties, and read by later nodes.
 
-`vsfmanet.restore` chains these nodes; frame n of each depends on frames near n of the clip alone, so the order of
-requests changes nothing, and no node asks for a frame in its callback or while it is being built:
+`vsfmanet.restore` chains the nodes below. Frame n of each depends on frames near n of the clip alone, so the order of
+requests has no effect, and none requests a frame in its callback or while it is being built.
 
     colour      checks the frame; writes `_Matrix`, `_Range` and `_ChromaLocation`
     scenes      whether the frame starts a scene, as `FMANetSceneStart`

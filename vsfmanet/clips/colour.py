@@ -403,14 +403,14 @@ def _warnings(props: Mapping[str, object], n: int, clip: vs.VideoNode) -> Iterat
     if clip.format.color_family == vs.YUV and _tag(props, "_Matrix", n, default=_UNSPECIFIED) == _UNSPECIFIED:
         matrix = vs.MatrixCoefficients(_colour_tags(props, n, clip)["_Matrix"])
         yield (
-            f"the clip has no matrix tag; taking {matrix.name} for {clip.width}x{clip.height}. "
+            f"the clip has no matrix tag; vsfmanet takes {matrix.name} for {clip.width}x{clip.height}. "
             "If that is wrong, set _Matrix with std.SetFrameProps before"
         )
     transfer = _HDR_TRANSFERS.get(_tag(props, "_Transfer", n, default=_UNSPECIFIED))
     if transfer is not None:
         yield (
-            f"the clip's transfer is {transfer}; its code values are restored without conversion and keep their tag, "
-            "but the networks were trained on SDR"
+            f"the clip's transfer is {transfer}; vsfmanet restores its code values without conversion and keeps the "
+            "tag, but its networks were trained on SDR"
         )
 
 

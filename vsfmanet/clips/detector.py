@@ -1,4 +1,4 @@
-"""Where scenes start: the standard properties, or a detector of our own. Knows no VapourSynth.
+"""Where scenes start: from the standard properties, or by a detector on thumbnails. Imports no VapourSynth.
 
 Whether a scene starts at frame n depends on frames n-3 ... n+2 alone, so it is the same in any order of requests.
 """
@@ -12,51 +12,51 @@ from numpy.typing import NDArray
 
 THUMBNAIL_WIDTH = 64
 THUMBNAIL_HEIGHT = 36
-"""The detector compares pictures of this size: small enough to forgive grain and motion inside the picture."""
+"""Size of the thumbnails that are compared; too small for grain, and for motion within the picture, to count."""
 
 REACH_BACK = 3
 REACH_AHEAD = 2
-"""Frames before and after a frame that the detector looks at."""
+"""Frames before and after a frame that the detector uses."""
 
 DEFAULT_THRESHOLD = 0.06
-"""Mean absolute difference of luma, of [0, 1], from which on two frames can belong to different scenes."""
+"""Smallest mean absolute difference of luma, in [0, 1], between frames of different scenes."""
 
 _PROMINENCE = 3.0
-"""How far a cut stands above the mean difference of the frames around it. A pan, however fast, does not."""
+"""Least ratio of the difference at a cut to the mean difference around it. A pan stays below, at any speed."""
 
 Thumbnail = NDArray[np.float32]
 
 
 def tagged_start(props: Mapping[str, object], previous: Mapping[str, object]) -> bool | None:
-    """Whether the standard properties say that a scene starts.
+    """Whether a frame starts a scene, by the standard properties.
 
     Args:
-        props: properties of a frame; `_SceneChangePrev` says whether it starts a scene.
-        previous: properties of the frame before it; `_SceneChangeNext` says whether that one ends a scene.
+        props: Properties of the frame; `_SceneChangePrev` is 1 if it starts a scene.
+        previous: Properties of the frame before it; `_SceneChangeNext` is 1 if that one ends a scene.
 
     Returns:
-        True if either says so, False if one speaks and none says so, None if neither is there.
+        True if either is set to 1, False if neither is but one is there, None if neither is there.
     """
-    said = [props.get("_SceneChangePrev"), previous.get("_SceneChangeNext")]
-    flags = [bool(flag) for flag in said if flag is not None]
+    tags = [props.get("_SceneChangePrev"), previous.get("_SceneChangeNext")]
+    flags = [bool(tag) for tag in tags if tag is not None]
     return any(flags) if flags else None
 
 
 def detected_start(around: Sequence[Thumbnail | None], threshold: float = DEFAULT_THRESHOLD) -> bool:
-    """Whether the pictures say that a scene starts at frame n.
+    """Whether frame n starts a scene, by its thumbnail and those around it.
 
     Three things must hold. The frame differs from the one before. The difference stands out among those of the two
     frames on either side, so pans, fades and dissolves do not count. And the frames on both sides of n-1 and of n
     differ as well, so a flash of one frame does not count, while a scene of one frame does.
 
     Args:
-        around: luma thumbnails of frames n-3 ... n+2, (36, 64) in [0, 1]; None outside the clip.
-        threshold: mean absolute difference that counts, in (0, 1].
+        around: Luma thumbnails of frames n-3 ... n+2, (36, 64) in [0, 1]; None outside the clip.
+        threshold: Mean absolute difference of two frames from which they differ, in (0, 1].
     """
     assert len(around) == REACH_BACK + 1 + REACH_AHEAD
 
     def difference(first: int, second: int) -> float | None:
-        """Mean absolute difference of two frames, by their distance from n; None if one is outside the clip."""
+        """Mean absolute difference of two frames, given as offsets from n; None if one is outside the clip."""
         a, b = around[first + REACH_BACK], around[second + REACH_BACK]
         return None if a is None or b is None else float(np.abs(a - b).mean())
 

@@ -32,7 +32,7 @@ def read_rgb(frame: vs.VideoFrame, n: int) -> Tensor:
 def read_clamped(frame: vs.VideoFrame, n: int) -> Tensor:
     """Copy an RGBS frame to a batch of one, (1, 3, H, W) RGB in [0, 1]; see `read_rgb`."""
     rgb = read_rgb(frame, n)
-    np.clip(rgb, 0, 1, out=rgb.numpy())  # by numpy, see `Worker`
+    np.clip(rgb.numpy(), 0, 1, out=rgb.numpy())  # by numpy, see `Worker`
     return rgb[None]
 
 

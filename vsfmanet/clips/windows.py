@@ -1,4 +1,4 @@
-"""Packed segments: frames in windows to the restorer, and restored frames out, each run of the network once.
+"""Packed segments: each run of the restorer reads one window of frames and returns the frames of one segment.
 
 Frame k of one node, the host, is segment k. VapourSynth gathers the segment's window through one clip for each place
 in the window (a slot), and the restored frames travel as properties of the host's frame.
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 def restore_windows(
     source: vs.VideoNode, restorers: Sequence[FrameRestorer], grid: SegmentGrid, target: vs.VideoFormat
 ) -> vs.VideoNode:
-    """Restore a clip, whose frames carry what is known of them; see `vsfmanet.clips`.
+    """Restore a clip window by window; see `vsfmanet.clips` for the properties that its frames carry.
 
     Args:
         source: Clip with colour tagged, scenes marked, and exposures where they are known.
@@ -176,7 +176,9 @@ class _SegmentRun:
         if self._exact is None:
             self._exact = self._restorer.exact()
             if self._exact is not None:
-                _log.warning("NaN or infinity in frame %d; it and later frames like it are computed again in fp32", n)
+                _log.warning(
+                    "NaN or infinity in frame %d; vsfmanet computes it and later frames like it again in fp32", n
+                )
                 weakref.finalize(self, self._exact.close)
         if self._exact is not None:
             [restored] = self._exact.restore(window, n, n + 1, window.encode)

@@ -43,8 +43,8 @@ _DJI_SHUTTER_FIELDS = {
 }
 """Number of the field that holds the shutter time, by product; in other products it holds the aperture."""
 
-_SPOKEN = re.compile(r"\b(?:shutter\s*:\s*|SS\s+)(1/)?(\d+(?:\.\d+)?)", re.IGNORECASE)
-"""`[shutter : 1/120.0]`, `Shutter:120` and `SS 120.5` all mean a 120th of a second, as drones of several years say."""
+_SHUTTER = re.compile(r"\b(?:shutter\s*:\s*|SS\s+)(1/)?(\d+(?:\.\d+)?)", re.IGNORECASE)
+"""Shutter times as drones of several years write them: `[shutter : 1/120.0]`, `Shutter:120`, `SS 120.5`, in 1/s."""
 
 _TIME = r"(\d{1,3}):(\d\d):(\d\d)[,.](\d{3})"
 _CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}", re.ASCII)
@@ -54,7 +54,7 @@ _INSTA_MAGIC = b"8db42d694ccc418790edff439fe026bf"
 _INSTA_FOOTER = 72
 _INSTA_INFO, _INSTA_EXPOSURE = 1, 4
 _INSTA_FIRST_FRAME = 24
-_INSTA_MAX_RECORDS, _INSTA_MAX_BYTES = 256, 1 << 28  # of those read; files have some ten records
+_INSTA_MAX_RECORDS, _INSTA_MAX_BYTES = 256, 1 << 28  # limits for foreign files; real ones have about ten records
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +121,7 @@ def read_text(text: str, start: float, duration: float) -> Packet | None:
         start: Of the subtitle, in seconds.
         duration: Of the subtitle, in seconds.
     """
-    found = _SPOKEN.search(text)
+    found = _SHUTTER.search(text)
     number = float(found[2]) if found else 0.0
     return Packet(start=start, duration=duration, shutter=[1 / number]) if number > 0 else None
 
