@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import re
@@ -15,7 +16,9 @@ import av
 import pytest
 
 import vsfmanet
+from vsfmanet.jobs.job import STALL_LIMIT, RestoreJob
 from vsfmanet.media.encode import find_ffmpeg
+from vsfmanet.settings import RestoreSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*.md"), ROOT / "tests" / "FAULTS.md"])
@@ -121,6 +124,18 @@ def test_every_option_of_restore_is_documented_and_what_batch_and_cluster_add() 
     added |= {option for engine in ENGINES for option in options_of("cluster", engine)} - options_of("restore")
     assert added <= documented(archive)
     assert options_of("probe") | options_of("verify") <= documented(restore) | {"--help"}
+
+
+def test_the_defaults_of_options_are_those_of_their_fields() -> None:
+    fields = [*dataclasses.fields(RestoreSettings), *dataclasses.fields(RestoreJob)]
+    defaults = {f"--{field.name.replace('_', '-')}": field.default for field in fields}
+    defaults |= {"--stall-limit": STALL_LIMIT, "--progress": "auto", "--json": False}
+    words = {"None": None, "": None, "False": "off", "True": "copied"}  # None: described in other words
+    for row in table_rows(section("docs/restore.md", "Options")):
+        for option in OPTION.findall(row[0]):
+            default = defaults[option.replace("--no-", "--")]
+            shown = f"{default:g}" if isinstance(default, float) else str(default)
+            assert words.get(shown, shown) in (None, row[1].strip("`")), option
 
 
 @pytest.mark.parametrize("name", [name for name in vsfmanet.__all__ if name != "__version__"])
