@@ -31,9 +31,9 @@ def _quick_garbage_collection() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def _restore_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let stand-ins reach the job of `vsfmanet restore`; tests of its guard start processes of their own."""
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the job of `vsfmanet restore` in this process, unsupervised, so that stand-ins for the network reach it."""
     monkeypatch.setattr(restore, "_guarded", restore._here)
 
 

@@ -29,6 +29,8 @@ from vsfmanet.jobs.progress import Report
 from vsfmanet.media import clip as clips
 from vsfmanet.settings import RestoreSettings
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 FAST = "--encoder-args=-preset ultrafast"
 COLOUR = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"

@@ -13,6 +13,8 @@ from tests.films import FFMPEG, H264, ffmpeg, nothing_but, picture, restore
 from vsfmanet.errors import ConfigError
 from vsfmanet.media.encoder_args import OF_FILES, WITHOUT_VALUE, parse_encoder_args
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 
 @pytest.mark.parametrize("words", ["{}", "-crf 20 {}", "-an {}", "-shortest {}", "-nostdin {}", "-y {}", "-f null {}"])
 def test_a_stray_word_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str) -> None:

@@ -23,6 +23,8 @@ from vsfmanet.media.encode import EncodePlan, command
 from vsfmanet.media.source import inspect
 from vsfmanet.media.thumbnails import frame_planes
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 CASES = Path(__file__).with_name("cases")
 
 

@@ -38,6 +38,8 @@ from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.verify import Needed, verify
 from vsfmanet.settings import RestoreSettings
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 ROOT = Path(__file__).parents[1]
 
 RAW = "--encoder-args=-c:v rawvideo"

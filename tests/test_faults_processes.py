@@ -29,7 +29,10 @@ from vsfmanet.settings import RestoreSettings
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+    pytest.mark.usefixtures("in_this_process"),
+]
 
 JOB = """
 import os, signal, sys, time

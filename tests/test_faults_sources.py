@@ -47,6 +47,8 @@ from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import inspect
 from vsfmanet.settings import RestoreSettings
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="uses what only Linux has")
 
 

@@ -16,6 +16,8 @@ from vsfmanet.errors import FormatError
 from vsfmanet.media import clip as clips
 from vsfmanet.settings import RestoreSettings
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:

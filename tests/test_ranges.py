@@ -27,6 +27,8 @@ from vsfmanet.media import clip as clips
 from vsfmanet.media.encode import find_ffmpeg
 from vsfmanet.settings import RestoreSettings
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 LOSSLESS = "-c:v ffv1"
 QUICK = "-preset veryfast"

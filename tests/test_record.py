@@ -26,6 +26,8 @@ from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
 from vsfmanet.settings import RestoreSettings
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 FAST = "--encoder-args=-preset ultrafast"
 
 

@@ -16,6 +16,8 @@ from vsfmanet.media import encode
 from vsfmanet.media.encode import EncodePlan, choose_encoder, likeness
 from vsfmanet.media.thumbnails import BOUNDS, ThumbnailWriter, difference, read_thumbnails, thumbnail
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 CODINGS = {
     "default": FAST,
     "lossless": LOSSLESS,
