@@ -26,9 +26,11 @@ COMMANDS = ("restore", "batch", "cluster", "verify", "probe", "models", "doctor"
 ENGINES = ("ray", "slurm", "kubernetes", "run")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
+VSPIPE = {"--requests", "--timecodes"}
 OTHERS = {
-    *("--requests", "--timecodes"),  # of vspipe
+    *VSPIPE,
     *("--hwdec", "--vf"),  # of mpv
+    *("--help", "--nproc-per-node", "--threads"),  # of any command, torchrun, scripts/benchmark.py
     "--requeue",  # of Slurm
     *("--clip", "--no-sharp", "--crop", "--out"),  # of scripts/make_picture.py
 }
@@ -104,6 +106,12 @@ def test_every_option_in_the_documentation_exists(page: str) -> None:
     own = {"--help", *(option for command in COMMANDS for option in options_of(command))}
     own |= {option for engine in ENGINES for option in options_of("cluster", engine)}
     assert set(OPTION.findall(text_of(page))) - own <= OTHERS
+
+
+def test_the_options_of_vspipe_exist() -> None:
+    program = Path(sys.executable).with_name("vspipe")
+    run = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    assert set(OPTION.findall(run.stdout + run.stderr)) >= VSPIPE | {"--json", "--arg"}
 
 
 @pytest.mark.parametrize("command", ["vsfmanet restore", "vsfmanet batch", "vsfmanet probe", "vsfmanet verify"])
@@ -247,3 +255,17 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> 
             assert (stream.width, stream.height) == (192, 128), name
             assert sum(1 for _ in container.decode(stream)) == frames, name
             assert len(container.streams.audio) == 1, name
+
+
+def test_the_commands_and_options_of_training_exist() -> None:
+    """By the text of the code: to import each command takes seconds."""
+    code = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("training/**/*.py"))
+    pages = [ROOT / "docs" / "training.md", ROOT / "docs" / "benchmarks.md", *ROOT.glob("models/*.md")]
+    for page in pages:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for module in re.findall(r"\btraining\.(\w+)", text):
+            assert (ROOT / "training" / f"{module}.py").is_file(), f"{page.name}: training.{module}"
+        commands = re.findall(r"(?:python -m training\.\w+|\$train) ([^\n`]*)", text) + re.findall(r"`(--[^`]*)`", text)
+        for option in {option for command in commands for option in OPTION.findall(command)} - OTHERS:
+            field = option.removeprefix("--").replace("-", "_")
+            assert re.search(rf'"{option}"|"{field}"|\b{field}:', code), f"{page.name}: {option}"
