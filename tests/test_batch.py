@@ -25,7 +25,7 @@ import pytest
 from tests.batch_stub import content, stand_in, stub_recipe
 from tests.films import H264, ffmpeg, picture, sound
 from vsfmanet.cli import main
-from vsfmanet.jobs import batch, journal, pictures, progress, runner, supervise
+from vsfmanet.jobs import batch, journal, page, progress, runner, supervise
 from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.journal import open_journal
 from vsfmanet.jobs.paths import Selection, survey
@@ -110,9 +110,9 @@ def test_one_bad_file_does_not_stop_the_others(sources: Path, made: Path, capsys
     assert last_line(capsys) == f"done 3, refused 1, damaged 1, failed 1, left 0; report: {report}"
     assert outputs(made) == ["4 ok.mkv", "5 flood.mkv", "deeper/1 ok.mkv"]
     assert (made / "4 ok.mkv").read_text() == content(paths[3])
-    page = report.read_text()
-    assert "1 refused.mkv: refused; mend it" in page
-    assert page.index("3 bug.mkv") < page.index("2 damaged.mkv") < page.index("4 ok.mkv")  # what needs a look is first
+    html = report.read_text()
+    assert "1 refused.mkv: refused; mend it" in html
+    assert html.index("3 bug.mkv") < html.index("2 damaged.mkv") < html.index("4 ok.mkv")  # what needs a look is first
 
 
 def test_case_34_sources_of_one_name_are_all_restored_and_what_cannot_be_is_refused_alone(
@@ -425,9 +425,9 @@ def test_a_picture_shows_one_moment_before_and_after(tmp_path: Path) -> None:
     fading = ["-vf", "fade=out:d=1.5:st=0.2", *H264]  # so that other moments have another brightness
     ffmpeg(*picture(2, size="128x96"), *sound(3), *fading, "-c:a", "aac", "-output_ts_offset", "1.5", film)
     ffmpeg("-i", film, "-c", "copy", made)  # Matroska says how long all of it is, MP4 how long each track is
-    with av.open(io.BytesIO(pictures.before_and_after(film, made)), "r") as container:
+    with av.open(io.BytesIO(page.before_and_after(film, made)), "r") as container:
         shown = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
-    before, after = shown[:, :128], shown[:, 128 + pictures.GAP :]
+    before, after = shown[:, :128], shown[:, 128 + page.GAP :]
     assert before.std() > 10
     assert abs(before.mean() - after.mean()) < 0.5
 
@@ -601,11 +601,11 @@ def test_real_files_are_restored_and_bad_ones_named(
     said = capsys.readouterr().err
     assert "done 1, refused 1, damaged 1, failed 0, left 0" in said.splitlines()[-1]
     assert outputs(made) == ["film.mkv"]
-    page = (made / batch.REPORT).read_text()
-    [picture] = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    html = (made / batch.REPORT).read_text()
+    [picture] = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
     with av.open(io.BytesIO(base64.b64decode(picture)), "r") as container:
         frame = next(container.decode(video=0))
-        assert (frame.width, frame.height) == (2 * 256 + pictures.GAP, 180)  # the output has 256x192
+        assert (frame.width, frame.height) == (2 * 256 + page.GAP, 180)  # the output has 256x192
     assert check_against_record(made / "film.mkv").frames == 25
     assert main(["verify", str(made / "film.mkv"), "--source", str(sources / "film.mkv")]) == 0
     assert os.listdir(made / batch.FOLDER) == ["journal.sqlite3", "journal.sqlite3.lock"]

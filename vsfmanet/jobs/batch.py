@@ -19,11 +19,10 @@ from vsfmanet.jobs.estimate import measure_speed, output_bytes
 from vsfmanet.jobs.files import pending_records, record_path, remove_work, sweep
 from vsfmanet.jobs.job import BatchOptions
 from vsfmanet.jobs.journal import Journal, Row, open_journal
+from vsfmanet.jobs.page import before_and_after, tally, write_page
 from vsfmanet.jobs.paths import Pairing, Survey, survey
-from vsfmanet.jobs.pictures import before_and_after
 from vsfmanet.jobs.progress import Report, clock, frames_state
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key
-from vsfmanet.jobs.report import tally, write_report
 from vsfmanet.jobs.runner import recipe
 from vsfmanet.jobs.supervise import MACHINE, Event, Outcome, Stop, Verdict
 from vsfmanet.media.demux import main_track, open_container
@@ -309,7 +308,7 @@ class Batch:
         rows = list(self._rows.values())
         path = self._options.out_folder / self._options.own(REPORT)
         try:
-            write_report(path, rows, title=f"{self._options.in_folder} restored")
+            write_page(path, rows, title=f"{self._options.in_folder} restored")
             where = f"report: {path}"
         except OSError as error:
             where = f"the report could not be written ({error})"

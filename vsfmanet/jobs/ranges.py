@@ -164,6 +164,7 @@ class Ranges:
         with report.begin("restoring", total, done=total - len(missing)) as progress:
             frame: vs.VideoFrame | None = next(shown)
             assert frame is not None
+            report.phase("encoding")
             if not self._found:
                 write_whole(self._work / COLOUR, json.dumps(asdict(clips.colour(frame))))
 

@@ -465,6 +465,7 @@ def _encode(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scr
     frames = clips.read_frames(plan.source, restored, ahead=plan.ahead)
     with report.begin("restoring", len(plan.timestamps)) as progress:
         first = next(frames)
+        report.phase("encoding")
         plan = replace(plan, colour=clips.colour(first))  # how the filter wants the samples to be read
         line = command(plan, covers=folder)
         with Encoder(line, plan, launch=scratch.launch, thumbnails=folder / THUMBNAILS) as encoder:
