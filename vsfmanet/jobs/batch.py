@@ -1,4 +1,4 @@
-"""A folder restored into another, file by file, each in a process of its own, with a journal that survives any kill."""
+"""Restores all films of a folder, one after the other, each in a process of its own, and keeps a journal of them."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.encode import choose_encoder
 
 FOLDER = ".vsfmanet"
-"""Inside OUT_DIR, for the journal and for lists of jobs."""
+"""Folder in OUT_DIR for the journal and for lists of jobs."""
 
 REPORT = "vsfmanet-report.html"
 
 JOURNAL = "journal.sqlite3"
 
 TRIES = 3
-"""Attempts that may fail by a job's own fault before it is quarantined."""
+"""Failed attempts after which a job is quarantined."""
 
 PRECEDENCE = (1, 2, 4, 5, 8, 7, 6, 3)
-"""Exit codes of a batch: the first that is among those of its jobs."""
+"""Exit code of a batch: the first of these that one of its jobs has."""
 
 STATES: dict[Verdict, str] = {"refused": "refused", "damaged": "damaged", "machine": "failed", "busy": "new"}
-"""State of a job after an attempt that does not count against it."""
+"""States after an attempt that does not count as failed."""
 
 PICTURES = 500
-"""Jobs with a picture in the report, at most: it must still open."""
+"""Most pictures in the report, which a browser must be able to open."""
 
 
 def dry_run(options: BatchOptions, report: Report) -> None:
-    """Tell what would be done, with frames and sizes as the headers of the sources have it, and how long it would take.
+    """Report what a batch would do and how long it would take, by the headers of the sources.
 
     Args:
-        options: What is asked.
-        report: Where it goes.
+        options: The batch.
+        report: Receives the lines.
 
     Raises:
         ConfigError: The batch could not start.
         WeightsError: The model cannot be used.
         DeviceError: There is no such device.
     """
-    jobs = plan(options, report)
+    jobs = find_jobs(options, report)
     scale = model_scale(options.template.settings.model)
     encoder = choose_encoder(options.template.encoder_args, "yuv420p", options.selection.suffix)
     frames = pixels = size = 0
@@ -85,11 +85,11 @@ def dry_run(options: BatchOptions, report: Report) -> None:
 
 
 class Batch:
-    """A run of a batch.
+    """Runs a batch.
 
     Args:
-        options: What is asked.
-        report: Where progress goes.
+        options: The batch.
+        report: Receives messages and progress.
     """
 
     def __init__(self, options: BatchOptions, report: Report) -> None:
@@ -104,7 +104,7 @@ class Batch:
         self._journal = (options.journal or options.out_folder / FOLDER / options.own(JOURNAL)).absolute()
 
     def run(self) -> int:
-        """Do every job that is not done.
+        """Run every job that is not done.
 
         Returns:
             The exit code.
@@ -134,7 +134,7 @@ class Batch:
         return next((code for code in PRECEDENCE if code in codes), 0)
 
     def stop(self) -> None:
-        """End the running job and tell how far the batch is; may be called from any thread, at any time."""
+        """End the running job and write the report. May be called from any thread, at any time."""
         self._stopped = True
         self._stop()
         self._report.close()
@@ -142,7 +142,7 @@ class Batch:
             self._conclude()
 
     def _run_all(self, journal: Journal) -> int | None:
-        """Do what is left; returns the exit code of a fault of the machine that ended it early."""
+        """Run the jobs that are left; return the exit code of a fault of the machine that stopped the batch."""
         queue = deque(self._waiting())
         total = len(queue)
         self._report.note(f"{total} of {len(self._rows)} jobs to do")
@@ -150,7 +150,7 @@ class Batch:
             return self._work_off(journal, queue)
 
     def _work_off(self, journal: Journal, queue: deque[int]) -> int | None:
-        """`_run_all`, with a queue of rows."""
+        """Run a queue of jobs; see `_run_all`."""
         total = len(queue)
         waiting = sum(self._rows[number].job.size for number in queue)
         while queue:
@@ -161,7 +161,7 @@ class Batch:
             hear = partial(self._hear, row=row, number=number, total=total, started=started, waiting=waiting)
             earlier = row.attempts
             row = self._rows[row.id] = journal.save(self._attempt(journal, row, hear))
-            if row.state == "done" and row.attempts > earlier:  # not found ready-made
+            if row.state == "done" and row.attempts > earlier:  # otherwise its output was there
                 self._finished.add(row.job.size, time.monotonic() - started)
             self._add_picture(journal, row)
             place = f"[{number}/{total}] {row.job.source}"
@@ -178,7 +178,7 @@ class Batch:
         return None
 
     def _waiting(self) -> list[int]:
-        """Jobs to do, those that have failed before last: they must not keep the others from being done."""
+        """Pending jobs; previously failed ones last, so that they do not keep the others waiting."""
         states = ["new", "failed"] + (["refused", "damaged", "quarantined"] if self._options.retry else [])
         for row in self._rows.values():
             if row.state == "done" and not self._is_still_done(row):
@@ -190,7 +190,7 @@ class Batch:
         return [row.id for row in sorted(waiting, key=lambda row: states.index(row.state))]
 
     def _is_still_done(self, row: Row) -> bool:
-        """Whether an output is there, by its size, or by all of its bytes where that is asked for."""
+        """Whether an output is unchanged, by its size, or with `recheck` by its bytes."""
         target = row.job.target
         if self._options.recheck:
             return self._find_done(row) is not None
@@ -200,18 +200,18 @@ class Batch:
             return False
 
     def _find_done(self, row: Row) -> Record | None:
-        """The record of a row's output, if it is finished and intact."""
+        """Record of a row's output, if it is done and intact."""
         try:
             return find_done(row.job.target, lambda: self._key(row)) if row.job.target.is_file() else None
-        except OSError:  # the source or the output cannot be read: the job will say so
+        except OSError:  # the source or the output cannot be read: the job will report that
             return None
 
     def _key(self, row: Row) -> str:
-        """Of a row's job."""
+        """`job_key` of a row's job."""
         return job_key(Fingerprint.of(row.job.source), self._recipe)
 
     def _hear(self, event: Event | bytes, *, row: Row, number: int, total: int, started: float, waiting: int) -> None:
-        """Pass the warnings of a running job on, and show how far it is."""
+        """Pass the warnings of the running job on, and show its progress."""
         if isinstance(event, bytes):
             return
         if event["event"] == "warning":
@@ -220,7 +220,7 @@ class Batch:
             self._show(event, row=row, number=number, total=total, started=started, waiting=waiting)
 
     def _show(self, event: Event, *, row: Row, number: int, total: int, started: float, waiting: int) -> None:
-        """Show how far the running job is, and all of them: the others are taken to need as long for a byte."""
+        """Show the progress of the running job and of the batch; other jobs are assumed to take as long per byte."""
         step, done, job_total = event["step"], event["done"], event["total"]
         speed, job_left = event.get("speed"), event.get("seconds_left")
         state = (
@@ -240,18 +240,18 @@ class Batch:
         self._report.show(state, round(number - 1 + part, 4), fields)
 
     def _add_picture(self, journal: Journal, row: Row) -> None:
-        """Give a row that is done a picture for the report. The row is stored before: its job is done in any case."""
+        """Add a picture for the report to a done row, which has been stored: the job is done even without one."""
         if row.state == "done" and not row.picture and self._pictures < PICTURES:
             self._pictures += 1
             picture = before_and_after(row.job.source, row.job.target)
             self._rows[row.id] = journal.save(replace(row, picture=picture))
 
     def _attempt(self, journal: Journal, row: Row, hear: Callable[[Event | bytes], None]) -> Row:
-        """Do one job, unless its output is there already; returns its row as it is then."""
+        """Run one job, unless its output is there already; return its new row."""
         record = self._find_done(row)
         if record is not None:
             if row.attempts:
-                sweep(row.job.target)  # of the run that was killed before it could say that it was done
+                sweep(row.job.target)  # of a run that was killed before it stored that the job is done
                 remove_work(row.job.target)
             return _done(row, record, seconds=0)
         try:
@@ -263,7 +263,9 @@ class Batch:
             self._options.template,
             source=row.job.source,
             target=row.job.target,
-            overwrite=os.path.lexists(row.job.target),  # ours, of other settings, or damaged: it is kept aside
+            overwrite=os.path.lexists(
+                row.job.target
+            ),  # one of ours, of other settings or damaged; it is kept as `.old1`
         )
         started = time.monotonic()
         try:
@@ -286,10 +288,10 @@ class Batch:
             return False
 
     def _prepare(self, folder: Path) -> None:
-        """Make the folder of an output, and keep the disk from filling up.
+        """Create the folder of an output, and check the free space.
 
         Raises:
-            OutputError: They cannot be made, or too little is free.
+            OutputError: The folder cannot be created, or less than `reserve` is free.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -304,7 +306,7 @@ class Batch:
             )
 
     def _conclude(self) -> None:
-        """Write the report and the last line."""
+        """Write the report and the last line on the terminal."""
         rows = list(self._rows.values())
         path = self._options.out_folder / self._options.own(REPORT)
         try:
@@ -316,25 +318,25 @@ class Batch:
 
 
 class _Finished:
-    """What is known of the speed of a batch."""
+    """Speed of a batch so far."""
 
     def __init__(self) -> None:
         self._bytes = 0
         self._seconds = 0.0
 
     def add(self, size: int, seconds: float) -> None:
-        """A job is done."""
+        """Count a job that is done."""
         self._bytes += size
         self._seconds += seconds
 
     def seconds_left(self, *, running: int, running_left: float | None, spent: float, waiting: int) -> float | None:
-        """For the rest of a batch; None if nothing is known yet.
+        """Estimate the seconds for the rest of a batch; None if nothing is known yet.
 
         Args:
-            running: Bytes of the source of the running job.
-            running_left: Seconds that it will take, as it says itself; None if it does not.
-            spent: Seconds that it has taken.
-            waiting: Bytes of the sources of the jobs that wait.
+            running: Size of the running job's source, bytes.
+            running_left: Seconds that the running job still needs by its own estimate; None without one.
+            spent: Seconds that the running job has taken.
+            waiting: Size of the sources of the waiting jobs, bytes.
         """
         if self._bytes:
             rate = self._seconds / self._bytes
@@ -356,11 +358,11 @@ def model_scale(model: str) -> int:
     return load_model(model).scale
 
 
-def plan(options: BatchOptions, report: Report) -> Sequence[Pairing]:
-    """The jobs of a batch, whose outputs are not in anybody's way.
+def find_jobs(options: BatchOptions, report: Report) -> Sequence[Pairing]:
+    """Return the jobs of a batch.
 
     Raises:
-        ConfigError: There are none, or names or places cannot be used.
+        ConfigError: There are none, names or folders cannot be used, or files that are not ours have an output's name.
     """
     found = _surveyed(options, report)
     for job, why in found.refused:
@@ -370,10 +372,10 @@ def plan(options: BatchOptions, report: Report) -> Sequence[Pairing]:
 
 
 def _surveyed(options: BatchOptions, report: Report) -> Survey:
-    """What a batch would do.
+    """Survey the folders of a batch.
 
     Raises:
-        ConfigError: There are no jobs, or names or places cannot be used.
+        ConfigError: There are no jobs, or names or folders cannot be used.
     """
     found = survey(options.in_folder, options.out_folder, options.selection)
     for text in found.skipped:
@@ -387,7 +389,7 @@ def _surveyed(options: BatchOptions, report: Report) -> Survey:
 
 
 def _refused(job: Pairing, why: str, number: int) -> Row:
-    """A row for a source that is refused by its name; it is in no journal, as the name can be changed at any time."""
+    """Build a row for a source that is refused for its name; it is not stored, as names can change."""
     return Row(
         id=number,
         job=job,
@@ -404,10 +406,10 @@ def _refused(job: Pairing, why: str, number: int) -> Row:
 
 
 def _refuse(foreign: Sequence[Path]) -> None:
-    """Outputs that are there and were not made by us.
+    """Refuse to replace files that vsfmanet did not make.
 
     Raises:
-        ConfigError: There are some.
+        ConfigError: There are such files.
     """
     if foreign:
         lines = "".join(f"\n  {path}" for path in foreign)
@@ -418,12 +420,12 @@ def _refuse(foreign: Sequence[Path]) -> None:
 
 
 def _is_foreign(target: Path) -> bool:
-    """Whether something has the name of an output that was not made by us, as far as records tell."""
+    """Whether a file without a record has the name of an output."""
     return os.path.lexists(target) and not os.path.lexists(record_path(target)) and not pending_records(target)
 
 
 def _done(row: Row, record: Record, *, seconds: float) -> Row:
-    """A row whose output is there."""
+    """Build the row of a job whose output is there."""
     return replace(
         row,
         state="done",
@@ -437,7 +439,7 @@ def _done(row: Row, record: Record, *, seconds: float) -> Row:
 
 
 def _not_done(row: Row, outcome: Outcome) -> Row:
-    """A row whose attempt gave no result."""
+    """Build the row of a job whose attempt failed."""
     cause = outcome.cause or "the output is of another job; move it, or choose another OUT_DIR"
     if outcome.verdict in STATES:
         return replace(row, state=STATES[outcome.verdict], exit_code=outcome.code, cause=cause)
@@ -452,7 +454,7 @@ def _not_done(row: Row, outcome: Outcome) -> Row:
 
 
 def _estimate(source: Path) -> tuple[str, int, tuple[int, int]]:
-    """What a source's header says, in words; its frames; and the size of one."""
+    """Read a source's header: description, number of frames, width and height."""
     try:
         with open_container(source) as container:
             track = main_track(container)
@@ -467,6 +469,6 @@ def _estimate(source: Path) -> tuple[str, int, tuple[int, int]]:
 
 
 def _existing(folder: Path) -> Path:
-    """A folder, or the nearest one above it that exists."""
+    """The folder, or its nearest parent that exists."""
     parents: Iterable[Path] = (folder, *folder.absolute().parents)
     return next(parent for parent in parents if parent.exists())

@@ -1,4 +1,4 @@
-"""The jobs of a folder on several machines, by an engine that is there already: Ray, Slurm or Kubernetes.
+"""Restores all films of a folder on several machines, with Ray, Slurm or Kubernetes.
 
 An engine only decides where and when. Whatever it is, it calls one command, `vsfmanet cluster run LIST INDEX`, which
 does what a batch does with one job: a process of its own, a watchdog, three attempts. A job is done by the record
@@ -41,38 +41,38 @@ ARRAY = 1000
 """Tasks in one Slurm array: `MaxArraySize` is 1001 unless a site has raised it."""
 
 FINAL = (1, 2, 3, 6, 8)
-"""Exit codes of a job that another attempt, or another machine, would have too."""
+"""Exit codes that another attempt, or another machine, would have too."""
 
 FATAL = {2, 5, 8}
-"""Exit codes that every other job would have too: a node that does not fit, a full disk, weights."""
+"""Exit codes that every other job would have too: an unsuitable node, a full disk, missing weights."""
 
 TRANSIENT = {4, 7}
-"""Exit codes of a job that may do better elsewhere or later: a device that is lost, another attempt that lives."""
+"""Exit codes of a job that may succeed elsewhere or later: a lost device, another running attempt."""
 
 OLDEST_RAY = (2, 54)
-"""Release with the last of three holes closed by which others could run code (CVE-2026-27482)."""
+"""First release without three holes that let others run code; the last was CVE-2026-27482."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobList:
-    """All that the nodes must agree about; a file in OUT_DIR that they all read."""
+    """The jobs, and what all nodes must have in common. A file in OUT_DIR that they all read."""
 
     in_folder: str
-    """Absolute, the same on every node."""
+    """Absolute path of the sources, the same on every node."""
     out_folder: str
-    """Absolute, the same on every node."""
+    """Absolute path of the outputs, the same on every node."""
     template: RestoreJob
     """Options of every job; its source and target are not used."""
     weights_sha256: str
-    """Of the weights."""
+    """Sha256 of the weights."""
     recipe: str
     """`Recipe.digest` of the settings."""
     versions: Mapping[str, str]
-    """Of vsfmanet and of what takes part in computing pixels."""
+    """Versions of vsfmanet and of the packages that take part in computing pixels."""
     jobs: tuple[tuple[str, str], ...]
-    """Source and output of each."""
+    """Source and output of each job."""
     token: str
-    """A word that only a node that reads this file can know."""
+    """Random word that only a node that reads this file knows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,32 +80,32 @@ class JobEnd:
     """How one job ended, after all its attempts."""
 
     source: str
-    """Path."""
+    """Path of the source."""
     code: int
-    """Exit code, 0 for done and verified."""
+    """Exit code; 0 for done and verified."""
     cause: str
     """Why there is no result."""
     frames: int
-    """Of the output."""
+    """Frames of the output."""
     attempts: int
-    """That this call made; 0 if the output was there."""
+    """Number of attempts; 0 if the output was there."""
 
 
 def write_list(options: BatchOptions, report: Report) -> Path:
     """Check all names and write the list of jobs into OUT_DIR.
 
     Args:
-        options: What is asked, as for a batch.
-        report: Where notices go.
+        options: The folders and the options of every job.
+        report: Receives messages.
 
     Returns:
-        The file. The same jobs and settings have the same file again.
+        Path of the list. The same jobs and settings have the same list.
 
     Raises:
-        ConfigError: Names cannot be used, or files are in the way.
-        OutputError: It cannot be written.
+        ConfigError: Names cannot be used, or files that are not ours have an output's name.
+        OutputError: The list cannot be written.
     """
-    pairings = batch.plan(options, report)
+    pairings = batch.find_jobs(options, report)
     template = options.template
     content = {
         "in_folder": os.path.realpath(options.in_folder),
@@ -128,10 +128,10 @@ def write_list(options: BatchOptions, report: Report) -> Path:
 
 
 def read_list(path: Path) -> JobList:
-    """The list of jobs, on a node whose programs are those that it was made with.
+    """Read a list of jobs, and check that this node has the same programs, weights and folders.
 
     Raises:
-        ConfigError: It is not there, or the node has other programs, weights or folders.
+        ConfigError: The list cannot be read, or something on this node differs.
     """
     try:
         listed = from_json(
@@ -163,7 +163,7 @@ def read_list(path: Path) -> JobList:
 
 
 class OneJob:
-    """One job of a list.
+    """Runs one job of a list.
 
     Args:
         path: The list.
@@ -180,10 +180,10 @@ class OneJob:
         source, target = self._list.jobs[index]
         self._job = replace(self._list.template, source=Path(source), target=Path(target))
         self.stop = Stop()
-        """Ends the job; may be called from any thread, at any time."""
+        """Ends the job. May be called from any thread, at any time."""
 
     def run(self) -> JobEnd:
-        """Make the output, unless it is there: in up to three attempts, where a job crashes, hangs or is wrong."""
+        """Make the output, unless it is there; a job that crashes, hangs or fails verification has three attempts."""
         source, target = self._job.source, self._job.target
         end = JobEnd(source=str(source), code=6, cause="", frames=0, attempts=0)
         while True:
@@ -196,29 +196,29 @@ class OneJob:
                 target.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise OutputError(f"{target}: its folder must be writable, but {error}; mend it") from error
-            # What is there under the name is ours, as the list was made: of other settings, or damaged. It is kept.
+            # A file of this name is ours, or there were no list: of other settings, or damaged. It is kept as `.old1`.
             job = replace(self._job, overwrite=os.path.lexists(target))
             outcome = supervise.supervise(job, attempt=end.attempts + 1, stop=self.stop)
             cause = outcome.cause or "the output is of another job; move it, or choose another OUT_DIR"
             end = replace(end, code=outcome.code or 6, cause=cause, attempts=end.attempts + 1)
 
     def _find_done(self) -> Record | None:
-        """The record of the output, if it is finished and intact."""
+        """Record of the output, if it is done and intact."""
         try:
             return find_done(self._job.target, lambda: job_key(Fingerprint.of(self._job.source), self._list.recipe))
-        except OSError:  # the source or the output cannot be read: the job will say so
+        except OSError:  # the source or the output cannot be read: the job will report that
             return None
 
 
 def answer(path: Path) -> Mapping[str, str]:
-    """Show that this node reads the list, and writes where the outputs go, under the same paths as the others.
+    """Prove that this node can read the list and write to OUT_DIR, by writing the list's token to a new file.
 
     Returns:
-        Name of the node, the list's token, and the file in OUT_DIR that holds the token too.
+        Name of the node, the token, and the path of the file.
 
     Raises:
-        ConfigError: It has other programs, weights or folders.
-        OutputError: It cannot write there.
+        ConfigError: The node has other programs, weights or folders.
+        OutputError: The file cannot be written.
     """
     listed = read_list(path)
     canary = path.with_suffix(f".{secrets.token_hex(4)}.canary")
@@ -235,16 +235,16 @@ def answer(path: Path) -> Mapping[str, str]:
 
 
 def slurm_script(path: Path, *, at_once: int, gpus: int, cpus: int) -> str:
-    """A script for `sbatch` that does the jobs of a list.
+    """Build a script for `sbatch` that runs the jobs of a list.
 
     Args:
         path: The list.
-        at_once: Jobs that may run at one time.
-        gpus: For each job.
-        cpus: For each job.
+        at_once: Most jobs that run at one time.
+        gpus: GPUs for each job.
+        cpus: Processors for each job.
 
     Raises:
-        ConfigError: A path has a line break, after which Slurm would read options and the shell commands.
+        ConfigError: A path has a line break; what follows it would be read as options of Slurm or as a command.
     """
     count = len(read_list(path).jobs)
     command = [*supervise.PROGRAM, "cluster", "run", str(path)]
@@ -285,16 +285,16 @@ def slurm_script(path: Path, *, at_once: int, gpus: int, cpus: int) -> str:
 
 
 def kubernetes_manifest(path: Path, *, image: str, claim: str, mount: Path, at_once: int, gpus: int, cpus: int) -> str:
-    """An Indexed Job (Kubernetes 1.33 or newer) that does the jobs of a list, for `kubectl apply -f`.
+    """Build an Indexed Job (Kubernetes 1.33 or newer) that runs the jobs of a list, for `kubectl apply -f`.
 
     Args:
         path: The list.
-        image: A container with vsfmanet.
-        claim: The persistent volume claim with sources and outputs; many pods write to it.
-        mount: Where it is in the pods, and here.
-        at_once: Pods that may run at one time.
-        gpus: For each job.
-        cpus: For each job.
+        image: Container image with vsfmanet.
+        claim: Persistent volume claim with sources and outputs, to which many pods can write.
+        mount: Where the volume is mounted, here and in the pods.
+        at_once: Most pods that run at one time.
+        gpus: GPUs for each job.
+        cpus: Processors for each job.
 
     Raises:
         ConfigError: Sources or outputs are not below `mount`.
@@ -308,7 +308,7 @@ def kubernetes_manifest(path: Path, *, image: str, claim: str, mount: Path, at_o
             )
     name = "vsfmanet"
     volume = "films"
-    fail = {"containerName": name, "operator": "In", "values": list(FINAL)}  # another attempt would end alike
+    fail = {"containerName": name, "operator": "In", "values": list(FINAL)}  # another attempt would end the same way
     container = {
         "name": name,
         "image": image,
@@ -322,11 +322,11 @@ def kubernetes_manifest(path: Path, *, image: str, claim: str, mount: Path, at_o
         "parallelism": min(at_once, len(listed.jobs)),
         "backoffLimitPerIndex": 2,
         "maxFailedIndexes": len(listed.jobs),
-        "podReplacementPolicy": "Failed",  # otherwise a pod that is being ended and the next one overlap
+        "podReplacementPolicy": "Failed",  # otherwise a pod that is ending and the next one overlap
         "podFailurePolicy": {
             "rules": [
                 {"action": "FailIndex", "onExitCodes": fail},
-                # Preemption, or a node that is drained.
+                # Preemption, or a drained node.
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             ]
         },
@@ -355,10 +355,10 @@ def kubernetes_manifest(path: Path, *, image: str, claim: str, mount: Path, at_o
 
 
 def _literal(path: Path) -> str:
-    """A path as a word of a container's command, where Kubernetes would replace `$(NAME)` and `$$`.
+    """Escape a path for a container's command, in which Kubernetes replaces `$(NAME)` and `$$`.
 
     Raises:
-        ConfigError: It is no text.
+        ConfigError: The path is not text.
     """
     try:
         str(path).encode()
@@ -373,16 +373,16 @@ def _literal(path: Path) -> str:
 
 
 class Transient(Exception):
-    """A job that may do better elsewhere or later; Ray tries it again."""
+    """The job may succeed elsewhere or later; Ray tries it again."""
 
 
 def run_task(program: Sequence[str], path: str, index: int | None) -> dict[str, Any]:
-    """What a Ray task does: give the command for one job, or for none but to look at the node.
+    """Run `vsfmanet cluster run` for one job; the function of a Ray task.
 
     Args:
         program: Command line of vsfmanet.
         path: The list.
-        index: Number of the job; None to have the node's `answer`.
+        index: Number of the job; None for the node's `answer`.
 
     Raises:
         Transient: Another attempt may succeed.
@@ -408,14 +408,14 @@ def run_task(program: Sequence[str], path: str, index: int | None) -> dict[str, 
 
 
 class RayRun:
-    """The jobs of a list as Ray tasks.
+    """Runs the jobs of a list as Ray tasks.
 
     Args:
         path: The list.
-        report: Where progress goes.
-        address: Of a Ray cluster, `host:port` or `auto`; None for this machine alone.
-        gpus: For each job.
-        cpus: For each job.
+        report: Receives messages and progress.
+        address: Address of a Ray cluster, `host:port` or `auto`; None for this machine alone.
+        gpus: GPUs for each job.
+        cpus: Processors for each job.
     """
 
     def __init__(self, path: Path, report: Report, *, address: str | None, gpus: int, cpus: int) -> None:
@@ -427,10 +427,10 @@ class RayRun:
         self._outcomes: dict[int, JobEnd] = {}
 
     def run(self) -> int:
-        """Do every job; returns the exit code, as of a batch.
+        """Run every job; return the exit code, as of a batch.
 
         Raises:
-            ConfigError: A node does not fit, or the cluster has not what a job needs.
+            ConfigError: A node differs, or the cluster lacks what a job needs.
         """
         ray = self._ray
         self._check_nodes()
@@ -457,13 +457,13 @@ class RayRun:
         return next((code for code in PRECEDENCE if code in codes), 0)
 
     def conclude(self) -> None:
-        """Write the last line."""
+        """Write the last line on the terminal."""
         counts = Counter("done" if outcome.code == 0 else "not done" for outcome in self._outcomes.values())
         left = len(self._list.jobs) - len(self._outcomes)
         self._report.note(f"done {counts['done']}, failed {counts['not done']}, left {left}")
 
     def _check_nodes(self) -> None:
-        """Have every node show that it fits: the same programs, weights and paths, and a word written and read."""
+        """Check that every node has the same programs, weights and paths, and the same OUT_DIR as this machine."""
         ray = self._ray
         look = ray.remote(run_task)
         nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -502,13 +502,13 @@ class RayRun:
             )
 
     def _slots(self) -> int:
-        """Jobs that the cluster can run at one time."""
+        """Number of jobs that the cluster can run at one time."""
         resources = self._ray.cluster_resources()
         kinds = (("GPU", self._gpus), ("CPU", self._cpus))
         return min(int(resources.get(kind, 0) // count) for kind, count in kinds if count)
 
     def _outcome(self, index: int, reference: Any) -> JobEnd:
-        """What a task has come to."""
+        """How the job of a task ended."""
         source = self._list.jobs[index][0]
         try:
             result = self._ray.get(reference)
@@ -522,7 +522,7 @@ class RayRun:
         return JobEnd(source=source, code=result["code"], **{name: result[name] for name in names})
 
     def _tell(self, outcome: JobEnd) -> None:
-        """A line about a job that has ended."""
+        """Write a line about a job that has ended."""
         place = f"[{len(self._outcomes)}/{len(self._list.jobs)}] {outcome.source}"
         if outcome.code == 0:
             self._report.note(f"{place}: done, {outcome.frames} frames" + ("" if outcome.attempts else " (was there)"))
@@ -531,14 +531,14 @@ class RayRun:
 
 
 def _connect(address: str | None) -> Any:
-    """Ray, connected to a cluster, or to one of this machine alone.
+    """Return Ray, connected to a cluster, or to one of this machine alone.
 
     Raises:
-        ConfigError: It is missing, too old, or would let others in.
+        ConfigError: Ray is missing, too old, or open to others.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to anybody
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray sends no data about its use
     if address is None:
-        # Ray runs what anybody sends who reaches its ports: not without a secret, and not beyond this machine.
+        # Ray runs whatever is sent to its ports: it asks for a token, and listens on this machine alone.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     else:
@@ -567,10 +567,10 @@ def _connect(address: str | None) -> Any:
 
 
 def _check_safe(address: str) -> None:
-    """Refuse a cluster that has no token, or is open to the world.
+    """Refuse a cluster without a token, or with a public address.
 
     Raises:
-        ConfigError: It is so.
+        ConfigError: The cluster is one of these.
     """
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_AUTH_MODE") != "token" or not (given or (Path.home() / ".ray" / "auth_token").is_file()):
@@ -583,10 +583,10 @@ def _check_safe(address: str) -> None:
 
 
 def _check_private(address: str) -> None:
-    """Refuse an address that the whole world can reach.
+    """Refuse a public address.
 
     Raises:
-        ConfigError: It is one, or none at all.
+        ConfigError: The address is public, or no address.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -603,5 +603,5 @@ def _check_private(address: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """Of vsfmanet and of what takes part in computing pixels."""
+    """Versions of vsfmanet and of the packages that take part in computing pixels."""
     return {"vsfmanet": __version__} | {name: version(name) for name in TAKING_PART}

@@ -1,7 +1,7 @@
-"""Names beside an output, and moves that never replace: what keeps a partial file from ever having a final name.
+"""Names beside an output, renames that never replace a file, and the sweeping of what killed jobs left.
 
 A part file is called `.<name>.<identity>.<attempt>-<token>.part.<suffix>`; the identity is a hash of the output's
-name. Whoever makes one holds a lock on it while it lives, so a part file that nobody holds belongs to a dead attempt.
+name. Its job keeps it locked, so a part file that is not locked belongs to a job that has ended.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 RECORD_SUFFIX = ".vsfmanet.json"
 
 PENDING_SUFFIX = ".json"
-"""Of a record that waits beside a part file until the output has its name."""
+"""Suffix of a record that waits beside a part file until the output has its name."""
 
 WORK = re.compile(r"^\..*\.([0-9a-f]{8})\.[0-9a-f]{16}\.work$", re.DOTALL)
 """Name of a folder of finished ranges; the first group is the identity of the output."""
@@ -57,7 +57,7 @@ HELD = "held"
 
 
 def record_path(target: Path) -> Path:
-    """Where the record of an output is; a name that would be too long is shortened, and told apart by a hash."""
+    """Path of an output's record. A name that would be too long is shortened, with a hash of the whole one."""
     name = f"{target.name}{RECORD_SUFFIX}"
     if len(os.fsencode(name)) > MAX_NAME:
         name = shortened(target.name, f".{identity(target)}{RECORD_SUFFIX}")
@@ -71,7 +71,7 @@ def exposure_sidecar(source: Path) -> Path | None:
 
 
 def part_path(target: Path, attempt: int) -> Path:
-    """A name for a new part file of `target`, which nobody can predict."""
+    """A new, unpredictable name for a part file of `target`."""
     ending = f".{identity(target)}.{attempt}-{secrets.token_hex(8)}.part"
     # Room for the longer suffix of the pending record, which has the same stem.
     stem = shortened(f".{target.stem}", f"{ending}{PENDING_SUFFIX}").removesuffix(PENDING_SUFFIX)
@@ -79,39 +79,39 @@ def part_path(target: Path, attempt: int) -> Path:
 
 
 def pending_path(part: Path) -> Path:
-    """Where the record of a part file waits."""
+    """Path at which the record of a part file waits."""
     return part.with_suffix(PENDING_SUFFIX)
 
 
 def pending_records(target: Path) -> list[Path]:
-    """Records that wait beside the part files of `target`."""
+    """Records that wait for the output `target` to have its name."""
     return [path for path in _parts(target) if path.suffix == PENDING_SUFFIX]
 
 
 def work_path(target: Path, key: str) -> Path:
-    """A folder for finished ranges of `target`.
+    """Path of the folder for finished ranges of an output.
 
     Args:
         target: The output.
-        key: 16 hexadecimal digits that tell ranges apart that must not be mixed.
+        key: 16 hexadecimal digits; ranges with different keys must not be joined.
     """
     return target.with_name(shortened(f".{target.stem}", f".{identity(target)}.{key}.work"))
 
 
 def remove_work(target: Path) -> None:
-    """Delete all finished ranges of `target`, which is done."""
+    """Delete all finished ranges of an output that is done."""
     for folder in _named(target, WORK):
         if folder.is_symlink() or not folder.is_dir():
             continue
         for path in folder.iterdir():
             if WITHIN_WORK.fullmatch(path.name):
                 remove(path)
-        with suppress(OSError):  # what else is in it stays
+        with suppress(OSError):  # it holds files that are not ours
             folder.rmdir()
 
 
 def remove(path: Path) -> None:
-    """Delete a file of ours if it is there; a warning says if that fails."""
+    """Delete one of our files if it is there; warn if that fails."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -119,13 +119,12 @@ def remove(path: Path) -> None:
 
 
 def sweep(target: Path) -> list[Path]:
-    """Delete what dead attempts at `target` left behind.
+    """Delete the part files, waiting records and temporary files of killed attempts at an output.
 
-    A record that waits stays while the output has none: it may be of an attempt that was killed, or failed, after it
-    had given the output its name.
+    A waiting record stays while the output has none: its attempt may have been killed after the output had its name.
 
     Returns:
-        The part files of attempts that live.
+        The part files of running attempts.
     """
     parts = _parts(target)
     orphan = os.path.lexists(target) and not os.path.lexists(record_path(target))
@@ -140,7 +139,7 @@ def sweep(target: Path) -> list[Path]:
 
 
 def _is_living(part: Path) -> bool:
-    """Whether a process that lives is making a part file; one of a dead process is deleted."""
+    """Whether a running process has a part file locked; if none has, delete the file."""
     try:
         return not delete_unheld(part)
     except OSError as error:
@@ -197,7 +196,7 @@ class TemporaryFolder:
         try_lock(self._handle)
 
     def close(self) -> None:
-        """Delete the folder with all that is in it; may be called again."""
+        """Delete the folder and its content; may be called again."""
         handle, self._handle = self._handle, None
         if handle is not None:
             os.close(handle)
@@ -205,7 +204,7 @@ class TemporaryFolder:
 
 
 def _sweep_folders() -> None:
-    """Delete the temporary folders of this user whose owner, which had a file in it locked, has ended."""
+    """Delete the temporary folders of this user in which no process has the file `HELD` locked any more."""
     with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
         for entry in entries:
             if not entry.name.startswith(PREFIX) or not entry.is_dir(follow_symlinks=False):
@@ -222,7 +221,7 @@ def _is_mine(entry: os.DirEntry[str]) -> bool:
 
 
 def move_new(path: Path, target: Path) -> None:
-    """Rename without replacing: a second name, then one less; where files have one name only, as the system can.
+    """Rename a file without replacing another: by a hard link, or where there are none, by the system's own call.
 
     Raises:
         FileExistsError: The name is taken.
@@ -239,9 +238,9 @@ def move_new(path: Path, target: Path) -> None:
 
 
 def _rename_new(path: Path, target: Path) -> None:
-    """`move_new` without a second name: the system's own call, or else a claim that is replaced."""
+    """`move_new` without hard links: by the system's own call, or else by replacing an empty file created first."""
     if sys.platform == "win32":
-        os.rename(path, target)  # which never replaces there
+        os.rename(path, target)  # never replaces on Windows
         return
     if sys.platform == "linux":
         here, never_replace = -100, 1
@@ -256,7 +255,7 @@ def _rename_new(path: Path, target: Path) -> None:
     try:
         path.replace(target)
     except OSError:
-        target.unlink()  # the claim: nothing that is not whole may have this name
+        target.unlink()  # the empty file: nothing but a whole output may have this name
         raise
 
 
@@ -289,12 +288,12 @@ def is_same(one: Path, other: Path) -> bool:
 
 
 def _parts(target: Path) -> list[Path]:
-    """All part files and pending records of `target`."""
+    """All part files and waiting records of an output."""
     return _named(target, PART)
 
 
 def _named(target: Path, pattern: re.Pattern[str]) -> list[Path]:
-    """What lies beside `target` and belongs to it, by its name."""
+    """Files and folders beside an output whose names match a pattern and hold its identity."""
     own = identity(target)
     with suppress(OSError), os.scandir(target.parent) as entries:
         found = [(entry.name, pattern.match(entry.name)) for entry in entries]

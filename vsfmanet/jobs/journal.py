@@ -1,4 +1,4 @@
-"""The journal of a batch: one row for each job, in SQLite, so that any kill leaves it whole.
+"""The journal of a batch: a SQLite database with one row for each job, which every kill leaves whole.
 
 The journal says what is left to do. What is done is said by the records beside the outputs: a journal that is lost is
 made again from them.
@@ -23,7 +23,7 @@ from vsfmanet.jobs.files import locked, move_new
 from vsfmanet.jobs.paths import Pairing
 
 VERSION = 3
-"""Of the table below."""
+"""Version of the table below, kept as SQLite's `user_version`."""
 
 TABLE = """
 CREATE TABLE jobs (
@@ -54,54 +54,54 @@ MIGRATIONS = {
 """Statement that brings a table of one version to the next."""
 
 STATES = ("new", "leased", "done", "refused", "damaged", "failed", "quarantined")
-"""What a job can be."""
+"""States of a job."""
 
 COLUMNS = (
     "id, source, size, mtime_ns, target, recipe, state, attempts, failures, exit_code, cause, frames, output_size, "
     "seconds, picture, warnings"
 )
-"""Of the table, in the order in which `_row` reads them."""
+"""Columns of the table, in the order in which `_row` reads them."""
 
 REMOTE = {"afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"}
 REMOTE |= {"smb2", "smb3", "smbfs"}
-"""File systems of several machines, where SQLite's write-ahead log does not work: it needs shared memory."""
+"""Network file systems. SQLite's write-ahead log needs shared memory, which they do not have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A job and how far it is."""
+    """A job and its state."""
 
     id: int
-    """In the journal."""
+    """Number of the row."""
     job: Pairing
     """Source and output."""
     state: str
-    """new, leased, done, refused, damaged, failed or quarantined."""
+    """One of `STATES`."""
     attempts: int
     """Number of the last attempt, from 1."""
     failures: int
-    """Attempts that ended by the job's own fault."""
+    """Attempts that failed by the job's own fault."""
     exit_code: int | None
-    """Of the last attempt."""
+    """Exit code of the last attempt."""
     cause: str
     """Why there is no result."""
     frames: int
-    """Of the output."""
+    """Frames of the output."""
     output_size: int
-    """Bytes."""
+    """Size of the output, bytes."""
     seconds: float
-    """That the last attempt took."""
+    """Duration of the last attempt."""
     picture: bytes
-    """The film before and after, as JPEG; empty without one."""
+    """Picture of the film before and after, as JPEG; empty without one."""
     warnings: tuple[str, ...] = ()
-    """What the last attempt warned of."""
+    """Warnings of the last attempt."""
 
 
 @contextmanager
 def open_journal(path: Path) -> Iterator[Journal]:
-    """Open a journal for one run, or begin one; a corrupt one is kept aside as `.bad` and a new one begun.
+    """Open or create a journal for one run. A corrupt one is renamed to `.bad`, and a new one created.
 
-    A journal of an older version is brought to this one, whole or not at all.
+    A journal of an older version is migrated in one transaction.
 
     Raises:
         BusyError: Another run holds it.
@@ -128,16 +128,16 @@ def open_journal(path: Path) -> Iterator[Journal]:
 
 
 class Journal:
-    """An open journal. Every change is on the disk when the call returns."""
+    """An open journal. Every change is on the disk when a method returns."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
         self._path = path
 
     def register(self, jobs: Sequence[Pairing], recipe: str) -> list[Row]:
-        """The rows of some jobs, in their order; those that are new get one.
+        """Return the rows of some jobs, in their order; a job without one gets a new one.
 
-        A row that was leased to a run that has died is new again: the lock on the journal is the lease's life.
+        Leased rows become new again: whoever leased them has lost the lock on the journal.
         """
         columns = "source, size, mtime_ns, target"
         with self._writing():
@@ -153,7 +153,7 @@ class Journal:
         return [_row(job, found[_columns(job)]) for job in jobs]
 
     def save(self, row: Row) -> Row:
-        """Store all of a row; returns it."""
+        """Store a row, and return it."""
         with self._writing():
             self._connection.execute(
                 "UPDATE jobs SET state = ?, attempts = ?, failures = ?, exit_code = ?, cause = ?, frames = ?, "
@@ -175,7 +175,7 @@ class Journal:
         return row
 
     def lease(self, row: Row) -> Row:
-        """Begin an attempt; its number is higher than that of any other at this output."""
+        """Begin an attempt, whose number is higher than that of any other at this output."""
         with self._writing():
             self._connection.execute(
                 "UPDATE jobs SET state = 'leased', attempts = 1 + "
@@ -187,7 +187,7 @@ class Journal:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """One transaction.
+        """Run one transaction.
 
         Raises:
             OutputError: It cannot be stored; the journal is as it was before.
@@ -205,7 +205,7 @@ class Journal:
 
 
 def file_system(folder: Path) -> str:
-    """The kind of file system that a folder is on, or will be; "" where that cannot be told."""
+    """Type of the file system that a folder is on, or will be; "" if it is unknown."""
     place = Path(os.path.realpath(folder))
     kinds = {
         Path(disk.mountpoint): disk for disk in psutil.disk_partitions(all=True)
@@ -217,7 +217,7 @@ def file_system(folder: Path) -> str:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open the database, set a corrupt one aside, and make the table where there is none."""
+    """Open the database, or a new one if it is corrupt, which is renamed."""
     if path.exists() and not _is_sound(path):
         _set_aside(path)
     connection = _opened(path)
@@ -228,7 +228,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     except (sqlite3.DatabaseError, ValueError, TypeError, RecursionError) as error:
         connection.close()
         if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
-            raise  # the disk, not the file; SQLITE_ERROR is another table
+            raise  # a fault of the disk; SQLITE_ERROR means that the table is another
         _set_aside(path)
         connection = _opened(path)
         _bring_up_to_date(connection)
@@ -236,7 +236,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """Open a database that survives a loss of power."""
+    """Open a database so that it survives a loss of power."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -248,7 +248,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _bring_up_to_date(connection: sqlite3.Connection) -> None:
-    """Make the table, or change an older one to this version, whole or not at all."""
+    """Create the table, or migrate an older one, in one transaction."""
     version = _version(connection)
     if version == VERSION:
         return
@@ -258,7 +258,7 @@ def _bring_up_to_date(connection: sqlite3.Connection) -> None:
 
 
 def _is_sound(path: Path) -> bool:
-    """Whether a file is a whole database with a journal in it.
+    """Whether a file is an intact database with a version.
 
     Raises:
         ConfigError: It is of a newer version.
@@ -271,7 +271,7 @@ def _is_sound(path: Path) -> bool:
         finally:
             connection.close()
     except sqlite3.OperationalError:
-        raise  # the disk, not the file
+        raise  # a fault of the disk
     except sqlite3.DatabaseError:
         return False
     if version > VERSION:
@@ -283,12 +283,12 @@ def _is_sound(path: Path) -> bool:
 
 
 def _version(connection: sqlite3.Connection) -> int:
-    """Of the tables; 0 for none."""
+    """Version of the table; 0 without one."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a journal and what belongs to it; nothing is ever deleted."""
+    """Rename a journal and the files of its write-ahead log."""
     for number in count(1):
         bad = path.with_name(f"{path.name}.bad{'' if number == 1 else number}")
         with suppress(FileExistsError):
@@ -300,12 +300,12 @@ def _set_aside(path: Path) -> None:
 
 
 def _columns(job: Pairing) -> tuple[bytes, int, int, bytes]:
-    """A job as the journal keeps it."""
+    """Values of a job in the columns source, size, mtime_ns and target."""
     return os.fsencode(job.source), job.size, job.mtime_ns, os.fsencode(job.target)
 
 
 def _row(job: Pairing, values: Sequence[Any]) -> Row:
-    """A row of the table, whose columns are `COLUMNS`."""
+    """Build a row from the values of `COLUMNS`."""
     number, *_, state, attempts, failures, exit_code, cause, frames, output_size, seconds, picture, warnings = values
     return Row(
         id=number,
@@ -324,7 +324,7 @@ def _row(job: Pairing, values: Sequence[Any]) -> Row:
 
 
 def _check_values(values: Sequence[Any]) -> None:
-    """Check that a row of the table is one that this program could have written.
+    """Check that values of `COLUMNS` are ones that this program could have written.
 
     Raises:
         ValueError, TypeError, RecursionError: It is not.

@@ -1,4 +1,4 @@
-"""Which files of a folder become which files of another, and every name that could go wrong, before anything starts."""
+"""The sources of a batch and the names of their outputs, checked before anything starts."""
 
 import hashlib
 import os
@@ -24,22 +24,22 @@ VIDEOS = tuple(
         *("h264", "264", "avc", "h265", "265", "hevc"),
     )
 )
-"""Patterns of what is taken unless the user says otherwise."""
+"""Patterns of the files that are restored by default."""
 
 ALSO_TEXT = {".ts", ".mod", ".tod"}
-"""Suffixes of videos that programs' texts have too, such as TypeScript's."""
+"""Suffixes of videos that text files have too, such as those of TypeScript."""
 
 BEGINNING = 4096
-"""Bytes of a file by which text is told from video."""
+"""Bytes of a file that are looked at to tell text from video."""
 
 LONGEST = 240
-"""Bytes of an output's name: its record has a longer one, and so may the file system that it is copied to."""
+"""Most bytes of an output's name: its record has a longer one, and other file systems allow fewer than 255."""
 
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE | re.DOTALL)
-"""Names that Windows keeps for devices, with any suffix."""
+"""Names that Windows reserves for devices, with any suffix."""
 
 FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]')
-"""Characters that Windows takes in no name."""
+"""Characters that Windows allows in no name."""
 
 
 Order = Literal["natural", "shortest"]
@@ -48,7 +48,7 @@ Container = Literal["mkv", "mp4", "mov"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """Which files of a folder are meant."""
+    """Which files of a folder are restored, and in which order."""
 
     include: tuple[str, ...] = VIDEOS
     """Take files whose name, or path in IN_DIR, matches this pattern (`*`, `?`, `[...]`), whatever its case; may be
@@ -77,36 +77,36 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pairing:
-    """A source and the output that it becomes."""
+    """A source and its output."""
 
     source: Path
-    """Absolute."""
+    """Absolute path of the source."""
     target: Path
-    """Absolute."""
+    """Absolute path of the output."""
     size: int
-    """Of the source, bytes."""
+    """Size of the source, bytes."""
     mtime_ns: int
-    """Time of change, ns, of the source or the exposures beside it, whichever is later."""
+    """Time of the last change of the source, or of the file with its exposures if that is later, ns."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
-    """What a batch would do."""
+    """The jobs of a batch, and what stands in their way."""
 
     jobs: Sequence[Pairing]
-    """In the order in which they are to be done."""
+    """Jobs, in order."""
     refused: Sequence[tuple[Pairing, str]]
-    """Sources whose outputs would have a name that another has, and which; the others can be done without them."""
+    """Sources whose outputs would have a name that is taken, and why; the others can be restored without them."""
     elsewhere: int
-    """How many more there are, in other shards. Their names are checked too."""
+    """Number of jobs in other shards, whose names are checked too."""
     problems: Sequence[str]
-    """Names and places that cannot be used; with any of them the batch must not start."""
+    """Names and folders that cannot be used; with any of them the batch must not start."""
     skipped: Sequence[str]
-    """What is not followed, for the user to know."""
+    """Symbolic links, which are not followed."""
 
 
 def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
-    """Map the files of a folder to outputs in another, with the same folders inside.
+    """Find the sources in a folder, and name their outputs in another one, in the same subfolders.
 
     Args:
         in_folder: Searched with all its folders; symbolic links are not followed, hidden files are not taken.
@@ -155,7 +155,7 @@ def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
 
 
 def _walk(root: Path, out_root: Path, selection: Selection) -> Iterator[tuple[os.DirEntry[str], Path]]:
-    """What is selected below a folder, with its path inside it."""
+    """Selected files below a folder, with their paths inside it."""
     folders = [root]
     while folders:
         folder = folders.pop()
@@ -188,34 +188,34 @@ def _is_text(path: Path) -> bool:
             beginning = file.read(BEGINNING)
         beginning.decode()
     except OSError:
-        return False  # the job will say why
+        return False  # the job will report why
     except UnicodeDecodeError as error:
-        if error.start < BEGINNING - 3:  # else a character is cut in two
+        if error.start < BEGINNING - 3:  # otherwise the last character is cut
             return False
     return bool(beginning) and b"\0" not in beginning
 
 
 def _matches(inside: Path, patterns: Sequence[str]) -> bool:
-    """Whether one of the patterns fits the name or the path."""
+    """Whether the name or the path matches one of the patterns."""
     names = (inside.name.lower(), inside.as_posix().lower())
     return any(fnmatch(name, pattern.lower()) for pattern in patterns for name in names)
 
 
 def _is_in(shard: tuple[int, int], inside: Path) -> bool:
-    """Whether a file is in a shard, by its path alone, which has the same hash on all systems."""
+    """Whether a file is in a shard, by a hash of its path that is the same on all systems."""
     number, count = shard
     name = unicodedata.normalize("NFC", inside.as_posix()).encode(errors="surrogatepass")
     return int.from_bytes(hashlib.sha256(name).digest()) % count == number - 1
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:
-    """A key that sorts `part 2` before `part 10`."""
+    """Sort key that puts `part 2` before `part 10`."""
     pieces = re.split(r"([0-9]+)", text.casefold())
     return [(0, int(piece), "") if re.fullmatch("[0-9]+", piece) else (1, 0, piece) for piece in pieces if piece]
 
 
 def _name_problems(job: Pairing, out_root: Path) -> Iterator[str]:
-    """Names that some system that the outputs may come to cannot hold."""
+    """What is wrong with an output's name on some system."""
     inside = job.target.relative_to(out_root)
     if len(os.fsencode(inside.name)) > LONGEST:
         yield f"{inside}: names of at most {LONGEST} bytes are needed; shorten it, or leave it out (--exclude)"
@@ -229,9 +229,9 @@ def _name_problems(job: Pairing, out_root: Path) -> Iterator[str]:
 
 
 def _told_apart(jobs: Sequence[Pairing], out_root: Path) -> list[Pairing]:
-    """Jobs whose outputs keep the source's suffix, as `film.mp4.mkv`, where another source has the name without it.
+    """Rename outputs that would have the same name: all but one keep the suffix of their source, as `film.mp4.mkv`.
 
-    The name without it has the source that has had it before, by its record, or else the first one.
+    The short name goes to the source whose output has it already, by its record, or else to the first source.
     """
     owners: dict[str, Pairing] = {}
     for job in jobs:
@@ -247,7 +247,7 @@ def _told_apart(jobs: Sequence[Pairing], out_root: Path) -> list[Pairing]:
 
 
 def _has_made(job: Pairing) -> bool:
-    """Whether the output of a job is there, made of its source."""
+    """Whether the record beside an output names the job's source."""
     record = read_record(record_path(job.target))
     return record is not None and record.source == str(job.source)
 
@@ -269,13 +269,13 @@ def _collisions(jobs: Sequence[Pairing], out_root: Path) -> dict[Path, str]:
 
 
 def _folded(path: Path, root: Path) -> str:
-    """A path inside a folder as the least exact file system compares it."""
+    """Path inside a folder, with case and Unicode form folded as the least exact file system does."""
     inside = os.path.relpath(path, root)
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", inside).casefold())
 
 
 def _place_problems(jobs: Sequence[Pairing], out_root: Path) -> list[str]:
-    """Outputs that are there and not ours, and folders that lead elsewhere."""
+    """What is wrong with the files and folders that are in the places of outputs."""
     problems = []
     for folder in sorted({parent for job in jobs for parent in job.target.parents if parent.is_relative_to(out_root)}):
         if folder != out_root and folder.is_symlink():

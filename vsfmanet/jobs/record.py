@@ -1,4 +1,4 @@
-"""The record beside an output: what it was made of, and the hash of what was verified. A job is done by its record."""
+"""The record beside an output: what it was made from, and its hash when verified. It proves that a job is done."""
 
 from __future__ import annotations
 
@@ -15,26 +15,30 @@ from vsfmanet.jobs.files import exposure_sidecar, pending_records, record_path, 
 from vsfmanet.settings import is_int
 
 FORMAT = 1
-"""Of the record file; one of another format is not read."""
+"""Format of the record file; one of another format is not read."""
 
 EDGE = 16 << 20
-"""Bytes of a source's beginning, and of its end, that its fingerprint covers."""
+"""Bytes at the beginning and at the end of a source that its fingerprint covers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fingerprint:
-    """What tells whether a source is still the same file, with the same exposures beside it."""
+    """Identifies the content of a source and of the file with its exposures."""
 
     size: int
     """Bytes."""
     mtime_ns: int
-    """Time of change, ns."""
+    """Time of the last change, ns."""
     sha256: str
-    """Of its first and last `EDGE` bytes, and of the file with its exposures, if there is one."""
+    """Sha256 of its first and last `EDGE` bytes, and of the file with its exposures if there is one."""
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Read a file's edges."""
+        """Compute the fingerprint of a source.
+
+        Raises:
+            OSError: It cannot be read.
+        """
         with path.open("rb") as file:
             status = path.stat()
             digest = hashlib.sha256(file.read(EDGE))
@@ -49,67 +53,67 @@ class Fingerprint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """What decides a result, apart from the source. Where and how fast it is computed is no part of it."""
+    """Everything that decides a result, apart from the source."""
 
     model: str
-    """Name of a model, or path of its weights."""
+    """Name of the model, or path of its weights."""
     weights_sha256: str
-    """Of the weights file."""
+    """Sha256 of the weights file."""
     settings: Mapping[str, Any]
     """Every option that changes the output."""
     version: str
-    """Of vsfmanet."""
+    """Version of vsfmanet."""
 
     def digest(self) -> str:
-        """A hash of all of it but the model's name, which the weights stand for."""
+        """Hash of all fields but the model's name; the hash of the weights stands for it."""
         parts = [self.weights_sha256, self.version, self.settings]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What is known of an output that passed its verification."""
+    """What is known of a verified output."""
 
     key: str
-    """Of the job: `job_key`."""
+    """`job_key` of the job."""
     attempt: int
     """Number of the attempt that made it."""
     source: str
-    """Absolute path."""
+    """Absolute path of the source."""
     fingerprint: Fingerprint
-    """Of the source."""
+    """Fingerprint of the source."""
     recipe: Recipe
-    """What it was made with."""
+    """Settings, weights and version."""
     versions: Mapping[str, str]
-    """Of the programs and libraries that took part."""
+    """Versions of the programs and libraries that took part."""
     frames: int
     """Frames in the output."""
     width: int
-    """Of the output, pixels."""
+    """Width of the output, pixels."""
     height: int
-    """Of the output, pixels."""
+    """Height of the output, pixels."""
     output_size: int
-    """Bytes."""
+    """Size of the output, bytes."""
     output_sha256: str
-    """Of the whole file."""
+    """Sha256 of the output."""
     warnings: tuple[str, ...] = ()
-    """What the user was warned of."""
+    """Warnings during the job."""
     verdict: str = "verified"
-    """Nothing else gets a record."""
+    """Only verified outputs have a record."""
     pictures: str = "unknown"
     """How like what was encoded every decoded frame was found to be: `Likeness` of `media.thumbnails`."""
     format: int = FORMAT
-    """Of this file."""
+    """Format of this file."""
 
 
 def job_key(fingerprint: Fingerprint, recipe_digest: str) -> str:
-    """The identity of a job: another source, weights, setting or version is another job."""
+    """Hash that identifies a job: with another source, weights, setting or version it is another job."""
     text = f"{fingerprint.size} {fingerprint.mtime_ns} {fingerprint.sha256} {recipe_digest}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_sha256(model: str) -> str:
-    """Sha256 of a model's weights, which loading them checks.
+    """Sha256 of a model's weights; loading the model checks it.
 
     Raises:
         WeightsError: There is no such model.
@@ -127,22 +131,22 @@ def file_sha256(path: Path) -> str:
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Write a record, whole or not at all."""
+    """Create or replace a record, whole or not at all."""
     write_whole(path, _as_json(record))
 
 
 def write_pending(record: Record, path: Path) -> None:
-    """Write a record under a new name, where it waits; one that is cut short by a kill cannot be read."""
+    """Write a record to a new file, where it waits; one that a kill cuts short is not read."""
     write_new(path, _as_json(record))
 
 
 def _as_json(record: Record) -> str:
-    """The content of a record's file."""
+    """Content of a record's file."""
     return json.dumps(asdict(record), indent=2) + "\n"
 
 
 def read_record(path: Path) -> Record | None:
-    """A record, or None if there is none that can be understood."""
+    """Read a record; None if there is none, or it is damaged or of another format."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields["format"] != FORMAT:
@@ -163,18 +167,18 @@ def read_record(path: Path) -> Record | None:
 
 
 def is_intact(path: Path, record: Record) -> bool:
-    """Whether a file is, to the byte, the one that was verified."""
+    """Whether a file has the bytes that were verified."""
     return path.is_file() and path.stat().st_size == record.output_size and file_sha256(path) == record.output_sha256
 
 
 def find_done(target: Path, key: Callable[[], str]) -> Record | None:
-    """The record of a job whose output is there and intact.
+    """Return the record of an output that is intact and was made by a given job; None otherwise.
 
-    The record of a run that was killed after the output had its name is put in its place first.
+    If a run was killed after the output had its name, its waiting record is put in place first.
 
     Args:
         target: The output.
-        key: Gives the `job_key`; asked for only if there is a record to compare.
+        key: Returns the `job_key`. Called only if there is a record to compare with.
     """
     record = read_record(record_path(target))
     if record is not None and record.key == key() and is_intact(target, record):
@@ -184,10 +188,10 @@ def find_done(target: Path, key: Callable[[], str]) -> Record | None:
 
 
 def adopt(target: Path) -> Record | None:
-    """Put the record beside an output that a run was killed over, after the output had its name.
+    """Put a waiting record in place if an output has the bytes that it describes.
 
     Returns:
-        The record, if one waits that fits the output to the byte.
+        The record; None if none fits.
     """
     for path in pending_records(target):
         record = read_record(path)
@@ -205,7 +209,7 @@ def check_against_record(path: Path) -> Record:
         The record.
 
     Raises:
-        IncompleteError: The file is not the one that was verified, or nothing says which that was.
+        IncompleteError: The file has changed since, is missing, or has no record.
     """
     record = read_record(record_path(path))
     if record is None:

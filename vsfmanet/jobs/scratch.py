@@ -1,4 +1,4 @@
-"""What a job makes before it has a result: a part file, small files, an encoder. They become the result, or nothing."""
+"""Files and processes of a running job: part file, temporary folder, unfinished range, encoder. All go when it ends."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ _log = logging.getLogger(__name__)
 
 
 class Scratch:
-    """What a job has made that must not outlive it.
+    """Owns the files and the process of a job that must not outlive it.
 
-    `discard` may be called from any thread, at any time, more than once: also by a signal in the middle of a job.
+    `discard` may be called from any thread, at any time, more than once, as by a signal in the middle of a job.
 
     Args:
-        attempt: Which attempt at the job this is, for the names of its files.
+        attempt: Number of the attempt, for the names of its files.
     """
 
     def __init__(self, *, attempt: int = 1) -> None:
         self.attempt = attempt
-        self.has_ranges = False  # that are finished, and stay
+        self.has_ranges = False
+        """Whether there are finished ranges, which `discard` keeps."""
         self._lock = threading.Lock()
         self._part: Path | None = None
         self._held: int | None = None
@@ -52,21 +53,21 @@ class Scratch:
         self._closed = False
 
     def make_folder(self) -> Path:
-        """A new folder for small files, on the temporary disk."""
+        """Create a folder on the temporary disk."""
         with self._lock:
             self._check_open()
             self._folder = TemporaryFolder()
             return self._folder.path
 
     def make_part(self, target: Path) -> Path:
-        """A new, empty, hidden file beside `target`: shows before the work that the place can be written.
+        """Create an empty, hidden file beside `target`, which proves before the work that the folder takes files.
 
-        What earlier attempts left there is deleted first; an attempt that was only frozen then finds its part file
+        What earlier attempts left there is deleted first. An attempt that was only suspended then finds its part file
         gone, and cannot publish it.
 
         Raises:
             BusyError: Another run is making `target`.
-            OutputError: The file cannot be made.
+            OutputError: The file cannot be created.
         """
         with self._lock:
             self._check_open()
@@ -77,14 +78,14 @@ class Scratch:
                 self._held = hold(part)
             except OSError as error:
                 raise OutputError(
-                    f"{target}: the output folder must take new files, but {part.name} cannot be made there "
+                    f"{target}: the output folder must take new files, but {part.name} cannot be created "
                     f"({error.strerror}); make the folder, or choose another"
                 ) from error
             self._part = part
             return part
 
     def make_unfinished(self, folder: Path, suffix: str) -> Path:
-        """A new, empty file for a range that is being made, in the folder of those that are finished.
+        """Create an empty file for the next range, in the folder of the finished ones.
 
         Raises:
             OSError: It cannot be created.
@@ -97,7 +98,7 @@ class Scratch:
             return unfinished
 
     def finish(self, unfinished: Path, path: Path) -> None:
-        """Give a range that is whole its final name, with all of it on the disk."""
+        """Flush a whole range to the disk, and give it its final name."""
         sync(unfinished)
         with self._lock:
             self._check_open()
@@ -106,10 +107,10 @@ class Scratch:
         sync(path.parent)
 
     def launch(self, line: list[str]) -> subprocess.Popen[bytes]:
-        """Start an encoder, in a group of its own: Ctrl-C must not reach it, or it would end as if all were well.
+        """Start FFmpeg in a process group of its own: at Ctrl-C it would end the file as if it were complete.
 
-        It holds this process's stderr open too, so that whoever reads that knows when both have ended: an encoder that
-        outlives its job for a moment may still make its file.
+        FFmpeg inherits a copy of this process's stderr. The supervisor reads that to its end, and so waits for an
+        FFmpeg that outlives the job for a moment and may still write its file.
 
         Raises:
             OutputError: It cannot be started.
@@ -137,24 +138,24 @@ class Scratch:
             return self._process
 
     def publish(self, part: Path, target: Path, record: Record, *, overwrite: bool) -> None:
-        """Give the part file its final name, with all of it on the disk, and its record.
+        """Flush the part file to the disk, give it its final name, and put its record beside it.
 
-        The record waits beside the part file until then, so that a run that is killed in between can be completed.
+        Until then the record waits beside the part file, so that a run that is killed in between can be completed.
 
         Args:
             part: From `make_part`.
             target: Final name, in the same folder.
             record: Of the part file.
-            overwrite: Whether another file of this name is moved aside, with its record.
+            overwrite: Rename another file of this name first, with its record, to `.old1`, `.old2` ...
 
         Raises:
-            BusyError: There is another file of this name, and the result has one beside it; or another attempt has
-                taken over, or made the very same.
+            BusyError: Another file has the name, and the result is kept as `.new1`; or another attempt has taken over,
+                or made the same output.
         """
         _refuse_twin(target, record)
         try:
             sync(part)
-            with self._lock:  # a signal must not come between the name and the record
+            with self._lock:  # no signal may come between the name and the record
                 self._check_open()
                 write_pending(record, pending_path(part))
                 self._release(windows_only=True)
@@ -169,11 +170,11 @@ class Scratch:
                             _put_back(kept, target)
                         raise
                     _log.warning("%s is left over and cannot be deleted (%s); delete it yourself", part, error.strerror)
-                self._part = None  # from here on the record must stay, even if it cannot be put beside its output
+                self._part = None  # from here on `discard` must keep the record, even if it cannot get its own name
                 sync(target.parent)
                 try:
                     pending_path(part).replace(record_path(target))
-                except FileNotFoundError:  # another run found the output first, and has tidied up
+                except FileNotFoundError:  # another run has found the output, and swept
                     write_record(record, record_path(target))
                 sync(target.parent)
         except FileNotFoundError as error:
@@ -190,7 +191,7 @@ class Scratch:
             ) from error
 
     def discard(self) -> bool:
-        """Kill the encoder, delete the files, and let nothing new be made.
+        """Kill FFmpeg, delete the files, and allow no new ones.
 
         Returns:
             Whether there are finished ranges, which stay.
@@ -211,7 +212,7 @@ class Scratch:
             return self.has_ranges
 
     def _release(self, *, windows_only: bool = False) -> None:
-        """Let go of the part file; on Windows a file that is open cannot be moved."""
+        """Unlock the part file; Windows cannot rename an open file."""
         if self._held is not None and (sys.platform == "win32" or not windows_only):
             os.close(self._held)
             self._held = None
@@ -222,28 +223,28 @@ class Scratch:
 
 
 def kill(process: subprocess.Popen[bytes]) -> int:
-    """End a process that `Scratch.launch` has started, and what it has started, if it runs; returns its exit code."""
+    """Kill a process of `Scratch.launch` with its process group; return its exit code."""
     if process.poll() is None:
         if sys.platform == "win32":
             process.kill()
         else:
             with suppress(ProcessLookupError):  # another thread may have been faster
-                os.killpg(process.pid, signal.SIGKILL)  # it leads a group: the user's ffmpeg may be a script
+                os.killpg(process.pid, signal.SIGKILL)  # the user's ffmpeg may be a script that started it
     return process.wait()
 
 
 def _refuse_twin(target: Path, record: Record) -> None:
-    """Leave alone what another run of the same job has made.
+    """Refuse to replace the output of another run of the same job.
 
     Raises:
-        BusyError: It is there already, and whole.
+        BusyError: It is there, and whole.
     """
     if target.is_file() and find_done(target, lambda: record.key) is not None:
         raise BusyError(f"{target}: another run has made this very file meanwhile; nothing is left to do")
 
 
 def _set_aside(target: Path) -> Path:
-    """Give an older output another name, and its record with it; returns the name.
+    """Rename an older output and its record; return the output's new name.
 
     Raises:
         OSError: One of them cannot be renamed; both are as they were before.
@@ -259,7 +260,7 @@ def _set_aside(target: Path) -> Path:
 
 
 def _put_back(kept: Path, target: Path) -> None:
-    """Undo `_set_aside`, unless the name is taken."""
-    with suppress(OSError):  # what went wrong before is what the user must know
+    """Undo `_set_aside`, unless the name is taken again."""
+    with suppress(OSError):  # the error that is being raised matters more
         move_new(kept, target)
         record_path(kept).replace(record_path(target))
