@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from training.scenes.exposure import exposure_walk
 from training.scenes.render import render_sequence
 from training.scenes.scene import Scene, random_background
-from vsfmanet.media.encode import find_ffmpeg
+from vsfmanet.media.ffmpeg import find_ffmpeg
 from vsfmanet.networks.exposure_extractor import LEVELS
 
 WIDTH, HEIGHT, FRAMES, RATE = 768, 432, 48, 24

@@ -17,7 +17,7 @@ import pytest
 
 import vsfmanet
 from vsfmanet.jobs.job import STALL_LIMIT, RestoreJob
-from vsfmanet.media.encode import find_ffmpeg
+from vsfmanet.media.ffmpeg import find_ffmpeg
 from vsfmanet.settings import RestoreSettings
 
 ROOT = Path(__file__).parents[1]

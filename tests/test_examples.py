@@ -17,7 +17,7 @@ import pytest
 import vapoursynth as vs
 from numpy.typing import NDArray
 
-from vsfmanet.media.encode import find_ffmpeg
+from vsfmanet.media.ffmpeg import find_ffmpeg
 
 EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
 PROGRAMS = Path(sys.executable).parent

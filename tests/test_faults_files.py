@@ -19,7 +19,9 @@ from vsfmanet.errors import DamagedError, FormatError
 from vsfmanet.jobs import runner
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import SourceClip
-from vsfmanet.media.encode import EncodePlan, command
+from vsfmanet.media.commands import whole_run
+from vsfmanet.media.ffmpeg import Ffmpeg, Run
+from vsfmanet.media.film import Film
 from vsfmanet.media.source import inspect
 from vsfmanet.media.thumbnails import frame_planes
 
@@ -353,17 +355,42 @@ def test_what_a_container_can_hold_is_asked_of_the_ffmpeg_that_does_the_job(
 
 
 def test_flags_of_the_source_own_coding_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[list[str]] = []
+    runs: list[Run] = []
     inspected = inspect(CASES / "aspect-by-container.mkv")
     monkeypatch.setattr(
         runner, "inspect", lambda path: replace(inspected, disposition=("default", "multilayer", "dependent"))
     )
 
-    def kept(plan: EncodePlan, *, covers: Path) -> list[str]:
-        lines.append(command(plan, covers=covers))
-        return lines[-1]
+    def kept(film: Film, ffmpeg: Ffmpeg, output: Path, *, covers: Path) -> Run:
+        runs.append(whole_run(film, ffmpeg, output, covers=covers))
+        return runs[-1]
 
-    monkeypatch.setattr(runner, "command", kept)
+    monkeypatch.setattr(runner, "whole_run", kept)
     assert restore(CASES / "aspect-by-container.mkv", tmp_path / "made.mkv") == 0
-    assert all(line[line.index("-disposition:v:0") + 1] == "default" for line in lines)
-    assert lines
+    assert all(run.line[run.line.index("-disposition:v:0") + 1] == "default" for run in runs)
+    assert runs
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_bytes_that_are_missing_after_the_last_packet_are_no_damage(tmp_path: Path, suffix: str) -> None:
+    film = tmp_path / f"film{suffix}"
+    ffmpeg(*picture(0.4), *sound(0.4), "-c:v", "mpeg4", "-c:a", "mp2", film)
+    data = bytearray(film.read_bytes())
+    if suffix == ".mp4":  # the index comes last
+        place = data.index(b"mdat") - 4
+        size = int.from_bytes(data[place : place + 4])
+        data[:] = data[: place + size] + bytes(8) + data[place + size :]
+        data[place : place + 4] = (size + 8).to_bytes(4)
+    film.write_bytes(data if suffix == ".mp4" else data[:-8])  # cuts the index
+    assert inspect(film).faults == ()
+    assert restore(film, tmp_path / "made.mkv") == 0
+    assert len(times(tmp_path / "made.mkv")) == 10
+
+
+def test_lost_sound_at_the_end_is_damage(tmp_path: Path) -> None:
+    film, cut = tmp_path / "film.mp4", tmp_path / "cut.mp4"
+    ffmpeg(*picture(0.4), *sound(0.4), *H264, "-c:a", "aac", "-movflags", "+faststart", film)
+    with av.open(str(film)) as container:
+        last = max((packet.pos or 0) + packet.size for packet in container.demux() if packet.stream_index == 1)
+    cut.write_bytes(film.read_bytes()[: last - 4])
+    assert any("the end is missing" in fault for fault in inspect(cut).faults)

@@ -41,8 +41,9 @@ from tests.films import (
 from vsfmanet.cli import main
 from vsfmanet.errors import SourceError
 from vsfmanet.jobs import runner
+from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.media import clip as clips
-from vsfmanet.media.encode import EncodePlan
+from vsfmanet.media.film import Film
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.source import inspect
 from vsfmanet.settings import RestoreSettings
@@ -555,8 +556,8 @@ def test_case_21_an_output_that_has_lost_its_metadata_is_not_published(
 ) -> None:
     encode = runner._encode
 
-    def lose(plan: EncodePlan, *rest: Any) -> None:
-        encode(replace(plan, hdr=Hdr()), *rest)
+    def lose(job: RestoreJob, film: Film, *rest: Any) -> None:
+        encode(job, replace(film, hdr=Hdr()), *rest)
 
     monkeypatch.setattr(runner, "_encode", lose)  # unlike the trial
     assert restore(hdr_film, tmp_path / "made.mkv") == 6

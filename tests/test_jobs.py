@@ -22,11 +22,14 @@ from tests.films import H264, ffmpeg, picture, sound
 from vsfmanet.errors import ConfigError, FormatError, IncompleteError, OutputError
 from vsfmanet.jobs.files import move_new
 from vsfmanet.jobs.job import RestoreJob
-from vsfmanet.jobs.progress import clock
 from vsfmanet.jobs.scratch import Scratch
-from vsfmanet.media import clip, encode, source
+from vsfmanet.media import clip, source
+from vsfmanet.media import ffmpeg as programs
+from vsfmanet.media.coding import choose_encoder
 from vsfmanet.media.deinterlace import deinterlaced
+from vsfmanet.media.feed import NutStream
 from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.meter import clock
 from vsfmanet.media.verify import Needed, verify
 
 
@@ -343,12 +346,12 @@ def test_containers_without_exact_timestamps_are_refused(target: str) -> None:
     ],
 )
 def test_default_encoder(pixel_format: str, container: str, expected: str) -> None:
-    assert " ".join(encode.choose_encoder("", pixel_format, container)) == expected
+    assert " ".join(choose_encoder("", pixel_format, container)) == expected
 
 
 def test_encoder_arguments_extend_the_default_or_replace_it() -> None:
-    assert encode.choose_encoder("-crf 20", "yuv420p", ".mkv")[-2:] == ("-crf", "20")
-    assert encode.choose_encoder("-c:v ffv1 -x 'a b'", "yuv420p", ".mkv") == ("-c:v", "ffv1", "-x", "a b")
+    assert choose_encoder("-crf 20", "yuv420p", ".mkv")[-2:] == ("-crf", "20")
+    assert choose_encoder("-c:v ffv1 -x 'a b'", "yuv420p", ".mkv") == ("-c:v", "ffv1", "-x", "a b")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
@@ -369,17 +372,17 @@ def test_the_ffmpeg_on_the_path_is_taken_before_ours_if_it_is_recent(
     program.write_text(f"#!/bin/sh\necho 'ffmpeg version {version} Copyright'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert (encode.find_ffmpeg().path == program) == before_ours
-    monkeypatch.setattr(encode, "_bundled_ffmpeg", lambda: None)
+    assert (programs.find_ffmpeg().path == program) == before_ours
+    monkeypatch.setattr(programs, "_bundled_ffmpeg", lambda: None)
     if without_ours:
-        assert encode.find_ffmpeg().path == program
-        assert encode.find_ffmpeg().version == f"ffmpeg version {version} Copyright"
-        assert encode.find_ffmpeg(program).path == program
+        assert programs.find_ffmpeg().path == program
+        assert programs.find_ffmpeg().version == f"ffmpeg version {version} Copyright"
+        assert programs.find_ffmpeg(program).path == program
     else:
         with pytest.raises(OutputError, match=r"5\.1 or newer is needed"):
-            encode.find_ffmpeg()
+            programs.find_ffmpeg()
         with pytest.raises(ConfigError, match="choose another with --ffmpeg"):
-            encode.find_ffmpeg(program)
+            programs.find_ffmpeg(program)
 
 
 def test_an_ffmpeg_that_does_not_start_is_an_output_error() -> None:
@@ -406,9 +409,7 @@ def test_frames_travel_with_samples_and_timestamps_unchanged(name: str) -> None:
 
 def nut_of(samples: bytes, stamps: list[int], pixel_format: str, size: tuple[int, int]) -> bytes:
     """Frames as the encoder gets them."""
-    stream = encode._NutStream(
-        size=size, pixel_format=pixel_format, rate=Fraction(30000, 1001), time_base=Fraction(1, 1000)
-    )
+    stream = NutStream(size=size, pixel_format=pixel_format, rate=Fraction(30000, 1001), time_base=Fraction(1, 1000))
     return b"".join([*(stream.frame(samples, stamp) for stamp in stamps), stream.end()])
 
 

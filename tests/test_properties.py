@@ -20,8 +20,8 @@ from vsfmanet.exposures.estimate import CONFIDENT, HELD, REACH, Estimate, settle
 from vsfmanet.exposures.sidecar import read_sidecar, sidecar_text
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.paths import Pairing, _collisions, _is_in, _natural
-from vsfmanet.jobs.progress import clock
 from vsfmanet.media.encoder_args import OF_FILES, OPTION, WITHOUT_VALUE, parse_encoder_args
+from vsfmanet.media.meter import clock
 from vsfmanet.segments import Reach, SegmentGrid
 from vsfmanet.settings import MAX_SEGMENT, RestoreSettings
 from vsfmanet.tiling import Box, tiles

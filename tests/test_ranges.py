@@ -24,7 +24,7 @@ from vsfmanet.cli import main
 from vsfmanet.jobs import ranges, runner
 from vsfmanet.jobs.progress import Report
 from vsfmanet.media import clip as clips
-from vsfmanet.media.encode import find_ffmpeg
+from vsfmanet.media.ffmpeg import find_ffmpeg
 from vsfmanet.settings import RestoreSettings
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -285,7 +285,7 @@ def test_ranges_that_make_a_wrong_whole_are_not_used_again(
 ) -> None:
     def join(self: ranges.Ranges, report: Report) -> None:
         self._found.pop(1)
-        self._plan = replace(self._plan, timestamps=self._plan.timestamps[:47])
+        self._film = replace(self._film, timestamps=self._film.timestamps[:47])
         whole(self, report)
 
     whole = ranges.Ranges.join

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ import pytest
 from tests.films import FAST, H264, LOSSLESS, ffmpeg, lighten, nothing_but, picture, restore
 from vsfmanet.cli import main
 from vsfmanet.jobs import ranges, runner
-from vsfmanet.media import encode
-from vsfmanet.media.encode import EncodePlan, choose_encoder, likeness
+from vsfmanet.media import commands
+from vsfmanet.media.coding import choose_encoder, likeness
+from vsfmanet.media.ffmpeg import Run
+from vsfmanet.media.film import Film
 from vsfmanet.media.thumbnails import BOUNDS, ThumbnailWriter, difference, read_thumbnails, thumbnail
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -36,17 +40,17 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def distort(monkeypatch: pytest.MonkeyPatch, filters: str) -> None:
     """Have the encoder change the picture behind our back, but for the trial."""
 
-    def distorted(line: Callable[..., list[str]]) -> Callable[..., list[str]]:
-        def changed(plan: EncodePlan, **rest: Path) -> list[str]:
-            *before, output = line(plan, **rest)
-            trial = len(plan.timestamps) < 3
-            return [*before, *([] if trial else ["-filter:v:0", filters]), output]
+    def distorted(made: Callable[..., Run]) -> Callable[..., Run]:
+        def changed(film: Film, *rest: Any, **named: Any) -> Run:
+            run = made(film, *rest, **named)
+            is_trial = len(film.timestamps) < 3
+            return run if is_trial else replace(run, arguments=(*run.arguments, "-filter:v:0", filters))
 
         return changed
 
     lighten(monkeypatch)
-    monkeypatch.setattr(runner, "command", distorted(encode.command))
-    monkeypatch.setattr(ranges, "range_command", distorted(encode.range_command))
+    monkeypatch.setattr(runner, "whole_run", distorted(commands.whole_run))
+    monkeypatch.setattr(ranges, "range_run", distorted(commands.range_run))
 
 
 @pytest.mark.parametrize("options", [(), ("--range-frames=5",)], ids=["one pass", "ranges"])

@@ -44,8 +44,8 @@ def probe(
         export: Write the exposure of each frame: .csv or .json.
         as_json: Print the findings as JSON, for programs.
     """
-    from vsfmanet.jobs import probe as probing
     from vsfmanet.jobs.progress import Report
+    from vsfmanet.media import probe as probing
 
     probing.check_outputs(export=export, plot=plot)
     findings = run_until_stopped(lambda: probing.probe(source, estimate=Report() if estimate else None))

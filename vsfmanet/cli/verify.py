@@ -45,13 +45,14 @@ def verify(
             from vsfmanet.jobs.record import check_against_record
 
             return check_against_record(file).frames
-        from vsfmanet.jobs.check import check_against_source
         from vsfmanet.jobs.progress import Report
+        from vsfmanet.media.check import check_against_source
         from vsfmanet.media.source import KEPT
 
         wanted = {"audio": audio, "subtitles": subtitles, "attachments": attachments}
         kinds = [kind for kind, option in KEPT.items() if wanted[option]]
-        return check_against_source(file, source, kinds=kinds, report=Report())
+        with Report().listening() as report:
+            return check_against_source(file, source, kinds=kinds, meters=report)
 
     frames = run_until_stopped(check)
     if as_json:

@@ -21,12 +21,13 @@ from vsfmanet.jobs.job import BatchOptions
 from vsfmanet.jobs.journal import Journal, Row, open_journal
 from vsfmanet.jobs.page import before_and_after, tally, write_page
 from vsfmanet.jobs.paths import Pairing, Survey, survey
-from vsfmanet.jobs.progress import Report, clock, frames_state
+from vsfmanet.jobs.progress import Report, frames_state
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key
 from vsfmanet.jobs.runner import recipe
 from vsfmanet.jobs.supervise import MACHINE, Event, Outcome, Stop, Verdict
+from vsfmanet.media.coding import choose_encoder
 from vsfmanet.media.demux import main_track, open_container
-from vsfmanet.media.encode import choose_encoder
+from vsfmanet.media.meter import clock
 
 FOLDER = ".vsfmanet"
 """Folder in OUT_DIR for the journal and for lists of jobs."""

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from vsfmanet.atomic import write_whole
 from vsfmanet.jobs.journal import Row
-from vsfmanet.jobs.progress import clock
 from vsfmanet.media.demux import main_track, open_container
+from vsfmanet.media.meter import clock
 
 GROUPS = {
     "done": ("done",),

@@ -16,6 +16,9 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
+from vsfmanet.media import OWN_SLIP
+from vsfmanet.media.meter import clock
+
 if TYPE_CHECKING:  # only terminals need it, and it takes long to load
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -25,9 +28,6 @@ INTERVAL = 10.0
 
 LOGGERS = ("vsfmanet", "vapoursynth")
 """Loggers whose warnings a user must see."""
-
-OWN_SLIP = "no return value(s) named"
-"""Part of a warning that BestSource 22 causes: its `exporttimestamps` works, but is not declared."""
 
 JSON_INTERVAL = 1.0
 """Seconds between two lines of JSON."""
@@ -246,9 +246,3 @@ def frames_state(done: int, total: int, speed: float | None, seconds_left: float
     if speed is None or seconds_left is None:
         return state
     return f"{state}, {speed:.3g} frames/s, {clock(seconds_left)} left"
-
-
-def clock(seconds: float) -> str:
-    """A length of time as h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -31,19 +31,12 @@ from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import Colour
+from vsfmanet.media.coding import one_range
+from vsfmanet.media.commands import joined_run, others_run, range_run
 from vsfmanet.media.demux import main_track, open_container
-from vsfmanet.media.encode import (
-    EncodePlan,
-    Encoder,
-    Feed,
-    Sink,
-    attached_covers,
-    join_command,
-    mapped_streams,
-    one_range,
-    others_command,
-    range_command,
-)
+from vsfmanet.media.feed import Encoder, Feed, Sink
+from vsfmanet.media.ffmpeg import Ffmpeg
+from vsfmanet.media.film import Film, attached_covers, mapped_streams
 from vsfmanet.media.thumbnails import SUFFIX, count_thumbnails
 
 EARLIEST_CUT = Fraction(3, 4)
@@ -81,7 +74,10 @@ class Ranges:
     """The ranges of one output.
 
     Args:
-        plan: How the whole is to be encoded.
+        film: What the whole must be.
+        ffmpeg: Program.
+        output: File for the whole.
+        ahead: Frames that are asked for ahead of the encoder.
         frames: Numbers of the frames, in the restored clip.
         length: Most frames of a range.
         target: The output.
@@ -90,9 +86,22 @@ class Ranges:
     """
 
     def __init__(
-        self, plan: EncodePlan, *, frames: range, length: int, target: Path, folder: Path, scratch: Scratch
+        self,
+        film: Film,
+        *,
+        ffmpeg: Ffmpeg,
+        output: Path,
+        ahead: int,
+        frames: range,
+        length: int,
+        target: Path,
+        folder: Path,
+        scratch: Scratch,
     ) -> None:
-        self._plan = plan
+        self._film = film
+        self._ffmpeg = ffmpeg
+        self._output = output
+        self._ahead = ahead
         self._frames = frames
         self._length = length
         self._target = target
@@ -123,20 +132,19 @@ class Ranges:
         Raises:
             OutputError: The encoder cannot work, or what it makes cannot be joined.
         """
-        output = self._folder / f"trial{self._plan.output.suffix}"
-        trial = replace(self._plan, timestamps=self._plan.timestamps[:2], copied=(), output=output)
-        self._encode(trial, [blank, blank])
+        output = self._folder / f"trial{self._film.suffix}"
+        trial = replace(self._film, timestamps=self._film.timestamps[:2], copied=())
+        self._encode(trial, output, [blank, blank])
         sample = read_range(output, range(2))
-        trial = replace(trial, output=output.with_stem("trial joined"))
-        _join(trial, [sample], begin=Fraction(0), covers=self._folder, scratch=self._scratch, advance=lambda: None)
-        self.trial = trial.output
-        before, after = _first_frame(output), _first_frame(trial.output)
+        self.trial = output.with_stem("trial joined")
+        self._join(trial, self.trial, [sample], begin=Fraction(0), advance=lambda: None)
+        before, after = _first_frame(output), _first_frame(self.trial)
         if before != after or before[0] != trial.aspect:
             raise OutputError(
                 "a joined frame must be the one that was coded, with its sample aspect ratio "
                 f"{trial.aspect}, but the encoder gives another one, with {after[0]}"
             )
-        text = f"{key} {self._plan.ffmpeg.version} {sample.parameters.hex()} {self._length}"
+        text = f"{key} {self._ffmpeg.version} {sample.parameters.hex()} {self._length}"
         self._work = work_path(self._target, hashlib.sha256(text.encode()).hexdigest()[:16])
         self._work.mkdir(exist_ok=True)
         if self._work.is_symlink():
@@ -160,7 +168,7 @@ class Ranges:
         if not missing:
             return
         left = restored[missing.start : missing.stop]
-        shown = clips.read_frames(self._plan.source, left, ahead=self._plan.ahead, first=total - len(missing))
+        shown = clips.read_frames(self._film.source, left, ahead=self._ahead, first=total - len(missing))
         with report.begin("restoring", total, done=total - len(missing)) as progress:
             frame: vs.VideoFrame | None = next(shown)
             assert frame is not None
@@ -191,25 +199,21 @@ class Ranges:
         Raises:
             OutputError: It cannot be written.
         """
-        plan = self._tagged_plan()
-        begin = plan.timestamps[0] * plan.time_base
-        if plan.start is not None:
-            begin -= plan.start
-            plan = self._with_cut_source(plan)
+        film = self._tagged_film()
+        begin = film.timestamps[0] * film.time_base
+        if film.start is not None:
+            begin -= film.start
+            film = self._with_cut_source(film)
         with report.begin("joining", len(self._frames)) as progress:
-            _join(plan, self._found, begin=begin, covers=self._folder, scratch=self._scratch, advance=progress.advance)
+            self._join(film, self._output, self._found, begin=begin, advance=progress.advance)
 
     def _add(self, samples: Iterable[bytes]) -> None:
         """Encode the next range, and give it its name once it is whole."""
         missing = self.missing
         offset = missing.start - self._frames.start
-        unfinished = self._scratch.make_unfinished(self._work, self._plan.output.suffix)
-        plan = replace(
-            self._tagged_plan(),
-            timestamps=self._plan.timestamps[offset : offset + self._length],
-            output=unfinished,
-        )
-        count = self._encode(plan, samples)
+        unfinished = self._scratch.make_unfinished(self._work, self._film.suffix)
+        film = replace(self._tagged_film(), timestamps=self._film.timestamps[offset : offset + self._length])
+        count = self._encode(film, unfinished, samples)
         frames = range(missing.start, missing.start + count)
         made = read_range(unfinished, frames)
         if self._found and made.parameters != self._found[0].parameters:
@@ -222,10 +226,10 @@ class Ranges:
         self._scratch.finish(unfinished, path)
         self._found.append(replace(made, path=path))
 
-    def _encode(self, plan: EncodePlan, samples: Iterable[bytes]) -> int:
+    def _encode(self, film: Film, output: Path, samples: Iterable[bytes]) -> int:
         """Encode some frames to a file; returns how many."""
-        line, kept = range_command(plan), plan.output.with_suffix(SUFFIX)
-        with Encoder(line, plan, launch=self._scratch.launch, thumbnails=kept) as encoder:
+        run, kept = range_run(film, self._ffmpeg, output), output.with_suffix(SUFFIX)
+        with Encoder(run, film, launch=self._scratch.launch, thumbnails=kept) as encoder:
             for frame in samples:
                 encoder.write(frame)
             encoder.finish()
@@ -263,8 +267,8 @@ class Ranges:
         except (OSError, ValueError, TypeError, RecursionError):
             return None
 
-    def _tagged_plan(self) -> EncodePlan:
-        """The plan with the colour of the film's first frame.
+    def _tagged_film(self) -> Film:
+        """The film with the colour of the film's first frame.
 
         Raises:
             BusyError: The file that keeps it is gone.
@@ -274,25 +278,65 @@ class Ranges:
             raise BusyError(
                 f"{self._target}: another run has taken over and removed {self._work.name}; let that run end"
             )
-        return replace(self._plan, colour=colour)
+        return replace(self._film, colour=colour)
 
-    def _with_cut_source(self, plan: EncodePlan) -> EncodePlan:
-        """A plan with a source that is cut to the time of the output, and has its clock."""
-        kept = mapped_streams(plan)
-        path = self._folder / (f"others{plan.output.suffix}" if kept else "others.ffmeta")
-        cutting = replace(plan, copied=tuple(kept), output=path)
-        with Feed(others_command(cutting), cutting, launch=self._scratch.launch) as feed:
+    def _join(
+        self, film: Film, output: Path, ranges: list[Range], *, begin: Fraction, advance: Callable[[], None]
+    ) -> None:
+        """Make a whole of ranges, with the first frame at the time `begin` on the clock of the film's source.
+
+        A packet is decoded before it is shown by as many frames as the order of any range asks for; FFmpeg and the
+        formats want decoding times that rise, are not below 0, and not above the time of showing.
+        """
+        stamps = [stamp - film.timestamps[0] for stamp in film.timestamps]
+        ahead = max(place - shown for each in ranges for place, shown in enumerate(each.order))
+        steps = [later - earlier for earlier, later in pairwise(stamps)]
+        step = round(statistics.median(steps)) if steps else 1
+        delay = ahead * step
+        with ExitStack() as stack:
+            first = stack.enter_context(open_container(ranges[0].path)).streams.video[0]
+            sink = Sink()
+            carrier, container, stream = _carrier(sink, first, reordered=ahead > 0)
+            stream.time_base = film.time_base
+            begin -= delay * film.time_base
+            run = joined_run(film, self._ffmpeg, output, covers=self._folder, carrier=carrier, begin=begin)
+            feed = stack.enter_context(Feed(run, film, launch=self._scratch.launch))
+            for each in ranges:
+                before = feed.written
+                with open_container(each.path) as file:
+                    for packet in file.demux(video=0):
+                        if not packet.size:
+                            continue
+                        place = feed.written
+                        coded = av.Packet(bytes(packet))
+                        coded.stream, coded.time_base, coded.is_keyframe = stream, film.time_base, packet.is_keyframe
+                        coded.pts = delay + stamps[before + each.order[place - before]]
+                        coded.dts = place * step if place < ahead else delay + stamps[place - ahead]
+                        container.mux(coded)
+                        feed.send(sink.take())
+                        feed.written += 1
+                        advance()
+            container.close()
+            feed.send(sink.take())
+            feed.finish()
+
+    def _with_cut_source(self, film: Film) -> Film:
+        """A film with a source that is cut to the time of the output, and has its clock."""
+        kept = mapped_streams(film)
+        path = self._folder / (f"others{film.suffix}" if kept else "others.ffmeta")
+        cutting = replace(film, copied=tuple(kept))
+        with Feed(others_run(cutting, self._ffmpeg, path), cutting, launch=self._scratch.launch) as feed:
             feed.finish()
         moved = (replace(stream, index=number, path=None) for number, stream in enumerate(kept))
-        return replace(plan, source=replace(plan.source, path=path), copied=(*moved, *attached_covers(plan)))
+        return replace(film, source=replace(film.source, path=path), copied=(*moved, *attached_covers(film)))
 
 
-def why_one_pass(plan: EncodePlan) -> str | None:
+def why_one_pass(film: Film) -> str | None:
     """Why a film must be made in one pass; None if it can be made in ranges."""
-    steps = [later - earlier for earlier, later in pairwise(plan.timestamps)]
-    if steps and min(steps) * plan.time_base < SHORTEST_STEP:
+    steps = [later - earlier for earlier, later in pairwise(film.timestamps)]
+    if steps and min(steps) * film.time_base < SHORTEST_STEP:
         return "some frames follow each other within 2 ms"
-    return one_range(plan.encoder_args)
+    return one_range(film.encoder_args)
 
 
 def read_range(path: Path, frames: range) -> Range:
@@ -327,51 +371,6 @@ def read_range(path: Path, frames: range) -> Range:
             "in one pass with --range-frames 0"
         )
     return Range(path=path, frames=frames, order=order, parameters=parameters)
-
-
-def _join(
-    plan: EncodePlan,
-    ranges: list[Range],
-    *,
-    begin: Fraction,
-    covers: Path,
-    scratch: Scratch,
-    advance: Callable[[], None],
-) -> None:
-    """Have FFmpeg make a whole of ranges, with the first frame at the time `begin` on the clock of the plan's source.
-
-    A packet is decoded before it is shown by as many frames as the order of any range asks for; FFmpeg and the formats
-    want decoding times that rise, are not below 0, and not above the time of showing.
-    """
-    stamps = [stamp - plan.timestamps[0] for stamp in plan.timestamps]
-    ahead = max(place - shown for each in ranges for place, shown in enumerate(each.order))
-    step = round(statistics.median(later - earlier for earlier, later in pairwise(stamps))) if len(stamps) > 1 else 1
-    delay = ahead * step
-    with ExitStack() as stack:
-        first = stack.enter_context(open_container(ranges[0].path)).streams.video[0]
-        sink = Sink()
-        carrier, container, stream = _carrier(sink, first, reordered=ahead > 0)
-        stream.time_base = plan.time_base
-        line = join_command(plan, covers=covers, carrier=carrier, begin=begin - delay * plan.time_base)
-        feed = stack.enter_context(Feed(line, plan, launch=scratch.launch))
-        for each in ranges:
-            before = feed.written
-            with open_container(each.path) as file:
-                for packet in file.demux(video=0):
-                    if not packet.size:
-                        continue
-                    place = feed.written
-                    coded = av.Packet(bytes(packet))
-                    coded.stream, coded.time_base, coded.is_keyframe = stream, plan.time_base, packet.is_keyframe
-                    coded.pts = delay + stamps[before + each.order[place - before]]
-                    coded.dts = place * step if place < ahead else delay + stamps[place - ahead]
-                    container.mux(coded)
-                    feed.send(sink.take())
-                    feed.written += 1
-                    advance()
-        container.close()
-        feed.send(sink.take())
-        feed.finish()
 
 
 def _first_frame(path: Path) -> tuple[Fraction, bytes]:

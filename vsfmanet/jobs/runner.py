@@ -1,4 +1,4 @@
-"""One file restored: inspect, plan, try the encoder, process, verify, publish. A final name is a proof that all held.
+"""One file restored: inspect, film, try the encoder, process, verify, publish. A final name is a proof that all held.
 
 Until then the result is a part file beside the target, and whatever goes wrong, nothing of it stays behind.
 """
@@ -23,31 +23,23 @@ from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputEr
 from vsfmanet.jobs.estimate import output_bytes
 from vsfmanet.jobs.files import exposure_sidecar, remove_work
 from vsfmanet.jobs.job import RestoreJob
-from vsfmanet.jobs.progress import Report, clock
+from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.ranges import Ranges, why_one_pass
 from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_done, job_key, weights_sha256
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import SourceClip
+from vsfmanet.media.coding import choose_encoder, has_filters, has_option
+from vsfmanet.media.commands import whole_run
 from vsfmanet.media.containers import CONTAINERS
+from vsfmanet.media.copying import refused_streams, with_early_subtitles
 from vsfmanet.media.decode import first_frame
 from vsfmanet.media.deinterlace import deinterlaced
-from vsfmanet.media.encode import (
-    EncodePlan,
-    Encoder,
-    Ffmpeg,
-    choose_encoder,
-    command,
-    cover_file,
-    find_ffmpeg,
-    has_filters,
-    has_option,
-    likeness,
-    refused_streams,
-    takes_hdr,
-    with_early_subtitles,
-)
+from vsfmanet.media.feed import Encoder
+from vsfmanet.media.ffmpeg import Ffmpeg, find_ffmpeg, takes_hdr
+from vsfmanet.media.film import Film, cover_file
 from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.meter import clock
 from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, inspect, is_kept, save_packets
 from vsfmanet.media.thumbnails import SUFFIX, read_thumbnails
 from vsfmanet.media.verify import Needed, verify
@@ -166,19 +158,19 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     folder = scratch.make_folder()
     part = scratch.make_part(job.target)
     save_packets(source, {cover.index: folder / cover_file(cover) for cover in copied if cover.kind == "cover"})
-    plan = _plan(job, source, clip, restored, frames, copied, ffmpeg, part)
-    plan = with_early_subtitles(plan, folder, launch=scratch.launch)
+    film = _film(job, source, clip, restored, frames, copied, ffmpeg)
+    film = with_early_subtitles(film, ffmpeg, folder, launch=scratch.launch)
     key = job_key(fingerprint, made_with.digest())
     report.phase("trying the encoder")
-    ranges = _ranges(job, plan, restored, frames, key, folder, scratch, report)
-    _check_room(job, plan, len(frames), None if ranges is None else len(ranges.missing))
-    trial = _try_encoder(plan, restored, folder, scratch) if ranges is None else ranges.trial
+    ranges = _ranges(job, film, ffmpeg, part, restored, frames, key, folder, scratch, report)
+    _check_room(job, film, len(frames), None if ranges is None else len(ranges.missing))
+    trial = _try_encoder(film, ffmpeg, restored, folder, scratch) if ranges is None else ranges.trial
     report.phase("preparing")
     _, hdr = first_frame(trial)
     if lacking := hdr.lacks(source.hdr):
         report.warn(_not_carried(lacking, source.hdr))
     if ranges is None:
-        _encode(plan, restored[frames.start : frames.stop], folder, scratch, report)
+        _encode(job, film, ffmpeg, part, restored[frames.start : frames.stop], folder, scratch, report)
     else:
         ranges.encode(restored, report)
         ranges.join(report)
@@ -186,7 +178,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     try:
         with report.begin("verifying", len(frames)) as progress:
             thumbnails = [folder / THUMBNAILS] if ranges is None else ranges.thumbnails
-            needed = _needed(source, clip, frames, plan, hdr, thumbnails)
+            needed = _needed(source, clip, frames, film, hdr, thumbnails)
             verify(
                 part,
                 needed,
@@ -206,8 +198,8 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         recipe=made_with,
         versions=_versions(ffmpeg),
         frames=len(frames),
-        width=plan.size[0],
-        height=plan.size[1],
+        width=film.size[0],
+        height=film.size[1],
         pictures=needed.likeness,
         output_size=part.stat().st_size,
         output_sha256=file_sha256(part),
@@ -216,29 +208,29 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     check_unchanged(source)
     scratch.publish(part, job.target, record, overwrite=job.overwrite)
     remove_work(job.target)
-    length = float((plan.timestamps[-1] - plan.timestamps[0]) * plan.time_base)
-    report.note(f"made {job.target}: {len(frames)} frames of {plan.size[0]}x{plan.size[1]}, {clock(length)}")
+    length = float((film.timestamps[-1] - film.timestamps[0]) * film.time_base)
+    report.note(f"made {job.target}: {len(frames)} frames of {film.size[0]}x{film.size[1]}, {clock(length)}")
     return record
 
 
 def _needed(
-    source: Source, clip: SourceClip, frames: range, plan: EncodePlan, hdr: Hdr, thumbnails: Sequence[Path]
+    source: Source, clip: SourceClip, frames: range, film: Film, hdr: Hdr, thumbnails: Sequence[Path]
 ) -> Needed:
     """What the output must hold; what the user has set with --encoder-args is as the user has it."""
-    own = plan.encoder_args
+    own = film.encoder_args
     filtered = has_filters(own)
     extent = "whole" if len(frames) == clip.node.num_frames else "part"
     return Needed(
         source=source,
-        size=plan.size,
-        aspect=None if filtered or has_option(own, "aspect", "bsf") else plan.aspect,
+        size=film.size,
+        aspect=None if filtered or has_option(own, "aspect", "bsf") else film.aspect,
         pictures=read_thumbnails(thumbnails),
-        likeness=likeness(own, plan.pixel_format),
+        likeness=film.likeness,
         hdr=hdr,
         anchors=[(n - frames.start, time) for n, time in clip.anchors if n in frames],
-        times=[timestamp * plan.time_base for timestamp in plan.timestamps],
+        times=[timestamp * film.time_base for timestamp in film.timestamps],
         lively=set() if filtered else clips.lively_frames(clip.node, frames),
-        copied=plan.copied,
+        copied=film.copied,
         extent="damaged" if source.faults or clip.faults else extent,
         chapters=not has_option(own, "map_chapters"),
         names=not has_option(own, "metadata", "map_metadata"),
@@ -343,7 +335,7 @@ def _check_container(ffmpeg: Ffmpeg, source: Source, copied: Sequence[Stream], s
     )
 
 
-def _plan(
+def _film(
     job: RestoreJob,
     source: Source,
     clip: SourceClip,
@@ -351,16 +343,14 @@ def _plan(
     frames: range,
     copied: Sequence[Stream],
     ffmpeg: Ffmpeg,
-    part: Path,
-) -> EncodePlan:
+) -> Film:
     """What the encoder is to make. The clock of the output starts with the first thing in it."""
     begin = clip.timestamps[frames.start] * clip.time_base
     if len(frames) == clip.node.num_frames:
         begin = max(Fraction(0), min(source.start, begin))
     last = frames.stop == clip.node.num_frames
     pixel_format = clips.pixel_format(restored.format)
-    return EncodePlan(
-        ffmpeg=ffmpeg,
+    return Film(
         source=source,
         size=(restored.width, restored.height),
         pixel_format=pixel_format,
@@ -374,12 +364,11 @@ def _plan(
         duration=None if last else clip.timestamps[frames.stop] * clip.time_base - begin,
         copied=tuple(copied),
         encoder_args=choose_encoder(job.encoder_args, pixel_format, job.target.suffix.lower()),
-        ahead=clips.frames_ahead(job.settings),
-        output=part,
+        suffix=job.target.suffix.lower(),
     )
 
 
-def _check_room(job: RestoreJob, plan: EncodePlan, frames: int, missing: int | None) -> None:
+def _check_room(job: RestoreJob, film: Film, frames: int, missing: int | None) -> None:
     """Refuse to begin what the disk cannot hold: the output and, where it is made in ranges, those that are missing.
 
     Raises:
@@ -387,9 +376,9 @@ def _check_room(job: RestoreJob, plan: EncodePlan, frames: int, missing: int | N
     """
     expected = output_bytes(
         frames=frames + (missing or 0),
-        pixels=plan.size[0] * plan.size[1],
-        pixel_format=plan.pixel_format,
-        encoder_args=plan.encoder_args,
+        pixels=film.size[0] * film.size[1],
+        pixel_format=film.pixel_format,
+        encoder_args=film.encoder_args,
     )
     needed = ROOM * expected / 2**30 + job.reserve
     free = shutil.disk_usage(job.target.absolute().parent).free / 2**30
@@ -402,7 +391,9 @@ def _check_room(job: RestoreJob, plan: EncodePlan, frames: int, missing: int | N
 
 def _ranges(
     job: RestoreJob,
-    plan: EncodePlan,
+    film: Film,
+    ffmpeg: Ffmpeg,
+    part: Path,
     restored: vs.VideoNode,
     frames: range,
     key: str,
@@ -413,8 +404,18 @@ def _ranges(
     """The ranges that the output is made in; None for a short one, and for one that must be made in one pass."""
     if job.range_frames == 0 or len(frames) <= job.range_frames:
         return None
-    ranges = Ranges(plan, frames=frames, length=job.range_frames, target=job.target, folder=folder, scratch=scratch)
-    reason = why_one_pass(plan)
+    ranges = Ranges(
+        film,
+        ffmpeg=ffmpeg,
+        output=part,
+        ahead=clips.frames_ahead(job.settings),
+        frames=frames,
+        length=job.range_frames,
+        target=job.target,
+        folder=folder,
+        scratch=scratch,
+    )
+    reason = why_one_pass(film)
     if reason is None:
         try:
             ranges.open(f"{key} {arithmetic(job.settings)}", _blank(restored))
@@ -430,7 +431,7 @@ def _blank(restored: vs.VideoNode) -> bytes:
     return clips.frame_bytes(vs.core.std.BlankClip(restored, length=1, keep=True).get_frame(0))
 
 
-def _try_encoder(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scratch) -> Path:
+def _try_encoder(film: Film, ffmpeg: Ffmpeg, restored: vs.VideoNode, folder: Path, scratch: Scratch) -> Path:
     """Encode one blank frame, so that a wrong option or a missing encoder shows now and not after hours.
 
     Returns:
@@ -439,11 +440,12 @@ def _try_encoder(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch
     Raises:
         OutputError: The encoder cannot work.
     """
-    trial = replace(plan, output=folder / f"trial{plan.output.suffix}", timestamps=plan.timestamps[:1], copied=())
-    with Encoder(command(trial, covers=folder), trial, launch=scratch.launch) as encoder:
+    trial = replace(film, timestamps=film.timestamps[:1], copied=())
+    output = folder / f"trial{film.suffix}"
+    with Encoder(whole_run(trial, ffmpeg, output, covers=folder), trial, launch=scratch.launch) as encoder:
         encoder.write(_blank(restored))
         encoder.finish()
-    return trial.output
+    return output
 
 
 def _not_carried(lacking: str, hdr: Hdr) -> str:
@@ -456,19 +458,28 @@ def _not_carried(lacking: str, hdr: Hdr) -> str:
     )
 
 
-def _encode(plan: EncodePlan, restored: vs.VideoNode, folder: Path, scratch: Scratch, report: Report) -> None:
+def _encode(
+    job: RestoreJob,
+    film: Film,
+    ffmpeg: Ffmpeg,
+    part: Path,
+    restored: vs.VideoNode,
+    folder: Path,
+    scratch: Scratch,
+    report: Report,
+) -> None:
     """Feed all restored frames to the encoder.
 
     Raises:
         VsfmanetError: A frame could not be restored, or not be encoded; the encoder has been killed.
     """
-    frames = clips.read_frames(plan.source, restored, ahead=plan.ahead)
-    with report.begin("restoring", len(plan.timestamps)) as progress:
+    frames = clips.read_frames(film.source, restored, ahead=clips.frames_ahead(job.settings))
+    with report.begin("restoring", len(film.timestamps)) as progress:
         first = next(frames)
         report.phase("encoding")
-        plan = replace(plan, colour=clips.colour(first))  # how the filter wants the samples to be read
-        line = command(plan, covers=folder)
-        with Encoder(line, plan, launch=scratch.launch, thumbnails=folder / THUMBNAILS) as encoder:
+        film = replace(film, colour=clips.colour(first))  # how the filter wants the samples to be read
+        run = whole_run(film, ffmpeg, part, covers=folder)
+        with Encoder(run, film, launch=scratch.launch, thumbnails=folder / THUMBNAILS) as encoder:
             for frame in chain([first], frames):
                 encoder.write(clips.frame_bytes(frame))
                 progress.advance()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from vsfmanet.jobs.files import (
     sweep,
 )
 from vsfmanet.jobs.record import Record, find_done, write_pending, write_record
+from vsfmanet.media.ffmpeg import kill
 
 _log = logging.getLogger(__name__)
 
@@ -220,17 +220,6 @@ class Scratch:
     def _check_open(self) -> None:
         if self._closed:
             raise IncompleteError("the job has been stopped")
-
-
-def kill(process: subprocess.Popen[bytes]) -> int:
-    """Kill a process of `Scratch.launch` with its process group; return its exit code."""
-    if process.poll() is None:
-        if sys.platform == "win32":
-            process.kill()
-        else:
-            with suppress(ProcessLookupError):  # another thread may have been faster
-                os.killpg(process.pid, signal.SIGKILL)  # the user's ffmpeg may be a script that started it
-    return process.wait()
 
 
 def _refuse_twin(target: Path, record: Record) -> None:

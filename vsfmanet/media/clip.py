@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
@@ -87,29 +85,6 @@ class Colour:
     matrix: int | None
     chroma_location: int | None
     """1 left, 2 centre, 3 top left ..."""
-
-
-@contextmanager
-def messages_to(warn: Callable[[str], None]) -> Iterator[None]:
-    """Hand the warnings of VapourSynth and its filters, which it gives to `logging`, to `warn`, once each."""
-    told: set[str] = set()
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            # The second condition is a slip of BestSource 22, whose `exporttimestamps` works but is not declared.
-            if text not in told and "no return value(s) named" not in text:
-                told.add(text)
-                warn(text)
-
-    logger, handler = logging.getLogger("vapoursynth"), Handler(logging.WARNING)
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = True
 
 
 def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> SourceClip:

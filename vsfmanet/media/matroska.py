@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-EBML, SEGMENT, CRC = 0x1A45DFA3, 0x18538067, 0xBF
+EBML, SEGMENT, CLUSTER, CRC = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0xBF
 
 CRC_BYTES = 6
 """ID, size and value of a checksum element, the first in the element that it covers."""

@@ -261,10 +261,13 @@ class _Order:
     starts_open: bool = False
     holes: list[tuple[int, int]] = field(default_factory=list)
     """Bytes from and to which nothing belongs to any packet."""
+    cut: int = 0
+    """Packets of which a part is missing."""
     _end: int | None = None
 
     def add(self, packet: Packet[Any]) -> None:
         """Note a packet of any stream, in the order of the file."""
+        self.cut += packet.is_corrupt
         if packet.pos is None or packet.pos < 0:
             return
         if self._end is not None and packet.pos > self._end + FRAMING:
@@ -301,6 +304,8 @@ def _read(path: Path) -> Source:
         shown = sorted(order.shown, key=lambda each: each.time)
         time_base = Fraction(track.time_base.numerator, track.time_base.denominator)
         faults += _missing_end(container, track, streams, rate) or _missing_bytes(path)
+        if order.cut and not faults and demuxer(container) == "mov":  # elsewhere decoding shows whether it matters
+            faults.append(f"{order.cut} packets are cut short; the end is missing")
         faults += _gaps(shown, time_base, hole=order.has_hole if demuxer(container) in CONTIGUOUS else None)
         rotation, hdr = first_frame(path)
         return Source(
@@ -454,9 +459,13 @@ def _missing_end(container: InputContainer, track: VideoStream, streams: Sequenc
         declared = container.duration / 1_000_000
         if found < declared - tolerance:
             return [f"declared {declared:.1f} s, found {float(found):.1f} s; the end is missing"]
-    packets = streams[track.index].packets + streams[track.index].cut
-    if track.frames > packets and demuxer(container) != "avi":  # which counts frames that were dropped, too
-        return [f"declared {track.frames} frames, found {packets}; the end is missing"]
+    if demuxer(container) == "avi":  # counts frames that were dropped, too
+        return []
+    for stream, read in zip(container.streams, streams, strict=True):
+        packets = read.packets + read.cut
+        if stream.frames > packets and read.kind in ("video", "audio"):
+            name = "frames" if stream is track else f"packets of {read}"
+            return [f"declared {stream.frames} {name}, found {packets}; the end is missing"]
     return []
 
 

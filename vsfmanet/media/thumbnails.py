@@ -138,6 +138,7 @@ class ThumbnailWriter:
     """
 
     def __init__(self, path: Path, *, size: tuple[int, int], pixel_format: str, hashed: bool) -> None:
+        self.path = path
         self._layout = _Layout(VideoFormat(pixel_format, *size))
         self._hashed = hashed
         self._count = itertools.count()

@@ -7,23 +7,23 @@ from collections.abc import Collection
 from pathlib import Path
 
 from vsfmanet.errors import ConfigError, IncompleteError, SourceError
-from vsfmanet.jobs.progress import Report
 from vsfmanet.media import clip as clips
 from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.meter import Meters
 from vsfmanet.media.source import inspect, is_kept
 from vsfmanet.media.verify import Needed, verify
 
 REMEDY = "do not use it in place of its source, and make it again"
 
 
-def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str], report: Report) -> int:
+def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str], meters: Meters) -> int:
     """Decode a file and compare every frame's place, the shape of the picture, and all that was copied with a source.
 
     Args:
         path: The file.
         source_path: What it was made from, whole.
         kinds: Of the streams that must be there too: "audio", "subtitle", "attachment", "cover".
-        report: Where progress goes.
+        meters: Show progress.
 
     Returns:
         Frames in the file.
@@ -34,17 +34,16 @@ def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str
         IncompleteError: The file is not a whole restoration of it.
     """
     source = inspect(source_path)
-    with clips.messages_to(report.warn):
-        clip = clips.open_clip(source, threads=0, interlaced=True)
+    clip = clips.open_clip(source, threads=0, interlaced=True)
     width, height = clip.node.width, clip.node.height
     try:
         size = inspect(path).size
     except SourceError as error:
-        raise IncompleteError(f"verify: {path}: a whole video file is needed, got {error}; {REMEDY}") from error
+        raise IncompleteError(f"{path}: a whole video file is needed, got {error}; {REMEDY}") from error
     if os.path.samefile(path, source_path):
-        raise ConfigError(f"verify: {path}: the file and its source must be two files, got one; name the source")
+        raise ConfigError(f"{path}: the file and its source must be two files, got one; name the source")
     scale = max(1, size[0] // width)
-    with report.begin("verifying", clip.node.num_frames) as progress:
+    with meters.begin("verifying", clip.node.num_frames) as progress:
         needed = Needed(
             source=source,
             size=(scale * width, scale * height),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from fractions import Fraction
@@ -17,12 +19,15 @@ import vapoursynth as vs
 from vsfmanet.errors import ConfigError, FormatError, OutputError, SourceError
 from vsfmanet.exposures import KnownExposure, gather
 from vsfmanet.exposures.sidecar import sidecar_text
-from vsfmanet.jobs.progress import Report, clock
+from vsfmanet.media import OWN_SLIP
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import Colour
+from vsfmanet.media.coding import choose_encoder
 from vsfmanet.media.containers import CONTAINERS
-from vsfmanet.media.encode import choose_encoder, find_ffmpeg, refused_streams
+from vsfmanet.media.copying import refused_streams
+from vsfmanet.media.ffmpeg import find_ffmpeg
 from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.meter import Meters, clock
 from vsfmanet.media.source import Source, inspect, is_kept
 from vsfmanet.settings import SIDECAR_SUFFIXES
 
@@ -68,7 +73,7 @@ class Findings:
         return [exposure.value for exposure in self.exposures if exposure is not None]
 
 
-def probe(path: Path, *, estimate: Report | None = None) -> Findings:
+def probe(path: Path, *, estimate: Meters | None = None) -> Findings:
     """Look at a file as `restore` would, up to the network. To count its frames it is decoded once.
 
     Args:
@@ -84,7 +89,7 @@ def probe(path: Path, *, estimate: Report | None = None) -> Findings:
     notices: list[str] = []
     clip, refusal = None, None
     try:
-        with clips.messages_to(notices.append):
+        with _logged(notices):
             clip = clips.open_clip(source, threads=0)
     except (FormatError, SourceError) as error:
         refusal = str(error)
@@ -110,12 +115,30 @@ def probe(path: Path, *, estimate: Report | None = None) -> Findings:
     )
 
 
-def _estimates(node: vs.VideoNode, report: Report) -> tuple[KnownExposure | None, ...]:
+@contextmanager
+def _logged(texts: list[str]) -> Iterator[None]:
+    """Collect the warnings of VapourSynth and its filters, once each."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if text not in texts and OWN_SLIP not in text:
+                texts.append(text)
+
+    logger, handler = logging.getLogger("vapoursynth"), Handler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _estimates(node: vs.VideoNode, meters: Meters) -> tuple[KnownExposure | None, ...]:
     """What blur and motion show of the exposure of every frame."""
     from vsfmanet import exposure  # with torch
 
     found: list[KnownExposure | None] = []
-    with report.begin("estimating", node.num_frames) as progress:
+    with meters.begin("estimating", node.num_frames) as progress:
         for frame in exposure(node, exposure="estimate").frames(prefetch=1, close=True):
             value, confidence = frame.props.get("FMANetExposure"), frame.props.get("FMANetExposureConfidence")
             if isinstance(value, float) and isinstance(confidence, float):
@@ -270,7 +293,7 @@ def check_outputs(*, export: Path | None, plot: Path | None) -> None:
     for path, suffixes in ((export, SIDECAR_SUFFIXES), (plot, (PLOT_SUFFIX,))):
         if path is not None and path.suffix.lower() not in suffixes:
             raise ConfigError(
-                f"probe: {path}: the file to write must end in {' or '.join(suffixes)}, got "
+                f"{path}: the file to write must end in {' or '.join(suffixes)}, got "
                 f"{path.suffix or 'no suffix'}; name another"
             )
         if path is not None and path.exists():
@@ -278,7 +301,7 @@ def check_outputs(*, export: Path | None, plot: Path | None) -> None:
 
 
 def _taken(path: Path) -> ConfigError:
-    return ConfigError(f"probe: {path}: the file to write exists already; name another, or remove it")
+    return ConfigError(f"{path}: the file to write exists already; name another, or remove it")
 
 
 def _write_new(path: Path, text: str) -> None:
@@ -288,7 +311,7 @@ def _write_new(path: Path, text: str) -> None:
     except FileExistsError:
         raise _taken(path) from None
     except OSError as error:
-        raise OutputError(f"probe: {path}: the file must be written, but {error}; check folder and disk") from error
+        raise OutputError(f"{path}: the file must be written, but {error}; check folder and disk") from error
 
 
 def _sources(findings: Findings) -> dict[str, int]:

@@ -1,0 +1,159 @@
+"""The user's options for the encoder, or ours: which encoder, whether ranges can be joined, how like its frames are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import av
+
+from vsfmanet.media.encoder_args import parse_encoder_args
+from vsfmanet.media.thumbnails import Likeness
+
+CODING = {"attached_pic", "dependent", "multilayer", "still_image", "timed_thumbnails"}
+"""Dispositions that describe the source's own coding (such as MV-HEVC), not what the video is for."""
+
+STALE_TAGS = (
+    "bps",
+    "creation_time",
+    "duration",
+    "encoder",
+    "handler_name",
+    "number_of",
+    "rotate",
+    "vendor_id",
+    "_stat",
+)
+"""Beginnings of tags that describe the source's own coding, not the video."""
+
+CODING = {
+    *(
+        "c",
+        "codec",
+        "vcodec",
+        "preset",
+        "tune",
+        "profile",
+        "level",
+        "usage",
+        "quality",
+        "speed",
+        "deadline",
+        "cpu-used",
+    ),
+    *("crf", "cq", "qp", "q", "qscale", "qmin", "qmax", "b", "minrate", "maxrate", "bufsize", "rc", "strict"),
+    *("g", "keyint_min", "bf", "refs", "rc-lookahead", "lag-in-frames", "auto-alt-ref", "aq-mode", "pix_fmt"),
+    *("x264-params", "x264opts", "x265-params", "svtav1-params", "aom-params", "row-mt", "tiles", "tile-columns"),
+    *("tile-rows", "threads", "slices", "slicecrc", "coder", "context", "vendor", "bits_per_mb", "mbs_per_mb"),
+}
+"""Options of FFmpeg's encoders, one value each, that code every range of a film alike."""
+
+FILTERS = {"-vf", "-filter:v"}
+"""Options with filters for the picture."""
+
+LOSSLESS = {"ffv1", "ffvhuff", "huffyuv", "png", "qtrle", "rawvideo", "utvideo"}
+"""Encoders whose frames decode to the very samples, if they take the pixel format."""
+
+CRF = {"libx264", "libx264rgb", "libx265"}
+"""Encoders with a constant rate factor of one scale."""
+
+HIGH_QUALITY = 16
+"""The greatest constant rate factor at which they keep detail and grain; the default."""
+
+EQUAL_QUALITY = {
+    "c",
+    "preset",
+    "crf",
+    "pix_fmt",
+    "tag",
+    "threads",
+    "g",
+    "keyint_min",
+    "bf",
+    "refs",
+    "movflags",
+    "metadata",
+}
+"""Options that leave their quality as it is, beside the rate factor."""
+
+CONTAINING = {"tag", "vtag", "movflags", "metadata", "brand"}
+"""Options for the container, one value each: they are given again where ranges are joined."""
+
+
+def choose_encoder(user_args: str, pixel_format: str, container: str) -> tuple[str, ...]:
+    """FFmpeg's output options for the video: ours followed by the user's, or only the user's if they name an encoder.
+
+    Args:
+        user_args: Options as in a shell.
+        pixel_format: Of the frames: 8 bits become H.264, more become H.265, with the same chroma.
+        container: Suffix of the output file.
+
+    Raises:
+        ConfigError: The options would do more than code one output.
+    """
+    own = parse_encoder_args(user_args)
+    if any(argument in ("-c:v", "-codec:v", "-vcodec") for argument in own):
+        return own
+    depth = av.VideoFormat(pixel_format).components[0].bits
+    family = re.sub(r"\d+le$", "", pixel_format)
+    if family not in ("gray", "gbrp", "yuv420p", "yuv422p", "yuv444p"):
+        family = "yuv444p"  # neither encoder knows 4:4:0, 4:1:1 or 4:1:0, and no chroma may be lost
+    if depth > 8:
+        codec, target = "libx265", f"{family}{10 if depth <= 10 else 12}le"
+    else:
+        codec, target = ("libx264rgb", "rgb24") if family == "gbrp" else ("libx264", family)
+    tag = ("-tag:v", "hvc1") if codec == "libx265" and container != ".mkv" else ()  # what Apple's players look for
+    return ("-c:v", codec, "-preset", "medium", "-crf", "16", "-pix_fmt", target, *tag, *own)
+
+
+def one_range(encoder_args: Sequence[str]) -> str | None:
+    """Why a film must be encoded in one go with these options; None if it can be in ranges."""
+    given = iter(encoder_args)
+    for argument in given:
+        name, _, track = argument.removeprefix("-").partition(":")
+        value = next(given, "")
+        if (
+            not argument.startswith("-")
+            or name not in CODING | CONTAINING
+            or track not in ("", "v", "v:0", "s:v", "s:v:0")
+        ):
+            return f"--encoder-args has {argument}, of which it is not known that every range would be coded alike"
+        if re.search(r"\b(pass|stats)=", value):
+            return f"--encoder-args has several passes ({value})"
+    return None
+
+
+def has_filters(encoder_args: Sequence[str]) -> bool:
+    """Whether the user's options change the picture."""
+    return any(argument in FILTERS for argument in encoder_args)
+
+
+def likeness(encoder_args: Sequence[str], pixel_format: str) -> Likeness:
+    """How much decoded frames must be like those that are encoded with some options."""
+    if has_filters(encoder_args):
+        return "unknown"
+    given = {
+        name.removeprefix("-").partition(":")[0]: value
+        for name, value in zip(encoder_args[::2], encoder_args[1::2], strict=True)
+    }
+    codec = next((given[name] for name in ("c", "codec", "vcodec") if name in given), "")
+    quality = _number(given.get("crf", ""))
+    eight_bits = av.VideoFormat(pixel_format).components[0].bits == 8
+    if codec in LOSSLESS or (codec in CRF and (given.get("qp") == "0" or (quality == 0 and eight_bits))):
+        return "exact"
+    if codec in CRF and quality is not None and quality <= HIGH_QUALITY and set(given) <= EQUAL_QUALITY:
+        return "near"
+    return "rough"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def has_option(encoder_args: Sequence[str], *names: str) -> bool:
+    """Whether the user's options name one of these, without their dash, for whichever stream."""
+    given = (argument.removeprefix("-").partition(":")[0] for argument in encoder_args if argument.startswith("-"))
+    return not set(names).isdisjoint(given)

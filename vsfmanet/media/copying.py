@@ -1,0 +1,83 @@
+"""Streams that go along: whether a container can hold them, and those that begin before the output does."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+from vsfmanet.errors import OutputError
+from vsfmanet.media.commands import early_run
+from vsfmanet.media.containers import CONTAINERS
+from vsfmanet.media.feed import Feed, Launch, NutStream
+from vsfmanet.media.ffmpeg import Ffmpeg
+from vsfmanet.media.film import Film
+from vsfmanet.media.source import Source, Stream
+
+
+def refused_streams(ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], suffix: str) -> list[Stream]:
+    """Streams of a source that an FFmpeg cannot copy to a container, by having it copy them beside one small frame.
+
+    Args:
+        ffmpeg: The program that is to copy them later.
+        source: Where they come from.
+        streams: The streams.
+        suffix: Of the container.
+
+    Raises:
+        OutputError: FFmpeg cannot even write the frame.
+    """
+    if not streams or not _failure(ffmpeg, source, streams, suffix):
+        return []
+    if failure := _failure(ffmpeg, source, [], suffix):
+        raise OutputError(f"a trial file must be written, but FFmpeg says: {failure}; check the temporary disk")
+    return [stream for stream in streams if _failure(ffmpeg, source, [stream], suffix)] or list(streams)
+
+
+def _failure(ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], suffix: str) -> str:
+    """What FFmpeg says where it cannot copy some streams to a container; empty if it can."""
+    small = NutStream(size=(64, 64), pixel_format="yuv420p", rate=Fraction(25), time_base=Fraction(1, 25))
+    frame = small.frame(bytes(64 * 64 * 3 // 2), 0) + small.end()
+    line = [str(ffmpeg.path), "-hide_banner", "-loglevel", "error", "-f", "nut", "-i", "pipe:0"]
+    line += ["-t", "1", "-protocol_whitelist", "file", "-i", f"file:{source.path}", "-map", "0:v:0", "-c", "copy"]
+    for stream in streams:
+        covers = stream.kind == "cover" and suffix == ".mkv"  # they become attachments, which all can be
+        line += [] if covers else ["-map", f"1:{stream.index}"]
+    line += ["-c:v:0", "mpeg4", "-shortest", "-f", CONTAINERS[suffix]]
+    with tempfile.TemporaryDirectory(prefix="vsfmanet-") as folder:
+        run = subprocess.run([*line, f"file:{folder}/trial{suffix}"], input=frame, capture_output=True, check=False)
+    said = run.stderr.decode(errors="replace").strip().splitlines()[-3:]
+    return "" if run.returncode == 0 else "; ".join(said) or f"exit code {run.returncode}"
+
+
+def with_early_subtitles(film: Film, ffmpeg: Ffmpeg, folder: Path, *, launch: Launch) -> Film:
+    """A film that keeps the subtitles that are shown already when the output begins, from its beginning on.
+
+    FFmpeg leaves out every packet that begins before the time to which it cuts. So those streams are copied to a file
+    of their own first.
+
+    Args:
+        film: What is to be made.
+        ffmpeg: Program.
+        folder: For the file.
+        launch: As for `Feed`.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    start = film.start
+    early = [
+        stream
+        for stream in film.copied
+        if start is not None and any(begin < start < end for begin, end in stream.spans)
+    ]
+    if not early:
+        return film
+    path = folder / f"early{film.suffix}"
+    with Feed(early_run(film, ffmpeg, path, early), film, launch=launch) as feed:
+        feed.finish()
+    moved = {stream.index: replace(stream, path=path, index=n) for n, stream in enumerate(early)}
+    return replace(film, copied=tuple(moved.get(stream.index, stream) for stream in film.copied))

@@ -1,0 +1,119 @@
+"""The FFmpeg that does the work: which one, what it can do, one run of it, and its end."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio_ffmpeg
+
+from vsfmanet.errors import ConfigError, OutputError
+
+OLDEST_FFMPEG = (5, 1)
+"""Release 4.2 shifts the first frames against the others when sound starts before the picture; 5.1 has `-fps_mode`."""
+
+PREFERRED_FFMPEG = (7, 0)
+"""Older releases lose chapters and dispositions, and cannot write PCM to MP4."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ffmpeg:
+    """An FFmpeg that runs."""
+
+    path: Path
+    """Program."""
+    release: tuple[int, int]
+    """Major and minor number; builds from the development branch count as the newest."""
+    version: str
+    """The first line that it prints of itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One run of FFmpeg. It never asks, and replaces its output."""
+
+    ffmpeg: Ffmpeg
+    """Program."""
+    inputs: tuple[str, ...]
+    """Its inputs, each with the options before it."""
+    arguments: tuple[str, ...]
+    """Options of the output."""
+    output: Path
+    """File to write."""
+
+    @property
+    def line(self) -> list[str]:
+        """The command line. All clocks stay as they are (-copyts): else each release shifts each input differently."""
+        common = ("-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning", "-y", "-copyts")
+        return [str(self.ffmpeg.path), *common, *self.inputs, *self.arguments, f"file:{self.output}"]
+
+
+def find_ffmpeg(path: Path | None = None, *, for_hdr: bool = False) -> Ffmpeg:
+    """The FFmpeg to use: the user's choice; else the one on the path, if it is of `PREFERRED_FFMPEG` or newer; else the
+    one that came with imageio-ffmpeg; else an older one on the path.
+
+    Args:
+        path: The user's choice.
+        for_hdr: Whether one that `takes_hdr` comes first, if the user has chosen none.
+
+    Raises:
+        ConfigError: The one that is chosen does not run, or is older than `OLDEST_FFMPEG`.
+        OutputError: None is there that runs and is recent.
+    """
+    oldest = ".".join(map(str, OLDEST_FFMPEG))
+    if path is not None:
+        chosen = _examined(str(path))
+        if chosen is None:
+            raise ConfigError(f"{path}: an FFmpeg {oldest} or newer that runs is needed; choose another with --ffmpeg")
+        return chosen
+    paths = filter(None, (shutil.which("ffmpeg"), _bundled_ffmpeg()))
+    found = [each for each in map(_examined, paths) if each is not None]
+    found.sort(key=lambda each: each.release < PREFERRED_FFMPEG)  # keeps the order of equals
+    if not found:
+        raise OutputError(f"FFmpeg {oldest} or newer is needed, on the path or by imageio-ffmpeg; install it")
+    return next(filter(takes_hdr, found), found[0]) if for_hdr else found[0]
+
+
+def takes_hdr(ffmpeg: Ffmpeg) -> bool:
+    """Whether an FFmpeg has options that give any encoder and container the metadata of HDR10, which 9.0 has."""
+    asked = [str(ffmpeg.path), "-hide_banner", "-h", "long"]
+    run = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return b"\n-mastering_display" in run.stdout and b"\n-content_light" in run.stdout
+
+
+def _examined(path: str) -> Ffmpeg | None:
+    """An FFmpeg that runs and is recent."""
+    try:
+        run = subprocess.run([path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    version = run.stdout.decode(errors="replace").partition("\n")[0].strip()
+    named = re.search(r"version n?(\d+)\.(\d+)", version)
+    release = (int(named[1]), int(named[2])) if named else (1000, 0)
+    return Ffmpeg(path=Path(path), release=release, version=version) if release >= OLDEST_FFMPEG else None
+
+
+def _bundled_ffmpeg() -> str | None:
+    """The program of imageio-ffmpeg, if its wheel brought one."""
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:
+        return None
+
+
+def kill(process: subprocess.Popen[bytes]) -> int:
+    """Kill a process that leads a group of its own, with that group; return its exit code."""
+    if process.poll() is None:
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            with suppress(ProcessLookupError):  # another thread may have been faster
+                os.killpg(process.pid, signal.SIGKILL)  # the user's ffmpeg may be a script
+    return process.wait()
