@@ -241,9 +241,21 @@ def act_as_vsfmanet(arguments: Sequence[str]) -> int:
     from vsfmanet import cli
     from vsfmanet.jobs import runner, supervise
     from vsfmanet.media import clip
+    from vsfmanet.settings import Resolved
 
     clip.restore_clip = lambda node, settings: node.resize.Bicubic(4 * node.width, 4 * node.height)
-    vars(runner).update(weights_sha256=lambda model: "none", arithmetic=lambda settings: "none")
+    vars(runner).update(
+        weights_sha256=lambda model: "none",
+        resolved=lambda settings, weights: Resolved(
+            model="none",
+            weights_sha256=weights,
+            backend="torch",
+            device="cpu",
+            device_name="",
+            precision="fp32",
+            kernels=None,
+        ),
+    )
     supervise.PROGRAM = (sys.executable, __file__, "as-vsfmanet")
     return cli.main(arguments)
 

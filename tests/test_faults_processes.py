@@ -39,6 +39,7 @@ import os, signal, sys, time
 from vsfmanet.cli import main
 from vsfmanet.jobs import runner, supervise
 from vsfmanet.media import clip
+from vsfmanet.settings import Resolved
 supervise.PROGRAM = tuple(sys.orig_argv[:3])
 fault, pause = os.environ["FAULT"], float(os.environ["PAUSE"])
 def change(node, settings):
@@ -54,6 +55,9 @@ def change(node, settings):
     return node.std.ModifyFrame(node, at)
 clip.restore_clip = change
 runner.weights_sha256 = lambda model: "0"
+runner.resolved = lambda settings, weights: Resolved(
+    model="none", weights_sha256=weights, backend="torch", device="cpu", device_name="", precision="fp32", kernels=None
+)
 sys.exit(main(sys.argv[1:]))
 """
 """A job whose filter dies at frame 20, or is only slow."""

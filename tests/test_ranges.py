@@ -320,6 +320,7 @@ from vsfmanet import devices, kernels
 from vsfmanet.cli import main
 from vsfmanet.jobs import runner, supervise
 from vsfmanet.media import clip
+from vsfmanet.settings import Resolved
 supervise.PROGRAM = tuple(sys.orig_argv[:3])
 def slow(node, settings):
     def wait(n, f):
@@ -328,7 +329,9 @@ def slow(node, settings):
     return node.std.ModifyFrame(node, wait).resize.Point(4 * node.width, 4 * node.height)
 clip.restore_clip = slow
 runner.weights_sha256 = lambda model: "0"
-runner.arithmetic = lambda settings: "0"
+runner.resolved = lambda settings, weights: Resolved(
+    model="none", weights_sha256=weights, backend="torch", device="cpu", device_name="", precision="fp32", kernels=None
+)
 sys.exit(main(sys.argv[1:]))
 """
 

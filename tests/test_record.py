@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from vsfmanet.jobs.record import EDGE, Fingerprint, Record, find_done, job_key, 
 from vsfmanet.jobs.runner import recipe
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
-from vsfmanet.settings import RestoreSettings
+from vsfmanet.settings import Resolved, RestoreSettings
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -212,6 +213,58 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
     }
     elsewhere = {"device", "device_index", "segment", "backend", "tile"}
     assert same == elsewhere | {"source", "target", "overwrite", "range_frames", "reserve"}
+
+
+def test_the_record_states_what_was_resolved_and_how_the_output_was_made(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
+        frame = f.copy()
+        if n:
+            frame.props["FMANetExposureSource"] = "prop" if n < 4 else "network"
+        return frame
+
+    monkeypatch.setattr(clips, "restore_clip", lambda node, _: node.std.ModifyFrame(node, known))
+    made = tmp_path / "made.mkv"
+    before = datetime.now(UTC).replace(microsecond=0)
+    options = ["--device=cpu", "--precision=fp32", "--model=other", "--encoder-args=-crf 20"]
+    assert main(["restore", *options, str(film), str(made)]) == 0
+    record = read_record(record_path(made))
+    assert record is not None
+    assert record.exposures == {"unknown": 1, "prop": 3, "network": 6}
+    resolved = dict(record.resolved)
+    assert resolved.pop("kernels") in ("cpp", None)
+    assert resolved.pop("device_name")
+    assert resolved == {
+        "model": "other",
+        "weights_sha256": "weights of other",
+        "backend": "torch",
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    assert Path(record.ffmpeg).is_file()
+    assert record.encoder_args == "-c:v libx264 -preset medium -crf 16 -pix_fmt yuv420p -crf 20"
+    assert before <= datetime.fromisoformat(record.finished) <= datetime.now(UTC)
+    assert 0 < record.seconds < 300
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"precision": "bf16"}, {"backend": "onnx"}, {"device": "cuda"}, {"kernels": None}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_computes_the_pixels_is_part_of_the_arithmetic(change: dict[str, Any]) -> None:
+    one = Resolved(
+        model="a",
+        weights_sha256="0",
+        backend="torch",
+        device="cpu",
+        device_name="AVX2",
+        precision="fp32",
+        kernels="cpp",
+    )
+    assert replace(one, **change).arithmetic != one.arithmetic
+    assert replace(one, device_name="AVX512").arithmetic == one.arithmetic
 
 
 # Done means done

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from vsfmanet.errors import ConfigError, DeviceError
-from vsfmanet.settings import Backend, Device, Precision, check_choice
+from vsfmanet.settings import Backend, Device, Precision, Runtime, check_choice
 
 PRECISIONS: Mapping[Literal["fp32", "bf16", "fp16"], torch.dtype] = {
     "fp32": torch.float32,
@@ -24,9 +24,6 @@ PRECISIONS: Mapping[Literal["fp32", "bf16", "fp16"], torch.dtype] = {
 """Data types by the names of precisions."""
 _SIGNS = ("CUDA", "CUDNN", "cuDNN")
 """Words in errors from CUDA, cuBLAS ("CUDA error: CUBLAS_STATUS..."), Triton ("Triton Error [CUDA]") and cuDNN."""
-
-type Runtime = Literal["torch", "onnx", "tensorrt"]
-"""What runs a network, once "auto" is settled."""
 
 
 def pick_backend(name: Backend) -> Runtime:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from vsfmanet import kernels
 from vsfmanet.caches import cache_folder
 from vsfmanet.devices import (
     PRECISIONS,
-    Runtime,
     Worker,
     device_name,
     free_memory,
@@ -33,7 +32,7 @@ from vsfmanet.networks.blocks import channels_last
 from vsfmanet.networks.fmanetpp import FMANetPP
 from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.segments import Reach
-from vsfmanet.settings import Backend, Device, Precision, check_tile
+from vsfmanet.settings import Backend, Device, Precision, Resolved, Runtime, check_tile
 from vsfmanet.streams import FrameSource, Restored, Streams
 from vsfmanet.streams.levels import LevelStreams
 from vsfmanet.streams.windows import WindowStreams
@@ -82,24 +81,17 @@ class FrameRestorer(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resolved:
-    """What a restorer runs, once "auto" is settled. Where two differ, pixels may."""
-
-    model: str
-    """Name of the model, or stem of the weights file."""
-    weights_sha256: str
-    """Sha256 of the weights file, in hexadecimal."""
-    backend: Runtime
-    """What runs the network."""
-    device: Literal["cpu", "cuda"]
-    """Kind of device."""
-    device_name: str
-    """Name of the CUDA device, or the widest instructions that torch uses on the CPU, such as "AVX512"."""
-    precision: Literal["fp32", "bf16", "fp16"]
-    """Data type of weights and features."""
-    kernels: Literal["cpp", "triton"] | None
-    """Kernels of this package that are used; None if torch, onnxruntime or TensorRT computes everything."""
+def resolve(model: str, *, weights_sha256: str, backend: Runtime, device: torch.device, dtype: torch.dtype) -> Resolved:
+    """Describe what computes the pixels; builds the kernels for `device`, if they are not built yet."""
+    return Resolved(
+        model=model,
+        weights_sha256=weights_sha256,
+        backend=backend,
+        device="cpu" if device.type == "cpu" else "cuda",
+        device_name=device_name(device),
+        precision=next(name for name, known in PRECISIONS.items() if known == dtype),
+        kernels=kernels.kind_for(device, dtype) if backend == "torch" else None,
+    )
 
 
 class Restorer:
@@ -171,16 +163,9 @@ class Restorer:
     @property
     def resolved(self) -> Resolved:
         """What this restorer runs; the same for every frame."""
-        precision = next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
-        found = partial(kernels.kind_for, self.device, self.dtype)
-        return Resolved(
-            model=self.name,
-            weights_sha256=self.sha256,
-            backend=self._backend,
-            device="cpu" if self.device.type == "cpu" else "cuda",
-            device_name=device_name(self.device),
-            precision=precision,
-            kernels=self._worker.run(found) if self._backend == "torch" else None,
+        sha256, backend, device, dtype = self.sha256, self._backend, self.device, self.dtype
+        return self._worker.run(
+            lambda: resolve(self.name, weights_sha256=sha256, backend=backend, device=device, dtype=dtype)
         )
 
     @property

@@ -12,6 +12,8 @@ from vsfmanet.errors import ConfigError, ExposureError
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "onnx", "tensorrt"]
+Runtime = Literal["torch", "onnx", "tensorrt"]
+"""What runs a network, once "auto" is settled."""
 
 type ExposureFunction = Callable[[int, Mapping[str, object]], float | None]
 """Maps a frame's number and properties to its exposure in (0, 1], or to None if the function does not know it.
@@ -120,6 +122,31 @@ class RestoreSettings:
             ConfigError: It is no object, or has an unknown key or a value that a field does not take.
         """
         return from_json(cls, table)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolved:
+    """What computes the pixels, once "auto" is settled."""
+
+    model: str
+    """Name of the model, or stem of the weights file."""
+    weights_sha256: str
+    """Sha256 of the weights file, in hexadecimal."""
+    backend: Runtime
+    """What runs the network."""
+    device: Literal["cpu", "cuda"]
+    """Kind of device."""
+    device_name: str
+    """Name of the CUDA device, or the widest instructions that torch uses on the CPU, such as "AVX512"."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Data type of weights and features."""
+    kernels: Literal["cpp", "triton"] | None
+    """Kernels of this package that are used; None if torch, onnxruntime or TensorRT computes everything."""
+
+    @property
+    def arithmetic(self) -> str:
+        """What decides the pixels besides model and settings: results that differ in it must not be joined."""
+        return f"{self.backend} {self.device} {self.precision} {self.kernels}"
 
 
 def check_exposure(exposure: object) -> None:

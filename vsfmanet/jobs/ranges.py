@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
@@ -126,7 +127,7 @@ class Ranges:
         """Try the encoder on two frames, and find the ranges that are finished.
 
         Args:
-            key: Of the job and its arithmetic. Ranges of another one, encoder or length are never found.
+            key: `job_key`, and `Resolved.arithmetic`. Ranges of another key, encoder or length are never found.
             blank: Samples of a frame.
 
         Raises:
@@ -152,12 +153,13 @@ class Ranges:
         self._found = list(self._finished())
         self._scratch.has_ranges = bool(self._found)
 
-    def encode(self, restored: vs.VideoNode, report: Report) -> None:
+    def encode(self, restored: vs.VideoNode, report: Report, exposures: Counter[str]) -> None:
         """Make the ranges that are missing.
 
         Args:
             restored: The restored clip, whole.
             report: Where progress goes.
+            exposures: Counts the frames by the source of their exposure.
 
         Raises:
             VsfmanetError: A frame could not be restored, or not be encoded. Ranges that are finished stay.
@@ -168,7 +170,9 @@ class Ranges:
         if not missing:
             return
         left = restored[missing.start : missing.stop]
-        shown = clips.read_frames(self._film.source, left, ahead=self._ahead, first=total - len(missing))
+        shown = clips.read_frames(
+            self._film.source, left, ahead=self._ahead, first=total - len(missing), exposures=exposures
+        )
         with report.begin("restoring", total, done=total - len(missing)) as progress:
             frame: vs.VideoFrame | None = next(shown)
             assert frame is not None

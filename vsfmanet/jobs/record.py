@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,6 +98,18 @@ class Record:
     """Sha256 of the output."""
     warnings: tuple[str, ...] = ()
     """Warnings during the job."""
+    resolved: Mapping[str, str | None] = field(default_factory=dict)
+    """What computed the pixels: fields of `Resolved`. Ranges of earlier runs differ in `device_name` at most."""
+    ffmpeg: str = ""
+    """Path of the FFmpeg that encoded it; its release is among `versions`."""
+    encoder_args: str = ""
+    """FFmpeg's options for the video, those of the user and the defaults, as in a shell."""
+    exposures: Mapping[str, int] = field(default_factory=dict)
+    """How many frames had their exposure from which source, of those that the last run restored."""
+    finished: str = ""
+    """When it was verified, UTC, ISO 8601."""
+    seconds: float = 0.0
+    """Duration of the last run."""
     verdict: str = "verified"
     """Only verified outputs have a record."""
     pictures: str = "unknown"

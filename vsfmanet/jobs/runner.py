@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
+import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from fractions import Fraction
 from importlib.metadata import version
 from itertools import chain
@@ -43,7 +47,7 @@ from vsfmanet.media.meter import clock
 from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, inspect, is_kept, save_packets
 from vsfmanet.media.thumbnails import SUFFIX, read_thumbnails
 from vsfmanet.media.verify import Needed, verify
-from vsfmanet.settings import RestoreSettings
+from vsfmanet.settings import Resolved, RestoreSettings
 
 SAME_PIXELS = {"device", "device_index", "backend", "tile", "segment", "source_path"}
 """Fields of `RestoreSettings` that say where and how a result is computed, or of which source, but not which."""
@@ -79,20 +83,24 @@ def recipe(job: RestoreJob) -> Recipe:
     )
 
 
-def arithmetic(settings: RestoreSettings) -> str:
-    """What computes the pixels, once "auto" is settled: ranges of different arithmetic must not be joined.
+def resolved(settings: RestoreSettings, weights: str) -> Resolved:
+    """What will compute the pixels on this machine.
+
+    Args:
+        settings: With "auto" for what the machine decides.
+        weights: Sha256 of the weights file.
 
     Raises:
         DeviceError: There is no such device.
         ConfigError: Device, precision and backend do not fit together.
     """
     from vsfmanet.devices import pick_backend, pick_device, pick_precision  # with torch: late
-    from vsfmanet.kernels import kind_for
+    from vsfmanet.restorer import resolve
 
     backend = pick_backend(settings.backend)
     device = pick_device(settings.device, settings.device_indices[0], backend=backend)
     dtype = pick_precision(settings.precision, device, backend=backend)
-    return f"{backend} {device.type} {dtype} {kind_for(device, dtype) if backend == 'torch' else None}"
+    return resolve(Path(settings.model).stem, weights_sha256=weights, backend=backend, device=device, dtype=dtype)
 
 
 def run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
@@ -122,6 +130,7 @@ def run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
 
 def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     """`run`, leaving the clearing up to it."""
+    started = time.monotonic()
     record = _check_target(job)
     if record is not None:
         report.note(f"already done: {job.target} is verified and unchanged, {record.frames} frames")
@@ -151,6 +160,8 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     _check_container(ffmpeg, source, copied, job.target.suffix.lower())
     report.phase("preparing")
     made_with = recipe(job)
+    made_by = resolved(job.settings, made_with.weights_sha256)
+    exposures = Counter[str]()
     restored = clips.restore_clip(clip.node, _settings(job, source, report))
     clips.check_restored(source, clip.node, restored)
     restored = clips.for_encoder(restored)
@@ -162,7 +173,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     film = with_early_subtitles(film, ffmpeg, folder, launch=scratch.launch)
     key = job_key(fingerprint, made_with.digest())
     report.phase("trying the encoder")
-    ranges = _ranges(job, film, ffmpeg, part, restored, frames, key, folder, scratch, report)
+    ranges = _ranges(job, film, ffmpeg, part, restored, frames, f"{key} {made_by.arithmetic}", folder, scratch, report)
     _check_room(job, film, len(frames), None if ranges is None else len(ranges.missing))
     trial = _try_encoder(film, ffmpeg, restored, folder, scratch) if ranges is None else ranges.trial
     report.phase("preparing")
@@ -170,9 +181,9 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     if lacking := hdr.lacks(source.hdr):
         report.warn(_not_carried(lacking, source.hdr))
     if ranges is None:
-        _encode(job, film, ffmpeg, part, restored[frames.start : frames.stop], folder, scratch, report)
+        _encode(job, film, ffmpeg, part, restored[frames.start : frames.stop], folder, scratch, report, exposures)
     else:
-        ranges.encode(restored, report)
+        ranges.encode(restored, report, exposures)
         ranges.join(report)
     report.phase("checking")
     try:
@@ -204,6 +215,12 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         output_size=part.stat().st_size,
         output_sha256=file_sha256(part),
         warnings=tuple(report.warnings),
+        resolved=asdict(made_by),
+        ffmpeg=str(ffmpeg.path),
+        encoder_args=shlex.join(film.encoder_args),
+        exposures=dict(exposures),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(time.monotonic() - started, 3),
     )
     check_unchanged(source)
     scratch.publish(part, job.target, record, overwrite=job.overwrite)
@@ -418,7 +435,7 @@ def _ranges(
     reason = why_one_pass(film)
     if reason is None:
         try:
-            ranges.open(f"{key} {arithmetic(job.settings)}", _blank(restored))
+            ranges.open(key, _blank(restored))
             return ranges
         except (OutputError, IncompleteError) as error:  # if the encoder cannot work at all, one pass will say so
             reason = str(error)
@@ -467,13 +484,14 @@ def _encode(
     folder: Path,
     scratch: Scratch,
     report: Report,
+    exposures: Counter[str],
 ) -> None:
     """Feed all restored frames to the encoder.
 
     Raises:
         VsfmanetError: A frame could not be restored, or not be encoded; the encoder has been killed.
     """
-    frames = clips.read_frames(film.source, restored, ahead=clips.frames_ahead(job.settings))
+    frames = clips.read_frames(film.source, restored, ahead=clips.frames_ahead(job.settings), exposures=exposures)
     with report.begin("restoring", len(film.timestamps)) as progress:
         first = next(frames)
         report.phase("encoding")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -228,7 +229,12 @@ def frames_ahead(settings: RestoreSettings) -> int:
 
 
 def read_frames(
-    source: Source, restored: vs.VideoNode, *, ahead: int = AHEAD, first: int = 0
+    source: Source,
+    restored: vs.VideoNode,
+    *,
+    ahead: int = AHEAD,
+    first: int = 0,
+    exposures: Counter[str] | None = None,
 ) -> Iterator[vs.VideoFrame]:
     """Frames in order, computed a few ahead.
 
@@ -237,6 +243,8 @@ def read_frames(
         restored: The frames.
         ahead: How many at most.
         first: Number of the first one, for messages.
+        exposures: Counts the frames by the source of their exposure: "argument", "prop", "telemetry", "estimate",
+            "network", or "unknown".
 
     Raises:
         IncompleteError: The filter fails at a frame.
@@ -247,6 +255,8 @@ def read_frames(
     try:
         ahead = max(1, min(ahead, AHEAD_BYTES // _frame_bytes(restored)))
         for frame in restored.frames(prefetch=ahead, backlog=ahead, close=True):
+            if exposures is not None:
+                exposures[str(frame.props.get("FMANetExposureSource", "unknown"))] += 1
             yield frame
             number += 1
     except vs.Error as error:
