@@ -269,3 +269,18 @@ def test_the_commands_and_options_of_training_exist() -> None:
         for option in {option for command in commands for option in OPTION.findall(command)} - OTHERS:
             field = option.removeprefix("--").replace("-", "_")
             assert re.search(rf'"{option}"|"{field}"|\b{field}:', code), f"{page.name}: {option}"
+
+
+def test_the_design_names_everything_in_the_package() -> None:
+    places = {row[0] for row in table_rows(section("docs/design.md", "The house"))} - {"Place"}
+    named = {name.rstrip("/") for place in places for name in re.findall(r"`([\w/]+)`", place)}
+    package = ROOT / "vsfmanet"
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    assert named == modules | {path.parent.name for path in package.glob("*/__init__.py")}
+
+
+def test_the_modules_that_the_design_names_exist() -> None:
+    for name in re.findall(
+        r"`((?:clips|streams|engines|jobs|media|cli|networks|ops)\.\w+)`", text_of("docs/design.md")
+    ):
+        assert (ROOT / "vsfmanet" / f"{name.replace('.', '/')}.py").is_file(), name
