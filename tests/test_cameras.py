@@ -233,7 +233,7 @@ def test_subtitles_take_time_in_proportion_to_their_length(folder: Path, text: s
 
 
 def test_a_clock_or_a_time_of_any_length_is_no_error(folder: Path) -> None:
-    stream = _gpmf(b"TICK", b"L", 4, bytes(999) + b"\1") + _gpmf(b"SHUT", b"f", 4, struct.pack(">f", 0.01))
+    stream = _gpmf(b"TICK", b"L", 4, b"\1" + bytes(999)) + _gpmf(b"SHUT", b"f", 4, struct.pack(">f", 0.01))
     data = _gpmf(b"DEVC", b"\0", 1, _gpmf(b"STRM", b"\0", 1, stream))
     packet = TrackReader(is_dji=False).read(data, 0.0, 1.0)
     assert packet is not None
