@@ -22,9 +22,9 @@ from training.scenes.scene import Layer, Scene
 from vsfmanet.clips import blur_map, estimate, motion
 from vsfmanet.errors import WeightsError
 from vsfmanet.exposures.estimate import HELD, INPUTS, Estimate, Step, estimate_exposure, profile, settle
+from vsfmanet.networks.exposure_estimator import ExposureEstimator, confidence
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, MMPNet, fold
-from vsfmanet.networks.shutter import ShutterReader, confidence
-from vsfmanet.weights import load_analyser, load_reader, parameter_count
+from vsfmanet.weights import load_analyser, load_estimator, parameter_count
 
 # Networks
 
@@ -166,7 +166,7 @@ def test_slopes_along_the_motion_are_opposed_at_the_distance_of_the_exposure(exp
 )
 def test_what_cannot_be_followed_has_no_confidence(after: list[Step], before: list[Step]) -> None:
     assert profile(picture(), after, before) is None
-    assert estimate_exposure(picture(), after, before, ShutterReader(INPUTS)).confidence == 0
+    assert estimate_exposure(picture(), after, before, ExposureEstimator(INPUTS)).confidence == 0
 
 
 @pytest.mark.parametrize(("after", "before", "exact"), [(2, 2, True), (2, 1, False), (1, 1, False)])
@@ -244,7 +244,7 @@ def estimate_by_blue(frame: Tensor, after: list[Step], before: list[Step], netwo
 @pytest.fixture
 def seeing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blur_map, "load_analyser", Seeing)
-    monkeypatch.setattr(estimate, "load_reader", object)
+    monkeypatch.setattr(estimate, "load_estimator", object)
     monkeypatch.setattr(estimate, "estimate_exposure", estimate_by_blue)
 
 
@@ -391,10 +391,10 @@ def test_an_installation_without_the_weights_is_an_error_that_names_them(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vsfmanet.weights.models_folder", lambda: tmp_path)
-    for load in (load_analyser, load_reader):
+    for load in (load_analyser, load_estimator):
         with pytest.raises(WeightsError, match="that ships with vsfmanet is needed"):
             load()
-    with pytest.raises(vs.Error, match=r"exposure: .*the reader that ships with vsfmanet is needed"):
+    with pytest.raises(vs.Error, match=r"exposure: .*the estimator that ships with vsfmanet is needed"):
         vsfmanet.exposure(noise_clip(2), exposure="estimate")
     with pytest.raises(vs.Error, match=r"blur_map: .*the analyser that ships with vsfmanet is needed"):
         vsfmanet.blur_map(noise_clip(2))

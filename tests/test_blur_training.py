@@ -122,11 +122,11 @@ def test_a_checkpoint_becomes_the_analyser_that_ships_and_no_model_to_restore_wi
         load_model(str(tmp_path / "models" / "toy.safetensors"))
 
 
-def test_profiles_become_a_reader_that_loads_and_a_second_run_takes_none_again(
+def test_profiles_become_an_estimator_that_loads_and_a_second_run_takes_none_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.scenes.scene.random_speed", lambda _: 3.0)
-    pool, kept, out = tmp_path / "pool", tmp_path / "kept", tmp_path / "reader.pt"
+    pool, kept, out = tmp_path / "pool", tmp_path / "kept", tmp_path / "estimator.pt"
     size = ["--size", 96, "--scale", 1, "--frames", 5]
     run(render_pool.main, "--photos", photos, "--count", 2, "--workers", 1, "--out", pool, *size)
     arguments = ["--pool", pool, "--profiles", kept, "--out", out, "--steps", 20]
@@ -135,7 +135,7 @@ def test_profiles_become_a_reader_that_loads_and_a_second_run_takes_none_again(
     assert sorted(set(taken["exposure"].tolist())) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])  # sharp among them
     monkeypatch.setattr(train_shutter, "take_profiles", None)
     run(train_shutter.main, *arguments)
-    value, log_error = evaluate_blur.load_reader_of(out)(taken["profile"])
+    value, log_error = evaluate_blur.load_estimator_of(out)(taken["profile"])
     assert value.shape == log_error.shape == taken["exposure"].shape
 
 
@@ -163,7 +163,7 @@ def test_levels_are_counted_where_something_moves_and_something_was_told() -> No
         assert count == 3
 
 
-def test_a_reader_learns_the_exposure_and_where_it_cannot_be_told() -> None:
+def test_an_estimator_learns_the_exposure_and_where_it_cannot_be_told() -> None:
     generator = torch.Generator().manual_seed(0)
     exposure = torch.randint(1, 6, (2000,), generator=generator) / 5
     profile = torch.randn(2000, INPUTS, generator=generator)
@@ -171,8 +171,8 @@ def test_a_reader_learns_the_exposure_and_where_it_cannot_be_told() -> None:
     profile[:, 0], profile[:, 1] = torch.where(told, 5 * exposure, 0.0), told.float()
     held_out = torch.arange(2000) % 10 == 0
     torch.manual_seed(0)
-    reader = fit(Profiles(profile=profile, exposure=exposure, motion=exposure, held_out=held_out), 800, 0.01)
+    estimator = fit(Profiles(profile=profile, exposure=exposure, motion=exposure, held_out=held_out), 800, 0.01)
     with torch.no_grad():
-        read, log_error = reader(profile)
-    assert (read - exposure).abs()[told & held_out].mean() < 0.07
+        found, log_error = estimator(profile)
+    assert (found - exposure).abs()[told & held_out].mean() < 0.07
     assert log_error[told & held_out].mean() < log_error[~told & held_out].mean() - 0.5

@@ -1,10 +1,10 @@
 """Measure the blur analyser and the estimated exposure on scenes with known truth.
 
     python -m training.evaluate_blur runs/benchmark --photos OTHER_PHOTOS --checkpoint runs/blur/latest.pt \
-        --reader runs/shutter.pt --json runs/blur/scores.json
+        --estimator runs/shutter.pt --json runs/blur/scores.json
 
 The benchmark is that of training.build_benchmark; the scenes are drawn again from its photographs, for the exact
-extent. Every frame counts once for each condition, and once more sharp. Without `--checkpoint` or `--reader`, what
+extent. Every frame counts once for each condition, and once more sharp. Without `--checkpoint` or `--estimator`, what
 ships with the package is measured.
 """
 
@@ -31,11 +31,11 @@ from training.scenes.render import render_flow
 from training.scoring import load_clip
 from vsfmanet.errors import SourceError
 from vsfmanet.exposures.estimate import CONFIDENT, REACH, Estimate, Step, estimate_from_profile, profile, settle
+from vsfmanet.networks.exposure_estimator import ExposureEstimator
 from vsfmanet.networks.exposure_extractor import LEVELS
 from vsfmanet.networks.mmpnet import SHARP_BELOW, BlurAnalyser, BlurConfig, fold
-from vsfmanet.networks.shutter import ShutterReader
 from vsfmanet.ops.matching import match_frames
-from vsfmanet.weights import load_analyser, load_reader
+from vsfmanet.weights import load_analyser, load_estimator
 
 MOTIONS = ((0.0, 2.0), (2.0, 4.0), (4.0, float("inf")))
 """Groups by median motion, input pixels per frame."""
@@ -53,9 +53,9 @@ def clip_profiles(clip: Tensor) -> list[Tensor | None]:
 
 
 @torch.inference_mode()
-def clip_readings(reader: ShutterReader, clip: Tensor) -> list[Estimate]:
-    """Reading of every frame of one scene (T, 3, H, W) in [0, 1]."""
-    return [estimate_from_profile(described, reader) for described in clip_profiles(clip)]
+def clip_estimates(estimator: ExposureEstimator, clip: Tensor) -> list[Estimate]:
+    """Estimate of every frame of one scene (T, 3, H, W) in [0, 1]."""
+    return [estimate_from_profile(described, estimator) for described in clip_profiles(clip)]
 
 
 def settled(readings: list[Estimate], t: int) -> Estimate | None:
@@ -66,7 +66,7 @@ def settled(readings: list[Estimate], t: int) -> Estimate | None:
 
 @torch.inference_mode()
 def measure(
-    analyser: BlurAnalyser, reader: ShutterReader, folder: Path, benchmark: Benchmark, photos: list[Path]
+    analyser: BlurAnalyser, estimator: ExposureEstimator, folder: Path, benchmark: Benchmark, photos: list[Path]
 ) -> list[Row]:
     """One row for each frame of each condition, and of the sharp frames at the size of the blurred ones."""
     rows: list[Row] = []
@@ -83,7 +83,7 @@ def measure(
             answers = [analyser(frame[None]) for frame in clip]
             extent = analyser.in_pixels(torch.cat([scaled for scaled, _ in answers]))
             head = torch.cat([sharp > 0 for _, sharp in answers])[:, 0].numpy()
-            readings = clip_readings(reader, clip)
+            readings = clip_estimates(estimator, clip)
             for t, exposure in enumerate(exposures):
                 truth = path_extent(scene, t, exposure, scale=benchmark.scale) if exposure else np.zeros_like(motion[t])
                 believed = settled(readings, t)
@@ -207,14 +207,14 @@ def load(checkpoint: Path | None) -> BlurAnalyser:
         return fold(analyser)
 
 
-def load_reader_of(checkpoint: Path | None) -> ShutterReader:
-    """The reader in a checkpoint of training.train_shutter, or the one that ships with the package."""
+def load_estimator_of(checkpoint: Path | None) -> ExposureEstimator:
+    """The estimator in a checkpoint of training.train_shutter, or the one that ships with the package."""
     if checkpoint is None:
-        return load_reader()
+        return load_estimator()
     state = load_checkpoint(checkpoint)
-    reader = ShutterReader(**state["config"]).eval()
-    reader.load_state_dict(state["reader"])
-    return reader
+    estimator = ExposureEstimator(**state["config"]).eval()
+    estimator.load_state_dict(state["reader"])
+    return estimator
 
 
 def main() -> None:
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("benchmark", type=Path, help="folder that training.build_benchmark wrote")
     parser.add_argument("--photos", type=Path, required=True, help="the photographs it was built from")
     parser.add_argument("--checkpoint", type=Path, help="latest.pt of training.train_blur")
-    parser.add_argument("--reader", type=Path, help="checkpoint of training.train_shutter")
+    parser.add_argument("--estimator", type=Path, help="checkpoint of training.train_shutter")
     parser.add_argument("--json", type=Path, help="write scores and rows")
     args = parser.parse_args()
     benchmark = load_benchmark(args.benchmark)
@@ -233,8 +233,8 @@ def main() -> None:
             f"evaluate_blur: {args.photos} does not hold the photographs that {args.benchmark} was built from; name "
             "their folder, else the truth would be that of other scenes"
         )
-    analyser, reader = load(args.checkpoint), load_reader_of(args.reader)
-    rows = measure(analyser, reader, args.benchmark, benchmark, photos)
+    analyser, estimator = load(args.checkpoint), load_estimator_of(args.estimator)
+    rows = measure(analyser, estimator, args.benchmark, benchmark, photos)
     print("\n".join(table(rows)))
     if args.json is not None:
         args.json.write_text(

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from training.build_benchmark import load_benchmark
 from training.evaluate import load_method
-from training.evaluate_blur import clip_readings, load_reader_of, settled
+from training.evaluate_blur import clip_estimates, load_estimator_of, settled
 from training.scenes.render import to_bytes
 from training.scoring import TRANSITIONS, Score, load_clip, load_truth, score_clip
 from vsfmanet.errors import ConfigError
+from vsfmanet.networks.exposure_estimator import ExposureEstimator
 from vsfmanet.networks.exposure_extractor import LEVELS
 from vsfmanet.networks.fmanetpp import FMANetPP
-from vsfmanet.networks.shutter import ShutterReader
 
 SOURCES = ("true", "estimate", "network", "wrong")
 SEED = 2512
@@ -35,7 +35,7 @@ SEED = 2512
 
 
 def told(
-    source: str, lr: Tensor, exposure: list[float], reader: ShutterReader, generator: np.random.Generator
+    source: str, lr: Tensor, exposure: list[float], estimator: ExposureEstimator, generator: np.random.Generator
 ) -> Tensor:
     """What the network is told of the frames `lr` (T, 3, h, w): (T,) in (0, 1], NaN where it is left to look itself."""
     if source == "true":
@@ -45,7 +45,7 @@ def told(
     if source == "wrong":
         levels = np.rint(np.asarray(exposure) * LEVELS).astype(np.int64)
         return torch.from_numpy(((levels - 1 + generator.integers(1, LEVELS, len(lr))) % LEVELS + 1) / LEVELS).float()
-    readings = clip_readings(reader, lr)
+    readings = clip_estimates(estimator, lr)
     believed = [settled(readings, t) for t in range(len(lr))]
     return torch.tensor([torch.nan if one is None else one.value for one in believed])
 
@@ -55,12 +55,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", type=Path, help="folder that training.build_benchmark wrote")
     parser.add_argument("--model", required=True, help="name, weights file or checkpoint")
-    parser.add_argument("--reader", type=Path, help="checkpoint of training.train_shutter; without it the shipped one")
+    parser.add_argument("--estimator", type=Path, help="checkpoint of train_shutter; without it the shipped one")
     parser.add_argument("--condition", default="re", help="folder of the clips to restore (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the scores")
     args = parser.parse_args()
 
-    benchmark, reader = load_benchmark(args.benchmark), load_reader_of(args.reader)
+    benchmark, estimator = load_benchmark(args.benchmark), load_estimator_of(args.estimator)
     name, network = load_method(args.model)
     if not isinstance(network, FMANetPP):
         raise ConfigError(
@@ -72,7 +72,7 @@ def main() -> None:
         truth, exposure = load_truth(folder), scene.exposure[args.condition]
         lr = torch.from_numpy(load_clip(folder / args.condition)) / 255
         for source in SOURCES:
-            known = told(source, lr, exposure, reader, np.random.default_rng([SEED, number]))
+            known = told(source, lr, exposure, estimator, np.random.default_rng([SEED, number]))
             with torch.inference_mode():
                 output = to_bytes(network(lr[None], known[None]).frames[0])
             nan = float("nan")

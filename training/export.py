@@ -45,7 +45,7 @@ def write_manifest(path: Path, kind: str, entry: dict[str, Any]) -> None:
 
     Args:
         path: The manifest.
-        kind: "model" for what `restore` can be given, "analyser" for the network that measures blur, "reader" for
+        kind: "model" for what `restore` can be given, "analyser" for the network that measures blur, "estimator" for
             that which reads exposures.
         entry: Plain values; `name` is that of the weights, `scores` a table.
     """

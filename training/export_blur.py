@@ -4,7 +4,7 @@
         --description "..." --data "..." --command "..."
 
 `--scores` is what `training.evaluate_blur --json` wrote with this checkpoint; it may be given once for each benchmark,
-whose scale goes before the names. The package uses the first analyser and the first reader of its manifest.
+whose scale goes before the names. The package uses the first analyser and the first estimator of its manifest.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import argparse
 import json
 from pathlib import Path
 
-from training.evaluate_blur import load, load_reader_of
+from training.evaluate_blur import load, load_estimator_of
 from training.export import write_manifest
 from training.loop import load_checkpoint
-from vsfmanet.weights import file_sha256, save_analyser, save_reader
+from vsfmanet.weights import file_sha256, save_analyser, save_estimator
 
 
 def main() -> None:
@@ -36,8 +36,8 @@ def main() -> None:
     state = load_checkpoint(args.checkpoint)
     about = {"data": args.data, "command": args.command}
     if "reader" in state:
-        table, extent = "reader", False
-        save_reader(load_reader_of(args.checkpoint), path, about=about | {"frames": state["frames"]})
+        table, extent = "estimator", False
+        save_estimator(load_estimator_of(args.checkpoint), path, about=about | {"frames": state["frames"]})
     else:
         table, extent = "analyser", True
         save_analyser(load(args.checkpoint), path, about=about | {"target": "extent", "steps": state["step"]})

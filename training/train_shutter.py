@@ -1,4 +1,4 @@
-"""The reader of exposures: two layers fitted to the profiles of rendered scenes at known exposures.
+"""The estimator of exposures: two layers fitted to the profiles of rendered scenes at known exposures.
 
     python -m training.train_shutter --pool runs/pool --pool runs/pool_x1 --profiles runs/shutter \
         --out runs/shutter.pt
@@ -28,8 +28,8 @@ from training.scenes.pool import Pool
 from training.scenes.render import Sequence
 from vsfmanet.errors import SourceError
 from vsfmanet.exposures.estimate import CONFIDENT, INPUTS
+from vsfmanet.networks.exposure_estimator import TOLERANCE, ExposureEstimator, confidence
 from vsfmanet.networks.exposure_extractor import LEVELS
-from vsfmanet.networks.shutter import TOLERANCE, ShutterReader, confidence
 
 MIN_MOTION = 2.0
 """Mean motion in pixels per frame below which a sequence is left out: its exposure cannot be seen."""
@@ -112,30 +112,30 @@ def collect(pools: list[Pool], folder: Path, minutes: float, seed: int) -> Profi
     return Profiles(**joined)
 
 
-def fit(profiles: Profiles, steps: int, learning_rate: float) -> ShutterReader:
-    """Fit a reader by the likelihood of its answers under Laplace's distribution, which learns the error as well."""
+def fit(profiles: Profiles, steps: int, learning_rate: float) -> ExposureEstimator:
+    """Fit an estimator by the likelihood of its answers under Laplace's distribution, which learns the error too."""
     chosen = ~profiles.held_out
     inputs, target = profiles.profile[chosen], profiles.exposure[chosen]
-    reader = ShutterReader(INPUTS)
-    reader.centre.copy_(inputs.mean(dim=0))
-    reader.spread.copy_(inputs.std(dim=0) + 1e-6)
-    optimizer = torch.optim.AdamW(reader.parameters(), learning_rate, weight_decay=0.01)
+    estimator = ExposureEstimator(INPUTS)
+    estimator.centre.copy_(inputs.mean(dim=0))
+    estimator.spread.copy_(inputs.std(dim=0) + 1e-6)
+    optimizer = torch.optim.AdamW(estimator.parameters(), learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         batch = torch.randint(len(target), (BATCH,))
-        exposure, log_error = reader(inputs[batch] + NOISE * reader.spread * torch.randn(BATCH, INPUTS))
+        exposure, log_error = estimator(inputs[batch] + NOISE * estimator.spread * torch.randn(BATCH, INPUTS))
         loss = ((exposure - target[batch]).abs() * torch.exp(-log_error) + log_error).mean()
         loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-    return reader.eval()
+    return estimator.eval()
 
 
 @torch.no_grad()
-def report(reader: ShutterReader, profiles: Profiles) -> None:
+def report(estimator: ExposureEstimator, profiles: Profiles) -> None:
     """Print the error by motion, and whether the confidence is what it claims to be."""
-    exposure, log_error = reader(profiles.profile)
+    exposure, log_error = estimator(profiles.profile)
     error, sure = (exposure - profiles.exposure).abs(), confidence(log_error)
     print(f"{int((~profiles.held_out).sum())} frames fitted, mean error {error[~profiles.held_out].mean():.3f}")
     for low, high in ((2, 4), (4, 8), (8, 1000)):
@@ -164,10 +164,10 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     profiles = collect([Pool(folder) for folder in args.pool], args.profiles, args.max_minutes, args.seed)
-    reader = fit(profiles, args.steps, args.learning_rate)
-    report(reader, profiles)
-    config = {"inputs": INPUTS, "hidden": reader.hidden.out_features}
-    save_checkpoint(args.out, {"reader": reader.state_dict(), "config": config, "frames": len(profiles.exposure)})
+    estimator = fit(profiles, args.steps, args.learning_rate)
+    report(estimator, profiles)
+    config = {"inputs": INPUTS, "hidden": estimator.hidden.out_features}
+    save_checkpoint(args.out, {"reader": estimator.state_dict(), "config": config, "frames": len(profiles.exposure)})
 
 
 if __name__ == "__main__":

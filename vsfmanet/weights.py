@@ -21,13 +21,13 @@ from safetensors.torch import save
 
 from vsfmanet.atomic import replacing
 from vsfmanet.errors import ConfigError, WeightsError
+from vsfmanet.networks.exposure_estimator import ExposureEstimator
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
 from vsfmanet.networks.jffra import JFFRA, JFFRAConfig
 from vsfmanet.networks.m2aenet import M2AENet, M2AENetConfig
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig
 from vsfmanet.networks.mmprnn import MMPRNN, MMPRNNConfig
 from vsfmanet.networks.sequence import SequenceNetwork
-from vsfmanet.networks.shutter import ShutterReader
 
 METADATA_KEY = "vsfmanet"
 
@@ -205,9 +205,9 @@ def load_analyser() -> BlurAnalyser:
     return _shipped("analyser", "blur", lambda config: BlurAnalyser(BlurConfig(**config), folded=True))
 
 
-def load_reader() -> ShutterReader:
-    """Read, check and build the reader of exposures that ships with the package; errors as of `load_analyser`."""
-    return _shipped("reader", "shutter", lambda config: ShutterReader(**config))
+def load_estimator() -> ExposureEstimator:
+    """Read, check and build the network that estimates exposures; see `load_analyser`."""
+    return _shipped("estimator", "shutter", lambda config: ExposureEstimator(**config))
 
 
 def _shipped[Network: torch.nn.Module](table: str, kind: str, build: Callable[[Any], Network]) -> Network:
@@ -353,10 +353,10 @@ def save_analyser(analyser: BlurAnalyser, path: Path, *, about: Mapping[str, Any
     _save(analyser, path, {"network": "blur", "config": asdict(analyser.config), **about})
 
 
-def save_reader(reader: ShutterReader, path: Path, *, about: Mapping[str, Any]) -> None:
-    """Write a reader of exposures; arguments and errors as of `save_model`."""
-    config = {"inputs": reader.hidden.in_features, "hidden": reader.hidden.out_features}
-    _save(reader, path, {"network": "shutter", "config": config, **about})
+def save_estimator(estimator: ExposureEstimator, path: Path, *, about: Mapping[str, Any]) -> None:
+    """Write a network that estimates exposures; arguments and errors as of `save_model`."""
+    config = {"inputs": estimator.hidden.in_features, "hidden": estimator.hidden.out_features}
+    _save(estimator, path, {"network": "shutter", "config": config, **about})
 
 
 def _save(network: torch.nn.Module, path: Path, description: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from vsfmanet.clips.planes import read_clamped
 from vsfmanet.clips.scenes import SCENE_START, scene_of, starts_scene
 from vsfmanet.exposures import KnownExposure
 from vsfmanet.exposures.estimate import REACH, Estimate, Step, estimate_exposure, settle
-from vsfmanet.weights import load_reader
+from vsfmanet.weights import load_estimator
 
 KEPT = 2 * REACH + 8
 """Estimates and flows to cache, so that none is computed twice while frames are asked for in order."""
@@ -32,7 +32,7 @@ def write_estimates(clip: vs.VideoNode, motion: Motion) -> vs.VideoNode:
     Raises:
         WeightsError: The weights of the estimator are missing.
     """
-    reader = load_reader()
+    network = load_estimator()
 
     def estimate(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
         """Estimate from frame n alone, and the motion around it."""
@@ -41,7 +41,7 @@ def write_estimates(clip: vs.VideoNode, motion: Motion) -> vs.VideoNode:
         found = Estimate(value=1.0, confidence=0.0)
         if after or before:
             picture = read_clamped(f[1], n)
-            found = motion.worker.run(lambda: estimate_exposure(picture, after, before, reader))
+            found = motion.worker.run(lambda: estimate_exposure(picture, after, before, network))
         frame = f[0].copy()
         frame.props.update(
             {SCENE_START: int(n > 0 and starts_scene(f[1])), _VALUE: found.value, _CONFIDENCE: found.confidence}

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsfmanet.networks.shutter import ShutterReader, confidence
+from vsfmanet.networks.exposure_estimator import ExposureEstimator, confidence
 from vsfmanet.ops.warp import flow_warp
 
 CONFIDENT = 0.5
@@ -72,7 +72,9 @@ class Step:
 
 
 @torch.inference_mode()
-def estimate_exposure(frame: Tensor, after: Sequence[Step], before: Sequence[Step], network: ShutterReader) -> Estimate:
+def estimate_exposure(
+    frame: Tensor, after: Sequence[Step], before: Sequence[Step], network: ExposureEstimator
+) -> Estimate:
     """Estimate the exposure of one frame.
 
     Args:
@@ -87,7 +89,7 @@ def estimate_exposure(frame: Tensor, after: Sequence[Step], before: Sequence[Ste
     return estimate_from_profile(profile(frame, after, before), network)
 
 
-def estimate_from_profile(described: Tensor | None, network: ShutterReader) -> Estimate:
+def estimate_from_profile(described: Tensor | None, network: ExposureEstimator) -> Estimate:
     """Estimate the exposure from what `profile` returned; see `estimate_exposure`."""
     if described is None:
         return Estimate(value=1.0, confidence=0.0)

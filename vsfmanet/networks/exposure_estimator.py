@@ -1,4 +1,4 @@
-"""From what the profiles of moving things look like to the exposure."""
+"""Estimates the exposure of a frame from its profile, see `vsfmanet.exposures.estimate`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TOLERANCE = 0.1
-"""Error of the exposure within which an answer counts as right, for the confidence."""
+"""Error of the exposure up to which an estimate counts as right, for the confidence."""
 
 
-class ShutterReader(nn.Module):
-    """Two layers: the exposure, and how far off it may be.
+class ExposureEstimator(nn.Module):
+    """Two layers, from a profile to the exposure and its expected error.
 
     Args:
-        inputs: Numbers that describe a frame, those of `vsfmanet.exposures.estimate.profile`.
-        hidden: Width.
+        inputs: Length of a profile.
+        hidden: Width of the hidden layer.
     """
 
     centre: Tensor
@@ -29,12 +29,12 @@ class ShutterReader(nn.Module):
         self.out = nn.Linear(hidden, 2)  # exposure, log of its mean error
 
     def forward(self, profile: Tensor) -> tuple[Tensor, Tensor]:
-        """Exposure in (0, 1) and log of its expected error, (N,) each, of `profile` (N, inputs)."""
+        """Estimate the exposure in (0, 1) and the log of its expected error, (N,) each, from `profile` (N, inputs)."""
         feat = F.gelu(self.hidden((profile - self.centre) / self.spread))
         exposure, log_error = self.out(feat).unbind(dim=-1)
         return torch.sigmoid(exposure), log_error.clamp(-4, 0)
 
 
 def confidence(log_error: Tensor) -> Tensor:
-    """Chance that the answer is right within `TOLERANCE`, if errors fall off exponentially (Laplace); any shape."""
+    """Probability of an error below `TOLERANCE`, for errors with Laplace's distribution; any shape."""
     return 1 - torch.exp(-TOLERANCE / log_error.exp())
