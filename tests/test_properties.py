@@ -22,7 +22,7 @@ from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.paths import Pairing, _collisions, _is_in, _natural
 from vsfmanet.media.encoder_args import OF_FILES, OPTION, WITHOUT_VALUE, parse_encoder_args
 from vsfmanet.media.meter import clock
-from vsfmanet.segments import Reach, SegmentGrid
+from vsfmanet.segments import Reach, SegmentGrid, scene_around
 from vsfmanet.settings import MAX_SEGMENT, RestoreSettings
 from vsfmanet.tiling import Box, tiles
 
@@ -68,6 +68,20 @@ def test_a_reach_never_goes_further_back_for_a_later_frame(reach: Reach, n: int)
     first, last = reach.of(n)
     assert n - reach.furthest <= first <= n <= last
     assert first <= reach.of(n + 1)[0]
+
+
+@given(st.sets(st.integers(0, 30)), st.lists(st.integers(0, 30), min_size=3, max_size=3).map(sorted))
+def test_the_scene_around_a_frame_ends_at_the_nearest_cuts(cuts: set[int], numbers: list[int]) -> None:
+    first, n, last = numbers
+    together = [k for k in range(first, last + 1) if not cuts.intersection(range(min(k, n) + 1, max(k, n) + 1))]
+    asked: list[int] = []
+
+    def starts_scene(k: int) -> bool:
+        asked.append(k)
+        return k in cuts
+
+    assert list(scene_around(n, first, last, starts_scene)) == together
+    assert all(first < k <= last for k in asked)
 
 
 @given(st.tuples(st.integers(1, 300), st.integers(1, 300)), st.tuples(st.integers(1, 90), st.integers(1, 90)))
