@@ -20,10 +20,13 @@ from pathlib import Path
 
 import av
 import imageio_ffmpeg
+import psutil
 import pytest
 
+from tests import light
 from tests.batch_stub import content, stand_in, stub_recipe
 from tests.films import H264, ffmpeg, picture, sound
+from tests.light import family, is_alive, wait_until_gone
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, journal, page, progress, runner, supervise
 from vsfmanet.jobs.files import record_path
@@ -486,27 +489,10 @@ def start(sources: Path, made: Path, *options: str, pause: float = 0, inside: bo
     )
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started, by any of its threads."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += [int(child) for child in task.read_text().split()]
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for_child(job: subprocess.Popen[bytes]) -> int:
-    """Until a batch runs a job."""
+def wait_for_child(job: subprocess.Popen[bytes]) -> psutil.Process:
+    """Wait until a batch runs a job."""
     deadline = time.monotonic() + 60
-    while not (found := children(job.pid)):
+    while not (found := family(job.pid)):
         assert time.monotonic() < deadline
         assert job.poll() is None
         time.sleep(0.01)
@@ -518,7 +504,7 @@ def test_after_any_kills_the_same_command_makes_everything_once(sources: Path, m
     paths = put(sources, *["ok"] * 12)
     chance = random.Random(5)
     kills: Counter[str] = Counter()
-    while kills.total() < 15:
+    while kills.total() < 10:
         job = start(sources, made, pause=0.03)
         try:
             child = wait_for_child(job)
@@ -527,19 +513,16 @@ def test_after_any_kills_the_same_command_makes_everything_once(sources: Path, m
             break
         time.sleep(chance.uniform(0, 0.5))
         for _ in range(chance.choice([0, 2])):  # first some of its jobs, then the batch
-            for child in children(job.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
+            for each in family(job.pid):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
                     kills["job"] += 1
             time.sleep(chance.uniform(0, 0.2))
-        orphans = children(job.pid)
+        orphans = family(job.pid)
         job.kill()
         job.communicate()
         kills["batch"] += 1
-        deadline = time.monotonic() + 15
-        while any(is_alive(orphan) for orphan in [child, *orphans]):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until_gone(child, *orphans)
         for path in made.glob("[!.]*.mkv"):
             assert path.read_text() == content(sources / path.name)  # a final name is a proof
     assert run(sources, made, "--retry") == 0
@@ -558,7 +541,7 @@ def test_a_signal_ends_the_batch_and_its_job(sources: Path, made: Path, number: 
     while not list(made.glob(".2 hang.*.part.mkv")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    [child] = children(job.pid)
+    [child] = family(job.pid)
     started = time.monotonic()
     job.send_signal(number)
     _, said = job.communicate(timeout=30)
@@ -576,9 +559,9 @@ def test_a_signal_ends_the_batch_and_its_job(sources: Path, made: Path, number: 
 @pytest.fixture
 def real_jobs(monkeypatch: pytest.MonkeyPatch, sources: Path) -> None:
     """Jobs that restore, with a plain enlargement in place of the network, and a film of a second."""
-    soak = Path(__file__).parents[1] / "scripts" / "soak.py"
     monkeypatch.setattr(supervise, "supervise", SUPERVISE)
-    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(soak), "as-vsfmanet"))
+    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(light.FILE)))
+    monkeypatch.setenv("LIGHT_SCALE", "4")
     monkeypatch.setattr(batch, "recipe", runner.recipe)
     monkeypatch.setattr(runner, "weights_sha256", lambda model: "none")
     subprocess.run(

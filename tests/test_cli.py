@@ -11,7 +11,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +20,7 @@ import imageio_ffmpeg
 import pytest
 import vapoursynth as vs
 
+from tests import light
 from vsfmanet import weights
 from vsfmanet.cli import main
 from vsfmanet.errors import DeviceError
@@ -610,44 +610,15 @@ def test_a_container_that_cannot_hold_a_stream_is_refused_before_the_work(
 # Signals, progress, streams
 
 
-SLOW_JOB = """
-import sys, time
-from vsfmanet.cli import main
-from vsfmanet.jobs import runner, supervise
-from vsfmanet.media import clip
-from vsfmanet.settings import Resolved
-supervise.PROGRAM = tuple(sys.orig_argv[:3])
-def slow(node, settings):
-    def wait(n, f):
-        time.sleep(0.2)
-        return f
-    return node.std.ModifyFrame(node, wait)
-clip.restore_clip = slow
-runner.weights_sha256 = lambda model: "0"
-runner.resolved = lambda settings, weights: Resolved(
-    model="none", weights_sha256=weights, backend="torch", device="cpu", device_name="", precision="fp32", kernels=None
-)
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+@pytest.mark.skipif(sys.platform == "win32", reason="there are other signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_job_and_leaves_nothing(film: Path, tmp_path: Path, number: int, code: int) -> None:
     made, temporary = tmp_path / "out" / "made.mkv", tmp_path / "tmp"
     made.parent.mkdir()
     temporary.mkdir()
-    job = subprocess.Popen(
-        [sys.executable, "-c", SLOW_JOB, "restore", FAST, film, made],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(temporary)},
-    )
-    deadline = time.monotonic() + 60
-    while str(made.parent) not in processes():  # until the encoder runs
-        assert time.monotonic() < deadline
-        assert job.poll() is None
-        time.sleep(0.1)
+    job = light.start(film, made, pause=0.2, temporary=temporary, stdout=subprocess.PIPE)
+    encoder = light.wait_for_encoder(job)
+    processes = [encoder, *light.family(job.pid)]
     time.sleep(0.5)
     started = time.monotonic()
     job.send_signal(number)
@@ -657,17 +628,7 @@ def test_a_signal_ends_the_job_and_leaves_nothing(film: Path, tmp_path: Path, nu
     assert said == b""
     assert os.listdir(made.parent) == []
     assert os.listdir(temporary) == []
-    assert str(made.parent) not in processes()
-
-
-def processes() -> str:
-    """The command lines of all encoders that run, from /proc: `ps` is not everywhere."""
-    lines = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            line = (process / "cmdline").read_bytes()
-            lines.append(line if b"-copyts" in line else b"")
-    return os.fsdecode(b"\n".join(lines))
+    light.wait_until_gone(*processes)
 
 
 def test_stdout_is_empty_and_a_log_gets_plain_lines(

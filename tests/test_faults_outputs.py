@@ -16,6 +16,7 @@ import av
 import pytest
 import vapoursynth as vs
 
+from tests import light
 from tests.films import (
     FAST,
     H264,
@@ -134,7 +135,7 @@ def test_case_50_a_report_that_cannot_be_written_is_told_and_the_results_stay(
     from vsfmanet.jobs import runner, supervise
 
     monkeypatch.setattr(runner, "weights_sha256", lambda model: "none")
-    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(ROOT / "scripts" / "soak.py"), "as-vsfmanet"))
+    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(light.FILE)))
     assert main(["batch", "--reserve=0", FAST, str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     assert "the report could not be written" in capsys.readouterr().err
     assert len(times(tmp_path / "out" / "film.mkv")) == 50
@@ -174,10 +175,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_case_51_and_52_a_quota_that_cuts_a_write_short_is_told_and_leaves_nothing(film: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [
-            sys.executable, "-c", LIMITED, ROOT / "scripts" / "soak.py", "as-vsfmanet", "restore", LOSSLESS,
-            film, tmp_path / "made.mkv",
+            sys.executable, "-c", LIMITED, light.FILE, "restore", LOSSLESS, film, tmp_path / "made.mkv",
         ],
-        stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+        stderr=subprocess.PIPE, env=light.environment(scale=4), check=False,
     )  # fmt: skip
     assert run.returncode == 5, run.stderr
     assert b"the encoder must take all frames" in run.stderr

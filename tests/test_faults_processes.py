@@ -11,15 +11,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import vapoursynth as vs
 
+from tests import light
 from tests.batch_stub import stub_recipe
-from tests.films import FAST, FFMPEG, H264, ffmpeg, frames_hash, lighten, nothing_but, picture, restore, times
+from tests.films import (
+    FAST,
+    FFMPEG,
+    H264,
+    ffmpeg,
+    frames_hash,
+    lighten,
+    nothing_but,
+    packets,
+    picture,
+    restore,
+    sound,
+    times,
+)
+from tests.light import family, is_alive, is_encoder, start, wait_for_encoder, wait_until_gone
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, runner, supervise
 from vsfmanet.jobs.files import record_path
@@ -34,34 +49,6 @@ pytestmark = [
     pytest.mark.usefixtures("in_this_process"),
 ]
 
-JOB = """
-import os, signal, sys, time
-from vsfmanet.cli import main
-from vsfmanet.jobs import runner, supervise
-from vsfmanet.media import clip
-from vsfmanet.settings import Resolved
-supervise.PROGRAM = tuple(sys.orig_argv[:3])
-fault, pause = os.environ["FAULT"], float(os.environ["PAUSE"])
-def change(node, settings):
-    def at(n, f):
-        time.sleep(pause)
-        if n == 20 and fault == "exit":
-            os._exit(0)
-        if n == 20 and fault == "hang":
-            time.sleep(60)
-        if n == 20 and fault:
-            os.kill(os.getpid(), getattr(signal, fault))
-        return f
-    return node.std.ModifyFrame(node, at)
-clip.restore_clip = change
-runner.weights_sha256 = lambda model: "0"
-runner.resolved = lambda settings, weights: Resolved(
-    model="none", weights_sha256=weights, backend="torch", device="cpu", device_name="", precision="fp32", kernels=None
-)
-sys.exit(main(sys.argv[1:]))
-"""
-"""A job whose filter dies at frame 20, or is only slow."""
-
 
 @pytest.fixture(autouse=True)
 def light_filter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,64 +61,6 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("film") / "film.mkv"
     ffmpeg(*picture(2), *H264, path)
     return path
-
-
-def start(
-    source: Path,
-    made: Path,
-    *options: str,
-    fault: str = "",
-    pause: float = 0.0,
-    stdout: int = subprocess.DEVNULL,
-    stderr: int = subprocess.PIPE,
-    before: Sequence[str] = (),
-) -> subprocess.Popen[bytes]:
-    """The one-job command in a process of its own, that leads a group of its own."""
-    return subprocess.Popen(
-        [*before, sys.executable, "-c", JOB, "restore", FAST, *options, source, made],
-        stdout=stdout,
-        stderr=stderr,
-        env=os.environ | {"FAULT": fault, "PAUSE": str(pause), "PYTHONPATH": str(ROOT)},
-        start_new_session=True,
-    )
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started, by any of its threads."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += [int(child) for child in task.read_text().split()]
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for_encoder(job: subprocess.Popen[bytes]) -> int:
-    """Until the encoder of the real frames runs, not that of the trial."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert job.poll() is None
-        for encoder in (each for child in children(job.pid) for each in children(child)):
-            with suppress(OSError):
-                line = Path(f"/proc/{encoder}/cmdline").read_bytes()
-                if b"-copyts" in line and b"trial." not in line:
-                    return encoder
-        time.sleep(0.02)
-    raise AssertionError("no encoder")
-
-
-def wait_until_gone(*pids: int) -> None:
-    deadline = time.monotonic() + 15
-    while any(is_alive(pid) for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # 38 to 42: what dies
@@ -250,7 +179,7 @@ def test_case_40_an_interrupt_is_never_a_success_whoever_gets_it(film: Path, tmp
     time.sleep(0.3)
     started = time.monotonic()
     if way == "encoder":
-        os.kill(encoder, signal.SIGINT)
+        encoder.send_signal(signal.SIGINT)
     elif way == "group":
         os.killpg(job.pid, signal.SIGINT)
     else:
@@ -270,13 +199,13 @@ def test_case_41_closing_the_terminal_ends_the_job(film: Path, tmp_path: Path) -
     ours, theirs = pty.openpty()
     login = (
         "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(2, termios.TIOCSCTTY, 0); "
-        "os.execv(sys.executable, [sys.executable, '-c', *sys.argv[1:]])"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
     job = subprocess.Popen(
-        [sys.executable, "-c", login, JOB, "restore", FAST, film, tmp_path / "made.mkv"],
+        [sys.executable, "-c", login, light.FILE, "restore", FAST, film, tmp_path / "made.mkv"],
         stdout=subprocess.DEVNULL,
         stderr=theirs,
-        env=os.environ | {"FAULT": "", "PAUSE": "0.1", "PYTHONPATH": str(ROOT)},
+        env=light.environment(pause=0.1),
     )
     os.close(theirs)
     encoder = wait_for_encoder(job)
@@ -286,27 +215,56 @@ def test_case_41_closing_the_terminal_ends_the_job(film: Path, tmp_path: Path) -
     assert nothing_but(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def long_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 frames, 30 at 30 and 30 at 15 per second; sound from before the picture."""
+    path = tmp_path_factory.mktemp("film") / "film.mkv"
+    ffmpeg(
+        *sound(4), "-itsoffset", "0.5", *picture(3, size="32x24", rate=30), "-map", "1", "-map", "0",
+        "-vf", "select='lt(t,1.5)+not(mod(n,2))'", "-fps_mode", "passthrough", "-enc_time_base", "1/1000",
+        *H264, "-c:a", "aac", path,
+    )  # fmt: skip
+    return path
+
+
 def test_case_42_after_kills_at_random_moments_the_same_command_gives_the_same_frames(
-    film: Path, tmp_path: Path
+    long_film: Path, tmp_path: Path
 ) -> None:
-    made, chance = tmp_path / "made.mkv", random.Random(42)
+    made, temporary, chance = tmp_path / "made.mkv", tmp_path / "tmp", random.Random(42)
     peace = tmp_path / "peace" / "made.mkv"
-    peace.parent.mkdir()
-    done = start(film, peace)
-    assert done.wait(60) == 0
-    for number in range(4):
-        job = start(film, made, pause=0.03, stderr=subprocess.DEVNULL)
-        encoder = wait_for_encoder(job)
-        time.sleep(chance.uniform(0, 1))
-        os.kill(encoder if number % 3 == 2 else job.pid, signal.SIGKILL)
-        code = job.wait(30)
-        wait_until_gone(encoder)
-        assert code in (-9, 5)
+    for folder in (peace.parent, temporary):
+        folder.mkdir()
+    options = ("--range-frames=7", "--progress=json")
+    assert start(long_film, peace, *options, stderr=subprocess.DEVNULL).wait(60) == 0
+    finished = set[Path]()
+    for what in ("job", "encoder", "job", "stop", "job"):
+        job = start(long_film, made, *options, pause=0.03, temporary=temporary)
+        assert job.stderr is not None
+        while b'"step": "restoring"' not in (line := job.stderr.readline()):
+            assert line
+        time.sleep(chance.uniform(0, 0.7))
+        processes = family(job.pid)
+        encoders = [process for process in processes if is_encoder(process)]
+        if what == "encoder" and encoders:
+            encoders[0].kill()
+        else:
+            job.send_signal(signal.SIGTERM if what == "stop" else signal.SIGKILL)
+        _, said = job.communicate(timeout=30)
+        wait_until_gone(*processes)
+        assert job.returncode in {"job": {-9}, "encoder": {5, -9}, "stop": {143}}[what]
         assert not made.exists()
-        assert sum(path.name.endswith(".part.mkv") for path in tmp_path.iterdir()) == (code == -9)
-    assert start(film, made).wait(60) == 0
+        assert sum(path.name.endswith(".part.mkv") for path in tmp_path.iterdir()) == (job.returncode == -9)
+        there = set(tmp_path.glob(".*.work/*-*.mkv"))
+        assert there >= finished  # nothing that was whole is lost
+        finished = there
+        assert (b"the same command continues" in said) == (job.returncode != -9 and bool(finished)) or what == "encoder"
+    assert finished
+    assert start(long_film, made, *options, stderr=subprocess.DEVNULL, temporary=temporary).wait(60) == 0
     assert frames_hash(made) == frames_hash(peace)
-    assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json", "peace")
+    assert times(made) == times(peace)
+    assert packets(made, 1) == packets(peace, 1)
+    assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json", "peace", "tmp")
+    assert nothing_but(temporary)
 
 
 def test_case_48_a_job_that_is_stopped_with_its_guard_goes_on_when_both_wake(film: Path, tmp_path: Path) -> None:
@@ -376,7 +334,7 @@ def test_case_44_what_hangs_is_stopped_by_the_watchdog(
     sources, out = tmp_path / "in", tmp_path / "out"
     sources.mkdir()
     (sources / "film.mkv").write_bytes(film.read_bytes())
-    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(ROOT / "scripts" / "soak.py"), "as-vsfmanet"))
+    monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(light.FILE)))
     monkeypatch.setattr(runner, "weights_sha256", lambda model: "none")
     monkeypatch.setattr(batch, "TRIES", 1)
     whom = "$$" if who == "encoder" else "$PPID"
@@ -385,20 +343,10 @@ def test_case_44_what_hangs_is_stopped_by_the_watchdog(
         assert main(["batch", *options, "--stall-limit=5", str(sources), str(out)]) == 6
     assert "no progress for 5 s" in capsys.readouterr().err
     assert [path.name for path in out.iterdir() if ".part." in path.name or path.suffix == ".mkv"] == []
-    assert not [line for line in running() if str(out) in line]
+    assert not [process for process in family(os.getpid()) if is_alive(process)]
     monkeypatch.setattr(batch, "TRIES", 3)
     assert main(["batch", *options, "--retry", str(sources), str(out)]) == 0
     assert len(times(out / "film.mkv")) == 50
-
-
-def running() -> list[str]:
-    """The command lines of all processes that are alive."""
-    lines = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if is_alive(int(process.name)) and process.name != str(os.getpid()):
-                lines.append(os.fsdecode((process / "cmdline").read_bytes()))
-    return lines
 
 
 def test_case_45_an_encoder_without_the_codec_is_found_before_the_first_frame(

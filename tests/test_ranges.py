@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
-import signal
 import subprocess
-import sys
-import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -312,71 +308,3 @@ def test_what_cannot_be_joined_is_made_in_one_pass(
     assert reason in said
     assert borders == []
     assert len(shown(tmp_path / "made.mkv")) == 60
-
-
-JOB = """
-import sys, time
-from vsfmanet import devices, kernels
-from vsfmanet.cli import main
-from vsfmanet.jobs import runner, supervise
-from vsfmanet.media import clip
-from vsfmanet.settings import Resolved
-supervise.PROGRAM = tuple(sys.orig_argv[:3])
-def slow(node, settings):
-    def wait(n, f):
-        time.sleep(0.02)
-        return f
-    return node.std.ModifyFrame(node, wait).resize.Point(4 * node.width, 4 * node.height)
-clip.restore_clip = slow
-runner.weights_sha256 = lambda model: "0"
-runner.resolved = lambda settings, weights: Resolved(
-    model="none", weights_sha256=weights, backend="torch", device="cpu", device_name="", precision="fp32", kernels=None
-)
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def start(film: Path, made: Path, temporary: Path) -> subprocess.Popen[bytes]:
-    """A job in a process of its own, slow enough to be killed in the middle."""
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            JOB,
-            "restore",
-            "--encoder-args=-preset ultrafast",
-            "--range-frames=7",
-            "--progress=json",
-            film,
-            made,
-        ],
-        env=os.environ | {"TMPDIR": str(temporary)},
-        stderr=subprocess.PIPE,
-    )
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_after_kills_at_any_moment_the_frames_are_equal(film: Path, tmp_path: Path) -> None:
-    made, peace, temporary = tmp_path / "made.mkv", tmp_path / "peace.mkv", tmp_path / "tmp"
-    temporary.mkdir()
-    assert start(film, peace, temporary).wait(120) == 0
-    chance, finished = random.Random(3), set[Path]()
-    for how in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-        job = start(film, made, temporary)
-        assert job.stderr is not None
-        while b'"step": "restoring"' not in (line := job.stderr.readline()):
-            assert line
-        time.sleep(chance.uniform(0, 0.5))
-        job.send_signal(how)
-        _, said = job.communicate(timeout=30)
-        assert job.returncode == (-how if how == signal.SIGKILL else 143)
-        there = set(tmp_path.glob(".*.work/*-*.mkv"))
-        assert there >= finished  # nothing that was whole is lost
-        finished = there
-        assert (b"the same command goes on" in said) == (how == signal.SIGTERM and bool(finished))
-    assert finished
-    assert start(film, made, temporary).wait(120) == 0
-    assert shown(made) == shown(peace)
-    assert sorted(os.listdir(tmp_path)) == sorted(
-        ["made.mkv", "made.mkv.vsfmanet.json", "peace.mkv", "peace.mkv.vsfmanet.json", "tmp"]
-    )
