@@ -28,6 +28,7 @@ from vsfmanet.atomic import (
     identity,
     shortened,
     sweep_temporary,
+    sync,
     try_lock,
 )
 from vsfmanet.errors import OutputError
@@ -234,6 +235,7 @@ def move_new(path: Path, target: Path) -> None:
     except OSError:  # FAT, some network shares
         _rename_new(path, target)
     else:
+        sync(target.parent)  # a loss of power could otherwise take both names
         path.unlink()
 
 
