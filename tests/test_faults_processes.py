@@ -340,8 +340,8 @@ def test_case_44_what_hangs_is_stopped_by_the_watchdog(
     whom = "$$" if who == "encoder" else "$PPID"
     options = ["--reserve=0", FAST]
     with encoder(tmp_path / "bin", monkeypatch, f"kill -STOP {whom}\nexec sleep 60"):
-        assert main(["batch", *options, "--stall-limit=5", str(sources), str(out)]) == 6
-    assert "no progress for 5 s" in capsys.readouterr().err
+        assert main(["batch", *options, "--stall-limit=10", str(sources), str(out)]) == 6
+    assert "no progress for 10 s" in capsys.readouterr().err
     assert [path.name for path in out.iterdir() if ".part." in path.name or path.suffix == ".mkv"] == []
     assert not [process for process in family(os.getpid()) if is_alive(process)]
     monkeypatch.setattr(batch, "TRIES", 3)
