@@ -37,7 +37,7 @@ def _quick_garbage_collection() -> None:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the job of `vsfmanet restore` in this process, unsupervised, so that stand-ins for the network reach it."""
-    monkeypatch.setattr(restore, "_guarded", restore._here)
+    monkeypatch.setattr(restore, "_guarded", lambda job, reporting, *, stall_limit: restore._here(job, reporting))
 
 
 @pytest.fixture(autouse=True)

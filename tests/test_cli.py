@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import Field, fields
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import av
 import imageio_ffmpeg
@@ -24,7 +27,9 @@ from tests import light
 from vsfmanet import weights
 from vsfmanet.cli import main
 from vsfmanet.errors import DeviceError
-from vsfmanet.jobs import runner
+from vsfmanet.jobs import runner, supervise
+from vsfmanet.jobs.job import BatchOptions, RestoreJob
+from vsfmanet.jobs.paths import Selection
 from vsfmanet.jobs.progress import Report
 from vsfmanet.media import clip as clips
 from vsfmanet.settings import RestoreSettings
@@ -699,6 +704,77 @@ def test_wrong_usage_has_exit_code_2(arguments: list[str], capsys: pytest.Captur
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("vsfmanet: error: ")
+
+
+def fields_of(kind: type[Any], *without: str) -> dict[str, Field[Any]]:
+    return {field.name: field for field in fields(kind) if field.name not in without}
+
+
+SETTINGS = fields_of(RestoreSettings, "source_path", "output_format")
+JOB = fields_of(RestoreJob, "source", "target", "settings")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("restore", SETTINGS | JOB),
+        ("batch", SETTINGS | fields_of(RestoreJob, "source", "target", "settings", "start", "end", "overwrite")),
+        ("batch", fields_of(BatchOptions, "in_folder", "out_folder", "template", "selection") | fields_of(Selection)),
+        ("cluster slurm", SETTINGS | fields_of(Selection, "shard")),
+    ],
+)
+def test_every_field_is_an_option_that_the_help_lists(
+    command: str, expected: dict[str, Field[Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command.split(), "--help"]) == 0
+    said = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    options = {f"--{name.replace('_', '-')}" for name in expected}
+    options |= {f"--no-{name.replace('_', '-')}" for name, field in expected.items() if field.default is True}
+    assert options <= said
+
+
+@pytest.mark.parametrize("name", sorted(name for name, field in (SETTINGS | JOB).items() if "int" in str(field.type)))
+def test_numbers_of_frames_and_devices_must_be_whole(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["restore", f"--{name.replace('_', '-')}=2.5", "in.mkv", "out.mkv"]) == 2
+    assert f"Invalid value for --{name.replace('_', '-')}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", "restore", "batch", "cluster", "verify", "probe", "doctor"])
+def test_help_fits_a_narrow_terminal_and_ends_with_notes(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command.split(), "--help"]) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    notes = said.rpartition("╯")[2]
+    needed = {"": "vsfmanet restore film.mkv restored.mkv", "probe": "frame,exposure", "doctor": "Exits with"}
+    assert needed.get(command, "Exit codes: ") in notes
+
+
+def test_a_job_is_read_from_stdin_and_told_as_json(
+    film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / os.fsdecode(b"m\xe4de.mkv")
+    job = RestoreJob(source=film, target=made, encoder_args="-preset ultrafast", end=5)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(job.to_json())))
+    monkeypatch.setattr(supervise, "die_with", lambda parent: None)
+    assert main(["restore", "--job", "-", "--attempt=3", f"--parent={os.getppid()}"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["attempt"], record["frames"]) == (3, 5)
+    assert len(times(made)) == 5
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"source": "in.mkv", "target": "out.mkv", "crf": 20}'])
+def test_what_is_no_job_is_refused_as_json(
+    text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    assert main(["restore", "--job", "-", "--parent=1"]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["exit_code"] == 2
+    assert json.loads(said.err)["event"] == "error"
 
 
 def test_settings_reach_the_filter(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

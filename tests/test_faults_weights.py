@@ -363,7 +363,7 @@ calls = []
 sys.addaudithook(lambda event, args: calls.append(event) if event.startswith("socket.") else None)
 from vsfmanet import cli
 from vsfmanet.cli import restore
-restore._guarded = restore._here
+restore._guarded = lambda job, reporting, *, stall_limit: restore._here(job, reporting)
 code = cli.main(sys.argv[1:])
 print(*(call for call in calls if call != "socket.gethostname"))
 sys.exit(code)

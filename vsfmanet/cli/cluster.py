@@ -12,6 +12,7 @@ from vsfmanet.cli.options import (
     HIDDEN,
     NO_OPTION,
     OUTPUT,
+    WHOLE,
     SelectionOptions,
     WholeFileOptions,
     job_of,
@@ -48,9 +49,9 @@ class _Options:
 
     files: Annotated[_Files, Parameter(name="*", group=FILES)] = field(default_factory=_Files)
     job: Annotated[WholeFileOptions, Parameter(name="*", group=OUTPUT)] = field(default_factory=WholeFileOptions)
-    gpus: int = 1
+    gpus: Annotated[int, WHOLE] = 1
     """GPUs for each job."""
-    cpus: int = 4
+    cpus: Annotated[int, WHOLE] = 4
     """Processors for each job."""
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ class _Options:
 type _InFolder = Annotated[Path, Parameter(name="IN_DIR", help="Folder of videos; it is only read.")]
 type _OutFolder = Annotated[Path, Parameter(name="OUT_DIR", help="Folder for the results.")]
 type _Common = Annotated[_Options, Parameter(name="*", group=CLUSTER)]
-type _AtOnce = Annotated[int, Parameter(group=CLUSTER, help="Jobs at one time.")]
+type _AtOnce = Annotated[int, WHOLE, Parameter(group=CLUSTER, help="Jobs at one time.")]
 
 
 _DEFAULT = _Options()
@@ -150,7 +151,7 @@ def kubernetes(
 @app.command
 def run(
     jobs: Annotated[Path, Parameter(name="LIST")],
-    number: Annotated[int | None, Parameter(name="NUMBER", env_var="JOB_COMPLETION_INDEX")] = None,
+    number: Annotated[int | None, WHOLE, Parameter(name="NUMBER", env_var="JOB_COMPLETION_INDEX")] = None,
     /,
     *,
     as_json: Annotated[bool, Parameter(name="--json")] = False,

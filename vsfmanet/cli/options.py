@@ -1,7 +1,7 @@
 """What all commands share: how options are read, and the job's dataclasses as options.
 
-A field of `RestoreSettings` or `RestoreJob` is an option as it stands. The subclasses here define how those are
-read that are not one plain word, and which fields are no option.
+Each field of `RestoreSettings` and `RestoreJob` is an option, with the string under it as its help. The subclasses here
+only add how the text of some options is read, and which fields are no options.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter, Token
 
-from vsfmanet.jobs.job import RestoreJob
+from vsfmanet.jobs.job import RANGE_FRAMES, RestoreJob
 from vsfmanet.jobs.paths import VIDEOS, Selection
 from vsfmanet.settings import EXPOSURE_WORDS, SIDECAR_SUFFIXES, RestoreSettings
 
 
 def _shown_default(value: object) -> str | None:
-    """Format a default for help; None hides those that say nothing."""
+    """Format a default for the help; None hides it."""
     return (
         None
         if value is None or value is False or value == ""
@@ -28,18 +28,32 @@ def _shown_default(value: object) -> str | None:
 
 
 PARAMETERS = Parameter(negative_bool="", negative_iterable="", show_default=_shown_default, allow_repeating=True)
-"""Of all options: a switch that is off by default has no --no-... form; of an option given twice, the last counts."""
+"""Defaults of all options: only switches that are on by default have a --no-... form, and the last value of an option
+counts."""
 
 FILES = Group.create_ordered("Files")
 CLUSTER = Group.create_ordered("Cluster")
 RUN = Group.create_ordered("Run")
 NETWORK = Group.create_ordered("Network")
 OUTPUT = Group.create_ordered("Output")
-"""Headings in the help."""
+"""Headings of the help, in their order."""
 
 NO_OPTION = Parameter(parse=False)
+"""A field that another part of the program fills in."""
 
 HIDDEN = Parameter(show=False)
+"""An option for processes that vsfmanet starts, which help does not list."""
+
+
+def read_whole(_: object, tokens: Sequence[Token]) -> int:
+    """Read a whole number; by itself, cyclopts would round 2.5."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"a whole number is needed, got {tokens[0].value!r}") from None
+
+
+WHOLE = Parameter(converter=read_whole)
 
 
 def read_exposure(_: object, tokens: Sequence[Token]) -> float | str:
@@ -83,7 +97,7 @@ def read_shard(_: object, tokens: Sequence[Token]) -> tuple[int, int]:
 
 
 def one_word(converter: Any, metavar: str) -> Parameter:
-    """An option whose one word a converter reads."""
+    """Define an option of one word, which a converter reads."""
     return Parameter(converter=converter, n_tokens=1, metavar=metavar)
 
 
@@ -95,6 +109,7 @@ class SettingsOptions(RestoreSettings):
     source_path: Annotated[Path | None, NO_OPTION] = None
     device_index: Annotated[int | tuple[int, ...], one_word(read_device_index, "N[,N...]")] = 0
     tile: Annotated[tuple[int, int] | None, one_word(read_tile, "WxH")] = None
+    segment: Annotated[int | None, WHOLE] = None
     output_format: Annotated[int | None, NO_OPTION] = None
 
 
@@ -105,15 +120,18 @@ class JobOptions(RestoreJob):
     source: Annotated[Path, NO_OPTION] = Path()
     target: Annotated[Path, NO_OPTION] = Path("any.mkv")
     settings: Annotated[SettingsOptions, Parameter(name="*", group=NETWORK)] = field(default_factory=SettingsOptions)
+    start: Annotated[int, WHOLE] = 0
+    end: Annotated[int | None, WHOLE] = None
     encoder_args: Annotated[str, Parameter(metavar="ARGS")] = ""
     audio: Annotated[bool, Parameter(negative="--no-audio")] = True
     subtitles: Annotated[bool, Parameter(negative="--no-subtitles")] = True
     attachments: Annotated[bool, Parameter(negative="--no-attachments")] = True
+    range_frames: Annotated[int, WHOLE] = RANGE_FRAMES
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeFileOptions(JobOptions):
-    """`RestoreJob` as options of a command that makes many files, each of them whole."""
+    """`RestoreJob` as options of a command that restores many whole files."""
 
     start: Annotated[int, NO_OPTION] = 0
     end: Annotated[int | None, NO_OPTION] = None
@@ -131,12 +149,18 @@ class SelectionOptions(Selection):
 
 
 def plain[T](kind: type[T], options: T, **changes: object) -> T:
-    """Build the value itself from options, which are of a subclass."""
+    """Convert options, which are of a subclass, to a value of the class itself.
+
+    Args:
+        kind: The class.
+        options: The options.
+        changes: Fields with another value.
+    """
     values = {each.name: getattr(options, each.name) for each in fields(kind)}  # type: ignore[arg-type]
     return kind(**values | changes)
 
 
 def job_of(options: JobOptions, source: Path, target: Path) -> RestoreJob:
-    """Build the job that options ask for."""
+    """Build the job that the options describe."""
     settings = plain(RestoreSettings, options.settings)
     return plain(RestoreJob, options, source=source, target=target, settings=settings)

@@ -126,7 +126,13 @@ def _as_child(job: RestoreJob, *, attempt: int, parent: int) -> int:
     return _here(job, Reporting(as_json=True, progress="json"), attempt=attempt, is_child=True)
 
 
-def _here(job: RestoreJob, reporting: Reporting, *, attempt: int = 1, is_child: bool = False, **_: object) -> int:
+def _here(
+    job: RestoreJob,
+    reporting: Reporting,
+    *,
+    attempt: int = 1,
+    is_child: bool = False,
+) -> int:
     """Run a job in this process."""
     from vsfmanet.jobs.progress import Report
     from vsfmanet.jobs.runner import run

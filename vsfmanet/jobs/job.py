@@ -21,6 +21,9 @@ from vsfmanet.settings import (
 
 OnDamage = Literal["stop", "salvage", "as-is"]
 
+RANGE_FRAMES = 500
+"""Frames of a range: few enough to lose, and twice what encoders let pass between two key frames anyway."""
+
 STALL_LIMIT = 600.0
 """Seconds without progress after which a job is stopped."""
 
@@ -59,7 +62,7 @@ class RestoreJob:
     """Make whole frames of interlaced ones with bwdif, as many and at the same times, rather than refuse them."""
     overwrite: bool = False
     """Replace an existing output once the new one is verified; the old one is kept as OUT.old1."""
-    range_frames: int = 500
+    range_frames: int = RANGE_FRAMES
     """Encode a longer film in ranges of at most this many frames, which end at scene cuts where there are some: a job
     that is killed continues after the last whole range. Same pixels; 0 for one pass."""
     reserve: float = 0.0
