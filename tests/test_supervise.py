@@ -167,6 +167,14 @@ def test_an_older_output_or_a_changed_one_does_not_pass_for_a_new_one(
     assert supervise(job).verdict == "failed"
 
 
+def test_a_new_record_counts_only_beside_the_bytes_that_were_verified(
+    job: RestoreJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record(record_of(job, "restored"), Path(f"{job.source}.record"))
+    program(monkeypatch, PUBLISH + "target.write_text('RESTORED')")
+    assert supervise(job).verdict == "failed"
+
+
 def test_warnings_are_kept_and_events_are_passed_on(job: RestoreJob, monkeypatch: pytest.MonkeyPatch) -> None:
     program(
         monkeypatch,
