@@ -345,7 +345,7 @@ def test_what_a_container_can_hold_is_asked_of_the_ffmpeg_that_does_the_job(
     assert restore(film, tmp_path / "made.mp4") == 0
     old = tmp_path / "ffmpeg"
     old.write_text(
-        '#!/bin/sh\ncase "$*" in *-version*) echo "ffmpeg version 7.0";; *trial.mp4*) exit 1;; '
+        '#!/bin/sh\ncase "$*" in *-version*) echo "ffmpeg version 7.0";; *"-map 1:"*trial.mp4*) exit 1;; '
         f'*) exec "{FFMPEG}" "$@";; esac\n'
     )  # stands for 5.1, which writes no PCM to MP4
     old.chmod(0o755)
