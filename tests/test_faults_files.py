@@ -394,3 +394,13 @@ def test_lost_sound_at_the_end_is_damage(tmp_path: Path) -> None:
         last = max((packet.pos or 0) + packet.size for packet in container.demux() if packet.stream_index == 1)
     cut.write_bytes(film.read_bytes()[: last - 4])
     assert any("the end is missing" in fault for fault in inspect(cut).faults)
+
+
+def test_the_user_can_choose_the_ffmpeg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    film, mine = CASES / "aspect-by-container.mkv", tmp_path / "my ffmpeg"
+    assert restore(film, tmp_path / "made.mkv", f"--ffmpeg={mine}") == 2
+    assert "my ffmpeg: an FFmpeg 5.1 or newer that runs is needed" in capsys.readouterr().err
+    mine.write_text(f'#!/bin/sh\nexec "{FFMPEG}" "$@"\n')
+    mine.chmod(0o755)
+    assert restore(film, tmp_path / "made.mkv", f"--ffmpeg={mine}") == 0
+    assert f"({mine})" in capsys.readouterr().err

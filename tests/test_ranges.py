@@ -271,7 +271,8 @@ def test_ranges_of_other_arithmetic_are_never_mixed(
     elif what == "kernels":
         monkeypatch.setattr(kernels, "kernels_for", lambda tensor: None)
     else:
-        monkeypatch.setattr(runner, "find_ffmpeg", lambda **_: replace(find_ffmpeg(), version="ffmpeg version N-1"))
+        other = replace(find_ffmpeg(), version="ffmpeg version N-1")
+        monkeypatch.setattr(runner, "find_ffmpeg", lambda *_, **__: other)
     assert restore(film, made, QUICK, 13) == 0
     assert borders[1] == range(13)
 

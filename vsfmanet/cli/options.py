@@ -127,6 +127,7 @@ class JobOptions(RestoreJob):
     subtitles: Annotated[bool, Parameter(negative="--no-subtitles")] = True
     attachments: Annotated[bool, Parameter(negative="--no-attachments")] = True
     range_frames: Annotated[int, WHOLE] = RANGE_FRAMES
+    ffmpeg: Annotated[Path | None, Parameter(metavar="PROGRAM")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

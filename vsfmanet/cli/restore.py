@@ -26,7 +26,7 @@ it runs that takes twice the disk space of OUT. With encoder options that may pr
 unknown ones), the film is made in one pass and a warning says why.
 
 With --start and --end, what is copied is cut to the same time, at the limits of packets: sound begins within one packet
-(some 20 ms) after the first frame, at its right place; a subtitle that began before is left out.
+(some 20 ms) after the first frame, at its right place; a subtitle that is shown already is kept from there on.
 
 Exit codes: 0 done and verified, 1 bug, 2 usage, 3 source, 4 device, 5 output or encoder, 6 result incomplete, 7 busy:
 another run makes the same output, 8 weights, 128+n stopped by signal n

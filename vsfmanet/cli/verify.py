@@ -9,8 +9,8 @@ from vsfmanet.cli.terminal import print_json, run_until_stopped, tell
 
 NOTES = """\
 Without --source, checks that the file is unchanged since it was verified. With it, decodes the file and compares it
-with its source: every frame with its time, sample aspect ratio, chapters, attachments, titles and languages, and every
-packet of sound and subtitles, which must have been copied.
+with its source: every frame with its picture and its time, sample aspect ratio, chapters, attachments, titles and
+languages, and every packet of sound and subtitles, which must have been copied.
 
 Exit codes: 0 verified, 2 usage, 3 source, 6 not whole, changed, or without a record
 """

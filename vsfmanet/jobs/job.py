@@ -67,6 +67,9 @@ class RestoreJob:
     that is killed continues after the last whole range. Same pixels; 0 for one pass."""
     reserve: float = 0.0
     """GiB that must stay free on the disk, beside 1.2 times the expected size of the output."""
+    ffmpeg: Path | None = None
+    """FFmpeg program to use; by default the one on the path, from release 7.0 on, else the one that comes with
+    imageio-ffmpeg."""
 
     def __post_init__(self) -> None:
         ends = (self.start, *(() if self.end is None else (self.end,)))
@@ -107,7 +110,16 @@ class RestoreJob:
         Raises:
             ConfigError: It is no object, or has an unknown key or a value that a field does not take.
         """
-        return from_json(cls, table, source=Path, target=Path, settings=RestoreSettings.from_json)
+        return from_json(cls, table, source=Path, target=Path, settings=RestoreSettings.from_json, ffmpeg=_path)
+
+
+def _path(value: object) -> Path | None:
+    """A path from its JSON value.
+
+    Raises:
+        TypeError: It is neither text nor null.
+    """
+    return None if value is None else Path(value)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -136,12 +136,12 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         report.note(f"already done: {job.target} is verified and unchanged, {record.frames} frames")
         remove_work(job.target)  # of the run that was killed before it could do so
         return record
-    ffmpeg = find_ffmpeg()
+    ffmpeg = find_ffmpeg(job.ffmpeg)
     report.note(f"restoring {job.source} with FFmpeg {ffmpeg.release[0]}.{ffmpeg.release[1]} ({ffmpeg.path})")
     report.phase("reading")
     source = inspect(job.source)
     if source.hdr.is_static:
-        ffmpeg = find_ffmpeg(for_hdr=True)
+        ffmpeg = find_ffmpeg(job.ffmpeg, for_hdr=True)
     fingerprint = Fingerprint.of(source.path)
     _check_whole(job, source.faults, report)
     report.phase("decoding")
