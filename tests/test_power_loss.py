@@ -71,6 +71,8 @@ def check(out: Path, *, overwrite: bool, done: bool) -> None:
     target = out / "made.mkv"
     content = target.read_bytes() if target.exists() else None
     assert content in ((OLD, NEW, None) if overwrite else (NEW, None))
+    if done:
+        assert record_path(target).exists()
     found = find_done(target, lambda: "new")
     assert (found is not None) == (content == NEW)
     if done:

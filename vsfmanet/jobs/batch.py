@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import av
+import vapoursynth as vs
 
 from vsfmanet.errors import ConfigError, OutputError
 from vsfmanet.jobs import supervise
-from vsfmanet.jobs.estimate import measure_speed, output_bytes
 from vsfmanet.jobs.files import pending_records, record_path, remove_work, sweep
 from vsfmanet.jobs.job import BatchOptions
 from vsfmanet.jobs.journal import Journal, Row, open_journal
@@ -25,9 +25,11 @@ from vsfmanet.jobs.progress import Report, frames_state
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key
 from vsfmanet.jobs.runner import recipe
 from vsfmanet.jobs.supervise import MACHINE, Event, Outcome, Stop, Verdict
-from vsfmanet.media.coding import choose_encoder
+from vsfmanet.media import clip as clips
+from vsfmanet.media.coding import choose_encoder, output_bytes
 from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.meter import clock
+from vsfmanet.settings import RestoreSettings
 
 FOLDER = ".vsfmanet"
 """Folder in OUT_DIR for the journal and for lists of jobs."""
@@ -47,6 +49,16 @@ STATES: dict[Verdict, str] = {"refused": "refused", "damaged": "damaged", "machi
 
 PICTURES = 500
 """Most pictures in the report, which a browser must be able to open."""
+
+
+BUDGET = 60.0
+"""Most seconds that a measurement takes, without loading the network."""
+
+SMALLEST = 64
+"""Shorter side of the frames of the first measurement, pixels."""
+
+WARM, MEASURED = 4, 8
+"""Frames that are restored before the measurement and in it: whole segments."""
 
 
 def dry_run(options: BatchOptions, report: Report) -> None:
@@ -357,6 +369,45 @@ def model_scale(model: str) -> int:
     from vsfmanet.weights import load_model  # with torch: late
 
     return load_model(model).scale
+
+
+def measure_speed(settings: RestoreSettings, size: tuple[int, int]) -> tuple[float, tuple[int, int]]:
+    """Measure the speed of this device with a few grey frames; the speed does not depend on their content.
+
+    Args:
+        settings: Settings of the filter.
+        size: Width and height of the film's frames. Those of the measurement are as large as `BUDGET` allows.
+
+    Returns:
+        Input pixels per second, and the width and height of the frames that were measured.
+
+    Raises:
+        VsfmanetError: The network or the device cannot be used.
+    """
+    exposure = "auto" if isinstance(settings.exposure, str) else settings.exposure
+    settings = replace(settings, exposure=exposure, segment=WARM, skip=False)
+    part = min(1.0, SMALLEST / min(size))
+    while True:
+        width, height = (max(16, round(side * part / 2) * 2) for side in size)
+        seconds = _measure(settings, width, height)
+        larger = min(1.0, 2 * part)
+        frames = WARM + MEASURED + 8  # with context
+        if part == 1 or seconds * (larger / part) ** 2 * frames > BUDGET:
+            return width * height / seconds, (width, height)
+        part = larger
+
+
+def _measure(settings: RestoreSettings, width: int, height: int) -> float:
+    """Seconds that a frame of a size takes."""
+    blank = vs.core.std.BlankClip(
+        width=width, height=height, format=vs.YUV420P8, length=WARM + MEASURED, color=[128] * 3, keep=True
+    )
+    restored = clips.restore_clip(blank.std.SetFrameProps(_Matrix=1, _Range=1), settings)
+    restored.get_frame(0).close()
+    started = time.monotonic()
+    for frame in restored[WARM:].frames(prefetch=1, close=True):
+        frame.props  # noqa: B018 - it is here
+    return (time.monotonic() - started) / MEASURED
 
 
 def find_jobs(options: BatchOptions, report: Report) -> Sequence[Pairing]:

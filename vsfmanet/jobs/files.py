@@ -224,6 +224,8 @@ def _is_mine(entry: os.DirEntry[str]) -> bool:
 def move_new(path: Path, target: Path) -> None:
     """Rename a file without replacing another: by a hard link, or where there are none, by the system's own call.
 
+    The new name is on the disk when this returns.
+
     Raises:
         FileExistsError: The name is taken.
         OSError: The file cannot be moved, or has its new name and cannot lose the old one.
@@ -234,6 +236,7 @@ def move_new(path: Path, target: Path) -> None:
         raise
     except OSError:  # FAT, some network shares
         _rename_new(path, target)
+        sync(target.parent)
     else:
         sync(target.parent)  # a loss of power could otherwise take both names
         path.unlink()

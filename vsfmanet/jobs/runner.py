@@ -24,7 +24,6 @@ import vapoursynth as vs
 from vsfmanet import __version__
 from vsfmanet.atomic import MAX_NAME
 from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputError
-from vsfmanet.jobs.estimate import output_bytes
 from vsfmanet.jobs.files import exposure_sidecar, remove_work
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.progress import Report
@@ -33,7 +32,7 @@ from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import SourceClip
-from vsfmanet.media.coding import choose_encoder, has_filters, has_option
+from vsfmanet.media.coding import choose_encoder, has_filters, has_option, output_bytes
 from vsfmanet.media.commands import whole_run
 from vsfmanet.media.containers import CONTAINERS
 from vsfmanet.media.copying import refused_streams, with_early_subtitles

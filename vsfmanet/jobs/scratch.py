@@ -171,7 +171,6 @@ class Scratch:
                         raise
                     _log.warning("%s is left over and cannot be deleted (%s); delete it yourself", part, error.strerror)
                 self._part = None  # from here on `discard` must keep the record, even if it cannot get its own name
-                sync(target.parent)
                 try:
                     pending_path(part).replace(record_path(target))
                 except FileNotFoundError:  # another run has found the output, and swept
