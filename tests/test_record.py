@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -195,12 +195,15 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
     settings: dict[str, Any] = {
         "model": "other", "exposure": 0.5, "precision": "fp32", "sc_threshold": 0.1,
         "device": "cpu", "device_index": (1,), "segment": 3, "backend": "onnx", "tile": (64, 48),
+        "skip": True, "output_format": 3, "source_path": Path("camera.mp4"),
     }  # fmt: skip
     own: dict[str, Any] = {
         "start": 1, "end": 9, "encoder_args": "-crf 1", "audio": False, "subtitles": False, "attachments": False,
         "on_damage": "salvage", "target": Path("elsewhere.mkv"), "source": Path("moved.mkv"), "overwrite": True,
         "deinterlace": True, "range_frames": 7, "reserve": 1.0,
     }  # fmt: skip
+    assert settings.keys() == {each.name for each in fields(RestoreSettings)}
+    assert own.keys() | {"settings"} == {each.name for each in fields(RestoreJob)}
     same = {
         name
         for name, value in (settings | own).items()
@@ -211,7 +214,7 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
         ]
         if recipe(other).digest() == recipe(job).digest()
     }
-    elsewhere = {"device", "device_index", "segment", "backend", "tile"}
+    elsewhere = {"device", "device_index", "segment", "backend", "tile", "source_path"}
     assert same == elsewhere | {"source", "target", "overwrite", "range_frames", "reserve"}
 
 

@@ -92,7 +92,7 @@ def _app() -> App:
 def _fail(error: VsfmanetError, given: Sequence[str]) -> int:
     """Print an error in the form that the options ask for, and return its exit code."""
     options = given[: given.index("--")] if "--" in given else given
-    text = str(error).removeprefix("restore: ")
+    text = str(error)
     as_job = options[:2] == ["restore", "--job"]
     tell_error(text, as_json=as_job or "--progress=json" in options or ("--progress", "json") in pairwise(options))
     if as_job or "--json" in options:

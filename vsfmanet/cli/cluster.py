@@ -38,14 +38,14 @@ app = App(name="cluster", help_epilogue=NOTES)
 
 @dataclass(frozen=True, kw_only=True)
 class _Files(SelectionOptions):
-    """`Selection` as options; the engines share the jobs out themselves."""
+    """`Selection` as options, without shards: the engines distribute the jobs."""
 
     shard: Annotated[tuple[int, int], NO_OPTION] = (1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """What all engines are asked."""
+    """Options of all engines."""
 
     files: Annotated[_Files, Parameter(name="*", group=FILES)] = field(default_factory=_Files)
     job: Annotated[WholeFileOptions, Parameter(name="*", group=OUTPUT)] = field(default_factory=WholeFileOptions)
@@ -59,14 +59,15 @@ class _Options:
             raise ConfigError(f"--gpus from 0 and --cpus from 1 are needed, got {self.gpus} and {self.cpus}; mend them")
 
     def write_list(self, in_folder: Path, out_folder: Path) -> Path:
-        """Write the list of jobs; returns its path."""
+        """Write the list of jobs, and return its path."""
         from vsfmanet.jobs.cluster import write_list
         from vsfmanet.jobs.progress import Report
 
         template = job_of(self.job, in_folder, out_folder / f"any{self.files.suffix}")
         selection = plain(Selection, self.files)
         options = BatchOptions(in_folder=in_folder, out_folder=out_folder, template=template, selection=selection)
-        return write_list(options, Report())
+        with Report().listening() as report:
+            return write_list(options, report)
 
 
 type _InFolder = Annotated[Path, Parameter(name="IN_DIR", help="Folder of videos; it is only read.")]
@@ -103,8 +104,9 @@ def ray(
     from vsfmanet.jobs.progress import Report
 
     path = options.write_list(in_folder, out_folder)
-    engine = RayRun(path, Report(), address=address, gpus=options.gpus, cpus=options.cpus)
-    return run_until_stopped(engine.run, engine.conclude)
+    with Report().listening() as report:
+        engine = RayRun(path, report, address=address, gpus=options.gpus, cpus=options.cpus)
+        return run_until_stopped(engine.run, engine.conclude)
 
 
 @app.command

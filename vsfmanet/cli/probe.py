@@ -48,7 +48,8 @@ def probe(
     from vsfmanet.media import probe as probing
 
     probing.check_outputs(export=export, plot=plot)
-    findings = run_until_stopped(lambda: probing.probe(source, estimate=Report() if estimate else None))
+    with Report().listening() as report:
+        findings = run_until_stopped(lambda: probing.probe(source, estimate=report if estimate else None))
     if export is not None:
         probing.export(findings, export)
     if plot is not None:

@@ -45,7 +45,7 @@ app = App(name="restore", help_epilogue=NOTES)
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """What a command prints."""
+    """How a job reports."""
 
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """Print the record, or the error, as JSON on stdout."""

@@ -49,7 +49,10 @@ from vsfmanet.media.verify import Needed, verify
 from vsfmanet.settings import Resolved, RestoreSettings
 
 SAME_PIXELS = {"device", "device_index", "backend", "tile", "segment", "source_path"}
-"""Fields of `RestoreSettings` that say where and how a result is computed, or of which source, but not which."""
+"""Fields of `RestoreSettings` without effect on the result: where and how it is computed."""
+
+SAME_OUTPUT = {"source", "target", "settings", "overwrite", "range_frames", "reserve"}
+"""Fields of `RestoreJob` without effect on the output."""
 
 THUMBNAILS = f"frames{SUFFIX}"
 """File with the thumbnails of the frames, where the output is made in one pass."""
@@ -62,18 +65,16 @@ TAKING_PART = ("vapoursynth", "vapoursynth-bestsource", "torch", "av")
 
 
 def recipe(job: RestoreJob) -> Recipe:
-    """What decides the result of a job, apart from its source.
+    """What decides the result of a job, apart from its source: all fields but `SAME_PIXELS` and `SAME_OUTPUT`.
 
     Raises:
         WeightsError: There is no such model.
     """
     settings = {name: value for name, value in job.settings.to_json().items() if name not in SAME_PIXELS | {"model"}}
-    own = {
-        name: getattr(job, name)
-        for name in ("start", "end", "encoder_args", "audio", "subtitles", "attachments", "on_damage", "deinterlace")
-    }
-    if isinstance(job.settings.exposure, str) and Path(job.settings.exposure).is_file():
-        own["exposure_sha256"] = file_sha256(Path(job.settings.exposure))
+    own = {name: value for name, value in job.to_json().items() if name not in SAME_OUTPUT}
+    exposure = job.settings.exposure
+    if isinstance(exposure, str | os.PathLike) and Path(exposure).is_file():
+        own["exposure_sha256"] = file_sha256(Path(exposure))
     return Recipe(
         model=job.settings.model,
         weights_sha256=weights_sha256(job.settings.model),
