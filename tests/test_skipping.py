@@ -126,3 +126,9 @@ def test_networks_that_enlarge_cannot_pass_frames_through() -> None:
         restore_with(moving_clip([0.0] * 9), MixingRestorer(), skip=True)
     with pytest.raises(Exception, match="skip must be True or False, got 2"):
         restore_with(moving_clip([0.0] * 9), MixingRestorer(scale=1), skip=2)  # type: ignore[arg-type]
+
+
+def test_without_scenes_the_whole_clip_is_one() -> None:
+    positions = [0.0] * 16 + [40.0] * 16  # at rest before and after a jump
+    chosen = restore_with(moving_clip(positions, cuts=(16,)), MixingRestorer(scale=1), skip=True, sc_threshold=0)
+    assert skipped(chosen) == [*range(11), *range(21, 32)]

@@ -8,7 +8,7 @@ from vsfmanet.clips.exposure import EXPOSURE, with_exposure
 from vsfmanet.clips.motion import Motion, read_flow
 from vsfmanet.clips.nodes import keep_frames, shifted
 from vsfmanet.clips.planes import read_clamped
-from vsfmanet.clips.scenes import SCENE_START, scene_of, starts_scene
+from vsfmanet.clips.scenes import SCENE_START, scene_of
 from vsfmanet.exposures import KnownExposure
 from vsfmanet.exposures.estimate import REACH, Estimate, Step, estimate_exposure, settle
 from vsfmanet.weights import load_estimator
@@ -43,23 +43,16 @@ def write_estimates(clip: vs.VideoNode, motion: Motion) -> vs.VideoNode:
             picture = read_clamped(f[1], n)
             found = motion.worker.run(lambda: estimate_exposure(picture, after, before, network))
         frame = f[0].copy()
-        frame.props.update(
-            {SCENE_START: int(n > 0 and starts_scene(f[1])), _VALUE: found.value, _CONFIDENCE: found.confidence}
-        )
+        frame.props.update({_VALUE: found.value, _CONFIDENCE: found.confidence})
         return frame
 
+    dot = motion.dot.std.CopyFrameProps(clip, props=[SCENE_START])
     flows = [shifted(motion.flows, offset) for offset in (-2, -1, 0, 1)]
-    single = keep_frames(motion.dot.std.ModifyFrame([motion.dot, motion.reduced, *flows], estimate), KEPT)
+    single = keep_frames(dot.std.ModifyFrame([dot, motion.reduced, *flows], estimate), KEPT)
 
     def write(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
-        inside = scene_of(n, f[1:], clip.num_frames)
-        around = [
-            Estimate(value=float(frame.props[_VALUE]), confidence=float(frame.props[_CONFIDENCE]))
-            if k in inside
-            else None
-            for k, frame in enumerate(f[1:], start=n - REACH)
-        ]
-        settled = settle(around, REACH)
+        scene = scene_of(n, f[1:], clip.num_frames)
+        settled = settle([None if one is None else _estimate_in(one) for one in scene], REACH)
         if settled is None:
             return f[0]
         known = KnownExposure(value=settled.value, source="estimate", confidence=settled.confidence)
@@ -72,6 +65,10 @@ def write_estimates(clip: vs.VideoNode, motion: Motion) -> vs.VideoNode:
         return clip if EXPOSURE in f.props else estimated
 
     return clip.std.FrameEval(choose, prop_src=[clip], clip_src=[clip, estimated])
+
+
+def _estimate_in(frame: vs.VideoFrame) -> Estimate:
+    return Estimate(value=frame.props[_VALUE], confidence=frame.props[_CONFIDENCE])
 
 
 def _steps(flows: list[vs.VideoFrame], *, backwards: bool = False) -> list[Step]:

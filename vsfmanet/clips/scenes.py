@@ -55,8 +55,8 @@ def starts_scene(frame: vs.VideoFrame) -> bool:
     return bool(frame.props.get(SCENE_START, 0))
 
 
-def scene_of(n: int, around: Sequence[vs.VideoFrame], num_frames: int) -> range:
-    """Numbers of the frames in `around` that belong to the scene of frame `n`.
+def scene_of(n: int, around: Sequence[vs.VideoFrame], num_frames: int) -> list[vs.VideoFrame | None]:
+    """The frames in `around`, with None for those that do not belong to the scene of frame `n`.
 
     Args:
         n: Number of a frame.
@@ -66,4 +66,5 @@ def scene_of(n: int, around: Sequence[vs.VideoFrame], num_frames: int) -> range:
     """
     reach = len(around) // 2
     first, last = max(0, n - reach), min(num_frames - 1, n + reach)
-    return scene_around(n, first, last, lambda k: starts_scene(around[k - n + reach]))
+    scene = scene_around(n, first, last, lambda k: starts_scene(around[k - n + reach]))
+    return [frame if k in scene else None for k, frame in enumerate(around, start=n - reach)]

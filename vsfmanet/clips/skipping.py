@@ -17,7 +17,7 @@ import vapoursynth as vs
 from vsfmanet.clips.exposure import EXPOSURE
 from vsfmanet.clips.motion import Motion, read_flow
 from vsfmanet.clips.nodes import keep_frames, shifted
-from vsfmanet.clips.scenes import SCENE_START, scene_of, starts_scene
+from vsfmanet.clips.scenes import SCENE_START, scene_of
 
 SKIPPED = "FMANetSkipped"
 """On every frame: 1 if it was passed through, 0 if it was restored."""
@@ -69,18 +69,14 @@ def pass_sharp_frames(
     def expose(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
         """Length of the motion while the shutter is open in frame n, if it has a neighbour in its scene."""
         frame = f[0].copy()
-        frame.props[SCENE_START] = int(n > 0 and starts_scene(f[1]))
-        lengths = [float(one.props[_LENGTH]) for one in (f[2:] if n else f[3:]) if _LENGTH in one.props]
+        lengths = [one.props[_LENGTH] for one in (f[1:] if n else f[2:]) if _LENGTH in one.props]
         if lengths:
-            frame.props[_EXTENT] = max(lengths) * float(f[1].props.get(EXPOSURE, 1.0))
+            frame.props[_EXTENT] = max(lengths) * frame.props.get(EXPOSURE, 1.0)
         return frame
 
     def decide(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
-        inside = scene_of(n, f[1:], source.num_frames)
-        sharp = [
-            one.props.get(_EXTENT, np.inf) < SHARP_BELOW if k in inside else None
-            for k, one in enumerate(f[1:], start=n - _REACH)
-        ]
+        scene = scene_of(n, f[1:], source.num_frames)
+        sharp = [None if one is None else one.props.get(_EXTENT, np.inf) < SHARP_BELOW for one in scene]
         frame = f[0].copy()
         frame.props[SKIPPED] = int(_is_passed(sharp))
         return frame
@@ -90,7 +86,8 @@ def pass_sharp_frames(
 
     dot = motion.dot
     lengths = keep_frames(dot.std.ModifyFrame([dot, motion.flows], measure), _KEPT)
-    extents = keep_frames(dot.std.ModifyFrame([dot, source, shifted(lengths, -1), lengths], expose), _KEPT)
+    known = dot.std.CopyFrameProps(source, props=[SCENE_START, EXPOSURE])
+    extents = keep_frames(known.std.ModifyFrame([known, shifted(lengths, -1), lengths], expose), _KEPT)
     around = [shifted(extents, offset) for offset in range(-_REACH, _REACH + 1)]
     decided = dot.std.ModifyFrame([dot, *around], decide)
     through, done = (clip.std.SetFrameProps(**{SKIPPED: k}) for clip, k in ((passed, 1), (restored, 0)))
