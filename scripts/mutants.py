@@ -184,7 +184,7 @@ MUTANTS = (
         file="vsfmanet/exposures/sidecar.py",
         old="and 0 < value <= 1:",
         new="and 0 <= value <= 1:",
-        test="tests/test_exposure.py::test_the_error_of_a_json_names_the_place",
+        test="tests/test_properties.py::test_a_sidecar_of_any_content_is_read_or_refused",
     ),
     Mutant(
         name="an argument comes before a property",

@@ -195,6 +195,9 @@ JSON_VALUES = st.recursive(
     st.sampled_from([".csv", ".json"]),
     st.integers(1, 5),
 )
+@example(b'{"exposure": [0]}', ".json", 1)
+@example(b"frame,exposure\n0,0", ".csv", 1)
+@example(b"frame,exposure\n0,nan", ".csv", 1)
 def test_a_sidecar_of_any_content_is_read_or_refused(folder: Path, content: bytes, suffix: str, frames: int) -> None:
     path = folder / f"any{suffix}"
     path.write_bytes(content)
