@@ -185,7 +185,8 @@ def test_evaluation_prints_tables_and_writes_scores_guidance_and_report(
     few = record.scenes[:1] + record.scenes[-1:]
     monkeypatch.setattr(evaluate, "load_benchmark", lambda folder: dataclasses.replace(record, scenes=few))
     network = FMANetPP(preset("fast", 2)).eval()
-    state = {"network": {}, "averaged": network.state_dict(), "step": 12, "preset": "fast", "scale": 2}
+    state = {"averaged": network.state_dict(), "step": 12, "kind": "fmanetpp", "preset": "fast", "scale": 2}
+    state["config"] = dataclasses.asdict(network.config)
     save_checkpoint(tmp_path / "toy" / "latest.pt", state)
     json_path, report_path = tmp_path / "scores.json", tmp_path / "report.html"
     arguments = [str(benchmark), "--model", str(tmp_path / "toy" / "latest.pt"), "--guidance"]
@@ -218,7 +219,8 @@ def test_evaluation_prints_tables_and_writes_scores_guidance_and_report(
 
 def test_a_checkpoint_of_training_can_be_scored(tmp_path: Path) -> None:
     network = FMANetPP(preset("fast", 2)).eval()
-    state = {"network": {}, "averaged": network.state_dict(), "step": 12, "preset": "fast", "scale": 2}
+    state = {"averaged": network.state_dict(), "step": 12, "kind": "fmanetpp", "preset": "fast", "scale": 2}
+    state["config"] = dataclasses.asdict(network.config)
     save_checkpoint(tmp_path / "latest.pt", state)
     name, loaded = load_method(str(tmp_path / "latest.pt"))
     assert name == f"{tmp_path.name} step 12"

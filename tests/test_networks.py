@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.tiny import TINY, awake, clip
+from tests.tiny import CELLS, TINY, awake, clip
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks.blocks import ChannelAttention, ExposureModulation
 from vsfmanet.networks.exposure_extractor import anchor_embedding, fit_temperature, read_exposure
@@ -158,6 +158,9 @@ CHANGES: dict[str, object] = {
     "learned_exposures": True,
     "exposure_aware": False,
     "guidance": "sft",
+    "grid": 2,
+    "detail_width": 8,
+    "detail_grid": 2,
 }
 
 
@@ -166,12 +169,75 @@ def test_every_setting_moves_the_network(field: str) -> None:
     if field == "last_flow_update":  # built for its parameter count alone
         assert parameter_count(FMANetPP(replace(TINY, last_flow_update=True))) > parameter_count(FMANetPP(TINY))
         return
+    config = CELLS if field.startswith("detail") else TINY
     with torch.inference_mode():
-        before = awake(TINY)(clip(3), ONE_KNOWN).frames
+        before = awake(config)(clip(3), ONE_KNOWN).frames
         after = awake(
-            replace(TINY, **{field: CHANGES[field]})  # type: ignore[arg-type]
+            replace(config, **{field: CHANGES[field]})  # type: ignore[arg-type]
         )(clip(3), ONE_KNOWN).frames
     assert before.shape != after.shape or not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize("scale", [4, 2, 1])
+@pytest.mark.parametrize(
+    "branch", [{"grid": 2}, {"grid": 4}, {"grid": 2, "detail_width": 4}, {"grid": 4, "detail_width": 4},
+               {"grid": 4, "detail_width": 4, "detail_grid": 2}],
+)  # fmt: skip
+def test_a_network_on_cells_takes_any_size_learns_whole_and_starts_at_the_bilinear_image(
+    branch: dict[str, int], scale: int
+) -> None:
+    config = replace(CELLS, **{"detail_width": 0, **branch}, scale=scale)  # type: ignore[arg-type]
+    lr = clip(2, 9, 13)
+    with torch.inference_mode():
+        fresh = FMANetPP(config).eval()(lr)
+        found = awake(config)(lr)
+    bilinear = F.interpolate(lr[0], scale_factor=scale, mode="bilinear", align_corners=False)
+    assert torch.equal(fresh.frames[0], bilinear)
+    assert found.frames.shape == (1, 2, 3, 9 * scale, 13 * scale)
+    assert found.image_flow is not None
+    assert found.image_flow.shape == (1, 2, 2, 3, 9, 13)
+    network = awake(config).train()
+    out = network(clip(3, 16, 20), ONE_KNOWN)
+    assert out.image_flow is not None
+    kernels = network.degradation.kernels(out.kernel_feat.flatten(0, 1))
+    assert kernels.shape[-2:] == (16, 20)
+    (out.frames.square().mean() + out.image_flow.square().mean() + kernels.square().mean()).backward()
+    assert all(value.grad is not None for name, value in network.named_parameters() if "extractor" not in name)
+
+
+def test_padding_to_whole_cells_is_that_of_a_frame_whose_border_is_repeated() -> None:
+    network, lr = awake(CELLS), clip(3, 18, 13)
+    padded = F.pad(lr[0], (0, 3, 0, 2), mode="replicate")[None]
+    with torch.inference_mode():
+        embed = network.embed(lr[0])
+        assert embed is not None
+        found, whole = (network(frames, embed=embed[None]).frames for frames in (lr, padded))
+    torch.testing.assert_close(found, whole[..., : 4 * 18, : 4 * 13], atol=1e-5, rtol=0)
+
+
+def test_the_flow_of_cells_is_told_in_pixels() -> None:
+    texture = F.interpolate(
+        torch.rand(1, 3, 20, 30, generator=torch.Generator().manual_seed(0)), (80, 120), mode="bicubic"
+    )
+    frames = torch.stack([texture.roll(8 * t, dims=3)[0] for t in range(3)])[None]
+    flows = []
+    for config in (replace(CELLS, grid=1, detail_width=0), CELLS):
+        with torch.inference_mode():
+            out = FMANetPP(config).eval()(frames)
+        assert out.image_flow is not None
+        flows.append(out.image_flow[0, 1, 0, :2, 20:60, 40:80].mean(dim=(1, 2)))
+    torch.testing.assert_close(flows[1], torch.tensor([8.0, 0.0]), atol=0.5, rtol=0)
+    torch.testing.assert_close(flows[0], flows[1], atol=0.5, rtol=0)
+
+
+def test_a_start_from_a_model_on_pixels_keeps_the_levels() -> None:
+    model = deploy(awake(replace(CELLS, grid=1, detail_width=0)))
+    network = FMANetPP(CELLS)
+    afresh = {name.rpartition(".")[0] for name in start_from(network, model)}
+    assert afresh == {
+        "degradation.detail.0", "degradation.detail.2", "degradation.stem.0", "restoration.stem.0",
+        "restoration.upsampler.0", "restoration.upsampler.2", "restoration.join.0", "restoration.join.2",
+    }  # fmt: skip
 
 
 def test_a_window_with_its_context_equals_the_whole_sequence() -> None:
@@ -203,9 +269,9 @@ def test_clips_of_a_batch_do_not_see_each_other() -> None:
         torch.testing.assert_close(network(lr).frames[1:], network(lr[1:]).frames, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["fast", "paper"])
-def test_the_deployed_form_equals_the_training_form(name: str) -> None:
-    network = awake(preset(name))
+@pytest.mark.parametrize("config", [preset("fast"), preset("paper"), CELLS])
+def test_the_deployed_form_equals_the_training_form(config: FMANetPPConfig) -> None:
+    network = awake(config)
     lr = clip(2, 12, 16)
     with torch.inference_mode():
         torch.testing.assert_close(deploy(network)(lr).frames, network(lr).frames, atol=1e-5, rtol=0)
@@ -317,6 +383,10 @@ def test_a_wrong_input_is_named(shape: tuple[int, ...]) -> None:
         ({"num_flows": 0}, "num_flows must be"),
         ({"scale": 2, "upsampler": "two_stage"}, "two_stage makes scale 4"),
         ({"fuse_convs": 3}, "fuse_convs must be"),
+        ({"grid": 3}, "grid must be"),
+        ({"detail_width": 8}, "detail_grid must be 1 or 2 and smaller than grid"),
+        ({"grid": 2, "detail_width": 8, "detail_grid": 2}, "smaller than grid"),
+        ({"grid": 2, "upsampler": "two_stage"}, "two_stage is for grid 1"),
     ],
 )
 def test_contradictory_settings_are_refused(change: dict[str, int], message: str) -> None:

@@ -17,7 +17,7 @@ import vapoursynth as vs
 from torch import Tensor
 
 from tests.fakes import ListSource
-from tests.tiny import TINY, awake
+from tests.tiny import CELLS, TINY, awake
 from vsfmanet import restore
 from vsfmanet.devices import pick_backend, pick_device, pick_precision
 from vsfmanet.engines import graph
@@ -25,10 +25,11 @@ from vsfmanet.engines.cache import EngineCache, EngineSpec
 from vsfmanet.engines.eager import EagerEngine
 from vsfmanet.engines.graph import GraphEngine, Part, Run
 from vsfmanet.errors import ConfigError, DeviceError
-from vsfmanet.networks.fmanetpp import deploy
+from vsfmanet.networks.fmanetpp import FMANetPPConfig, deploy
 from vsfmanet.restorer import Restorer
 from vsfmanet.weights import save_model
 
+ON_CELLS = replace(CELLS, num_blocks=1, detail_grid=2, scale=1)
 SMALL = replace(TINY, num_blocks=1, initial_flow="matching", flow_features=True)
 SPEC = EngineSpec(
     part="stem", weights_sha256="ab", height=8, width=9, precision="float16", runtime="TensorRT 10.9",
@@ -72,9 +73,12 @@ class Builder:
 # onnxruntime
 
 
+@pytest.mark.parametrize("config", [SMALL, ON_CELLS])
 def test_onnxruntime_restores_what_torch_does_and_finds_its_graphs_again(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: FMANetPPConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    weights = tmp_path / "small.safetensors"
+    save_model(deploy(awake(config)), weights)
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import CUTS, FRAMES, TINY, NoiseSource, awake, awake_jffra, awake_m2aenet, awake_mmprnn
+from tests.tiny import CELLS, CUTS, FRAMES, TINY, NoiseSource, awake, awake_jffra, awake_m2aenet, awake_mmprnn
 from vsfmanet.devices import Worker, has_fast_bf16, pick_device, pick_precision
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.kernels.build import library
@@ -49,6 +49,18 @@ def test_a_stream_equals_the_whole_sequence_at_once(restorer: Restorer, weights:
     with torch.inference_mode():
         whole = load_model(str(weights)).network(clip.frames[None], exposure, scene_starts=CUTS).frames[0]
     torch.testing.assert_close(frames(restorer, clip, 0, FRAMES), whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("change", [{}, {"grid": 2, "scale": 2}, {"detail_grid": 2, "scale": 1}, {"detail_width": 0}])
+def test_a_stream_of_a_network_on_cells_equals_the_whole_sequence(change: dict[str, int], tmp_path: Path) -> None:
+    path, clip = tmp_path / "cells.safetensors", NoiseSource()
+    save_model(deploy(awake(replace(CELLS, **change))), path)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        whole = load_model(str(path)).network(clip.frames[None], scene_starts=CUTS).frames[0]
+    clip.given.clear()
+    for tile in (None, (16, 16)):
+        with Restorer(str(path), device="cpu", precision="fp32", tile=tile) as restorer:
+            torch.testing.assert_close(frames(restorer, clip, 0, FRAMES), whole, atol=2e-5, rtol=0)
 
 
 def test_in_order_every_frame_passes_every_level_once(restorer: Restorer) -> None:

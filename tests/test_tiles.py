@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.fakes import ListSource, noise_clip, planes
-from tests.tiny import TINY, awake
+from tests.tiny import CELLS, TINY, awake
 from vsfmanet import restore
 from vsfmanet.engines.eager import EagerEngine, TiledEngine
 from vsfmanet.errors import DeviceError
@@ -80,6 +80,10 @@ def test_tiles_cover_a_frame_once(tile: tuple[int, int]) -> None:
         replace(TINY, guidance="sft"),
         replace(TINY, exposure_aware=False, fuse_convs=2, kernel_head_size=3, dense_layers=4, upsampler="two_stage"),
         replace(TINY, scale=1),
+        CELLS,
+        replace(CELLS, scale=1, grid=2),
+        replace(CELLS, scale=2, detail_grid=2),
+        replace(CELLS, scale=1, detail_width=0),
     ],
 )
 @pytest.mark.parametrize("tile", [(16, 64), (17, 16)])
@@ -89,8 +93,9 @@ def test_every_part_of_the_network_is_the_same_in_tiles(config: FMANetPPConfig, 
     eager, tiled = EagerEngine(network), TiledEngine(network, tile)
     generator = torch.Generator().manual_seed(2)
     lr = torch.rand(1, 3, HEIGHT, WIDTH, generator=generator)
-    feat, *neighbours = torch.randn(3, 1, config.width, HEIGHT, WIDTH, generator=generator)
-    flow = 6 * torch.randn(1, 6 * config.num_flows, HEIGHT, WIDTH, generator=generator)  # far beyond a tile's border
+    size = -(-HEIGHT // config.grid), -(-WIDTH // config.grid)
+    feat, *neighbours = torch.randn(3, 1, config.width, *size, generator=generator)
+    flow = 6 * torch.randn(1, 6 * config.num_flows, *size, generator=generator)  # far beyond a tile's border
     embed = network.embed(lr)
     eager_feat, guides = eager.bridge(lr, feat)
     tiled_feat, tiled_guides = tiled.bridge(lr, feat)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.dynamic_filter import flow_guided_dynamic_filter
 from training.scenes.pool import Batch
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPOutput
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPOutput, neighbour_index
 from vsfmanet.ops.warp import flow_warp
 
 CONSISTENCY_SHARPNESS = 50.0
@@ -96,7 +96,7 @@ class Degradation:
     image_flow: Tensor | None
     """(B, T, 2, 3, H, W)."""
     kernel_feat: Tensor
-    """(B, T, C, H, W)."""
+    """(B, T, C, H/g, W/g)."""
 
 
 def estimate_degradation(
@@ -114,15 +114,10 @@ def estimate_degradation(
     flat = lr.flatten(0, 1)
     known = exposure.flatten() if exposure is not None else None
     guidance = embed.flatten(0, 1) if embed is not None else network.embed(flat, known)
-    position = torch.arange(clips * frames, device=lr.device).view(clips, frames)
-    following = torch.cat([position[:, 1:], position[:, -1:]], dim=1).flatten()
-    previous = torch.cat([position[:, :1], position[:, :-1]], dim=1).flatten()
+    following, previous = neighbour_index(clips, frames, (), lr.device)
     netd = network.degradation
-    feat = netd.stem(flat.contiguous(memory_format=torch.channels_last))
-    flow = netd.initial_flow(flat, (flat[following], flat[previous]))
-    for block in netd.blocks:
-        feat, flow = block(feat, (feat[following], feat[previous]), flow, guidance)
-    image_flow = netd.sharp_flow(flow).unflatten(1, (2, 3))
+    feat, flow, _ = netd(flat, following, previous, guidance)
+    image_flow = netd.sharp_flow(flow)[..., : lr.shape[-2], : lr.shape[-1]].unflatten(1, (2, 3))
     return Degradation(
         image_flow=image_flow.unflatten(0, (clips, frames)),
         kernel_feat=netd.kernel_feat(feat).unflatten(0, (clips, frames)),
@@ -161,7 +156,7 @@ def rebuild(network: FMANetPP, hr: Tensor, image_flow: Tensor, logits: Tensor, f
         network: Its scale and kernel size count.
         hr: (B, T, 3, s*H, s*W) sharp frames, in [0, 1].
         image_flow: (K, 2, 3, H, W) of the chosen frames.
-        logits: (K, 3*kd^2, H, W) of the chosen frames.
+        logits: (K, 3*kd^2, H, W) of the chosen frames; what is beyond H and W is left out.
         frames: (K, 2), integer: clip and frame.
 
     Returns:
@@ -169,6 +164,7 @@ def rebuild(network: FMANetPP, hr: Tensor, image_flow: Tensor, logits: Tensor, f
     """
     clip, t = frames.unbind(dim=1)
     last = hr.shape[1] - 1
+    logits = logits[..., : image_flow.shape[-2], : image_flow.shape[-1]]
     sharp = torch.stack([hr[clip, (t + step).clamp(0, last)] for step in (-1, 0, 1)], dim=1)
     return flow_guided_dynamic_filter(
         sharp, image_flow, logits, scale=network.config.scale, kernel_size=network.config.kernel_size

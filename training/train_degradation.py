@@ -19,7 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.loop import Run, add_run_arguments, ahead, guided_batch, join_workers, panels, start_network
+from training.loop import (
+    Run,
+    about_network,
+    add_run_arguments,
+    ahead,
+    guided_batch,
+    join_workers,
+    panels,
+    start_network,
+)
 from training.losses import degradation_loss, estimate_degradation, image_flow_loss, rebuild
 from training.scenes.pool import Batch, open_pool
 from vsfmanet.networks.fmanetpp import FMANetPP
@@ -89,7 +98,7 @@ def main() -> None:
     if args.compile:
         for block in network.degradation.blocks:
             block.compile(dynamic=False)
-    run = Run(args, network, workers, {"preset": args.preset, "scale": args.scale})
+    run = Run(args, network, workers, about_network(args, network))
     pool = open_pool(args.pool, workers.device if args.pool_on_device else None)
     held_out = list(range(0, len(pool), HELD_OUT))
     training = [position for position in range(len(pool)) if position % HELD_OUT]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from training.loop import (
     Run,
+    about_network,
     add_run_arguments,
     ahead,
     guided_batch,
@@ -28,7 +29,7 @@ from training.loop import (
     panels,
     start_network,
 )
-from training.losses import degradation_loss, image_flow_loss, reblur_loss, temporal_loss
+from training.losses import decibel_loss, degradation_loss, image_flow_loss, reblur_loss, temporal_loss
 from training.scenes.pool import Batch, open_pool
 from vsfmanet.networks.fmanetpp import FMANetPP
 
@@ -42,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--degradation", type=Path, help="checkpoint of training.train_degradation, to start NetD from")
     add_run_arguments(parser)
     add = parser.add_argument
+    add("--decibels", type=float, metavar="MOST", help="loss in decibels in the place of l1, hardly beyond MOST")
     add("--degradation-weight", type=float, default=0.1, help="lambda3 of Eq. 10 (default: %(default)s)")
     add("--temporal-weight", type=float, default=0.0, help="of the temporal loss, e.g. 0.2 (default: %(default)s)")
     add("--reblur-weight", type=float, default=0.0, help="of the reblur loss, e.g. 0.1 (default: %(default)s)")
@@ -61,7 +63,7 @@ def main() -> None:
     if args.compile:
         for block in network.blocks:
             block.compile(dynamic=False)
-    run = Run(args, network, workers, {"preset": args.preset, "scale": args.scale})
+    run = Run(args, network, workers, about_network(args, network))
     pool = open_pool(args.pool, workers.device if args.pool_on_device else None)
 
     def batch(step: int) -> tuple[Batch, Tensor, Tensor]:
@@ -70,11 +72,17 @@ def main() -> None:
     for step, (clips, exposure, rebuilt) in ahead(batch, run.first, args.steps, workers.device):
         with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
             out = network(clips.lr, exposure)
-            restoration = (out.frames - clips.hr).abs().mean()
-            degradation = degradation_loss(network, out, clips, rebuilt)
             flow = image_flow_loss(out.image_flow, clips.flow, clips.visible)
-        values = {"restoration": restoration, "degradation": degradation, "flow": flow}
-        loss = restoration + args.degradation_weight * degradation + args.flow_weight * flow
+        if args.decibels is None:
+            restoration = (out.frames - clips.hr).abs().mean()
+        else:
+            restoration = decibel_loss(out.frames, clips.hr, most=args.decibels)
+        values = {"restoration": restoration, "flow": flow}
+        loss = restoration + args.flow_weight * flow
+        if args.degradation_weight:
+            with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
+                values["degradation"] = degradation_loss(network, out, clips, rebuilt)
+            loss = loss + args.degradation_weight * values["degradation"]
         if args.temporal_weight:
             values["temporal"] = temporal_loss(out.frames, clips)
             loss = loss + args.temporal_weight * ramp(step / args.steps, *TEMPORAL_RAMP) * values["temporal"]

@@ -137,8 +137,9 @@ def memory_needed(config: FMANetPPConfig, height: int, width: int, dtype: torch.
         dtype: Type of the features.
         plan: How the frames are computed.
     """
-    size, channels, levels = dtype.itemsize, config.width, 2 * config.num_blocks
-    feat, flow, image = channels * size, 6 * config.num_flows * 4, 3 * 4
+    size, channels, levels, grid = dtype.itemsize, config.width, 2 * config.num_blocks, config.grid
+    # All counts are bytes per cell, which is a pixel where the grid is 1.
+    feat, flow, image = channels * size, 6 * config.num_flows * 4, 3 * 4 * grid**2
     guides = config.num_blocks * feat
     # What a level holds while it works: two frames before its own result, and their flows; guides go along in NetR.
     held = 3 * feat + 2 * flow + 2 * image
@@ -147,14 +148,17 @@ def memory_needed(config: FMANetPPConfig, height: int, width: int, dtype: torch.
     if config.upsampler == "two_stage":
         last = 3 * 64 * 16 * size + 2 * image * config.scale**2
     else:
-        last = (2 * channels + 2 * 3 * config.scale**2) * size + 2 * image * config.scale**2
+        last = (2 * channels + 2 * 3 * (config.scale * grid) ** 2) * size + 2 * image * config.scale**2
+    # On the grid of the detail: frame and upsampled features, each beside the detail, and what becomes of both.
+    last += 4 * config.detail_width * (grid // config.detail_grid) ** 2 * size
     working = max(wide, last) + 2 * feat + flow
-    pixels = height * width
+    cells = -(-height // grid) * -(-width // grid)
     if plan.tile is None:
-        return pixels * (waiting + working)
+        return cells * (waiting + working)
     reach = 2 * (config.dense_layers + 2)
-    part = min(height, plan.tile[0] + reach) * min(width, plan.tile[1] + reach)
-    return pixels * (waiting + 2 * feat + flow) + part * working
+    rows, columns = (-(-side // grid) + reach for side in plan.tile)
+    part = min(-(-height // grid), rows) * min(-(-width // grid), columns)
+    return cells * (waiting + 2 * feat + flow) + part * working
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from vsfmanet import kernels
-from vsfmanet.networks.blocks import ChannelAttention
+from vsfmanet.networks.blocks import ChannelAttention, at_multiples
 from vsfmanet.networks.fmanetpp import FMANetPP, HRBABlock
 from vsfmanet.tiling import Box, assemble, tiles
 
 _FINISH_REACH = 4
-"""Input pixels around a pixel that its part of the result depends on; of both upsamplers."""
+"""Cells around a cell that its part of the result depends on; of all upsamplers."""
 
 
 class EagerEngine:
@@ -30,7 +30,7 @@ class EagerEngine:
 
     def stem(self, lr: Tensor) -> Tensor:
         """See `Engine`."""
-        return self._network.degradation.stem(self._typed(lr))
+        return self._network.degradation.enter(self._typed(lr))
 
     def initial_flow(self, lr: Tensor, neighbours: tuple[Tensor, Tensor]) -> Tensor:
         """See `Engine`."""
@@ -79,14 +79,21 @@ class TiledEngine(EagerEngine):
 
     def __init__(self, network: FMANetPP, tile: tuple[int, int]) -> None:
         super().__init__(network)
-        self._tile = tile
         config = network.config
-        self._stem_reach = config.dense_layers + 2
+        self._grid = config.grid
+        self._tile = max(1, tile[0] // config.grid), max(1, tile[1] // config.grid)
+        self._stem_reach = config.dense_layers + 2 + (config.detail_width > 0)
         self._aligned_reach = config.fuse_convs + 2  # fusion, and the two convolutions of the flow update
 
     def stem(self, lr: Tensor) -> Tensor:
         """See `Engine`."""
-        [feat] = self._assemble(lr, self._stem_reach, lambda box: (super(TiledEngine, self).stem(box.of(lr)),))
+        image = at_multiples(lr, self._grid)
+        height, width = self._cells(lr)
+
+        def part(box: Box) -> tuple[Tensor]:
+            return (super(TiledEngine, self).stem(box.of(image, self._grid)),)
+
+        [feat] = assemble((height, width), self._tile, self._stem_reach, part)
         return feat
 
     def level(
@@ -133,22 +140,29 @@ class TiledEngine(EagerEngine):
 
     def bridge(self, lr: Tensor, feat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Engine`."""
+        image = at_multiples(lr, self._grid)
 
         def part(box: Box) -> tuple[Tensor, ...]:
-            out, guides = super(TiledEngine, self).bridge(box.of(lr), box.of(feat))
+            out, guides = super(TiledEngine, self).bridge(box.of(image, self._grid), box.of(feat))
             return out, *guides
 
-        out, *guides = self._assemble(lr, self._stem_reach, part)
+        out, *guides = self._assemble(feat, self._stem_reach, part)
         return out, tuple(guides)
 
     def finish(self, lr: Tensor, feat: Tensor) -> Tensor:
         """See `Engine`; the result is on the CPU."""
+        image = at_multiples(lr, self._grid)
 
         def part(box: Box) -> tuple[Tensor]:
-            return (super(TiledEngine, self).finish(box.of(lr), box.of(feat)).cpu(),)
+            return (super(TiledEngine, self).finish(box.of(image, self._grid), box.of(feat)).cpu(),)
 
-        [frame] = self._assemble(lr, _FINISH_REACH, part, scale=self._network.config.scale)
-        return frame
+        scale = self._network.config.scale
+        [frame] = self._assemble(feat, _FINISH_REACH, part, scale=scale * self._grid)
+        return frame[..., : scale * lr.shape[2], : scale * lr.shape[3]]
+
+    def _cells(self, lr: Tensor) -> tuple[int, int]:
+        """Height and width of a frame in cells."""
+        return -(-lr.shape[2] // self._grid), -(-lr.shape[3] // self._grid)
 
     def _assemble(
         self, like: Tensor, reach: int, run: Callable[[Box], tuple[Tensor, ...]], *, scale: int = 1

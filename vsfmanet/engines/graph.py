@@ -37,10 +37,10 @@ class Part:
 class _Stem(nn.Module):
     def __init__(self, network: FMANetPP, dtype: torch.dtype) -> None:
         super().__init__()
-        self.stem, self.dtype = network.degradation.stem, dtype
+        self.network, self.dtype = network.degradation, dtype
 
     def forward(self, lr: Tensor) -> Tensor:
-        return self.stem(lr.to(self.dtype))
+        return self.network.enter(lr.to(self.dtype))
 
 
 class _Level(nn.Module):
@@ -91,15 +91,16 @@ def parts(network: FMANetPP, height: int, width: int) -> Iterator[Part]:
     """
     weight = next(network.degradation.parameters())
     dtype, device, config = weight.dtype, weight.device, network.config
+    rows, columns = -(-height // config.grid), -(-width // config.grid)
     generator = torch.Generator().manual_seed(0)
 
     def picture() -> Tensor:
         return torch.rand(1, 3, height, width, generator=generator).to(device)
 
     def feat() -> Tensor:
-        return torch.randn(1, config.width, height, width, generator=generator).to(device, dtype)
+        return torch.randn(1, config.width, rows, columns, generator=generator).to(device, dtype)
 
-    flow = (3 * torch.randn(1, 6 * config.num_flows, height, width, generator=generator)).to(device)
+    flow = (3 * torch.randn(1, 6 * config.num_flows, rows, columns, generator=generator)).to(device)
     yield Part(name="stem", module=_Stem(network, dtype), inputs={"lr": picture()}, outputs=("feat_out",))
     levels = 2 * config.num_blocks
     for index, block in enumerate(network.blocks):

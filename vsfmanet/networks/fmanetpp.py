@@ -30,6 +30,8 @@ from vsfmanet.networks.blocks import (
     Layers,
     PixelNorm,
     ResidualDenseBlock,
+    at_multiples,
+    keep_scale,
     leaky_relu,
     zero_init,
 )
@@ -89,10 +91,17 @@ class FMANetPPConfig:
     """Build the extractor and the modulations; without them the network is the paper's ablation "without ETE"."""
     guidance: Literal["attention", "sft"] = "attention"
     """How kernels guide restoration: DA attention, or the paper's ablation by feature modulation."""
+    grid: int = 1
+    """Side g of a cell in input pixels: 1, 2 or 4. Flow, levels and guide are computed once a cell, for a cost that
+    falls by g^2; see `DegradationNetwork` and `RestorationNetwork`."""
+    detail_width: int = 0
+    """Channels of the detail branch, shallow convolutions on a finer grid that carry fine detail; 0 for none."""
+    detail_grid: int = 1
+    """Side of a cell of the detail branch in input pixels; divides `grid` and is smaller."""
 
     def __post_init__(self) -> None:
         """Refuse contradictions where they are made."""
-        check_fields(self)
+        check_fields(self, least={"detail_width": 0})
         if self.scale not in _KERNEL_SIZES:
             raise ConfigError(f"scale must be 4, 2 or 1, got {self.scale}")
         if self.width % self.heads:
@@ -106,6 +115,15 @@ class FMANetPPConfig:
                 "fuse_convs must be 1 or 2 and kernel_head_size 1 or 3, "
                 f"got {self.fuse_convs} and {self.kernel_head_size}"
             )
+        if self.grid not in (1, 2, 4):
+            raise ConfigError(f"FMANetPPConfig: grid must be 1, 2 or 4, got {self.grid}")
+        if self.detail_width and (self.detail_grid not in (1, 2) or self.detail_grid >= self.grid):
+            raise ConfigError(
+                f"FMANetPPConfig: detail_grid must be 1 or 2 and smaller than grid ({self.grid}), got "
+                f"{self.detail_grid}; set detail_width to 0 for no branch"
+            )
+        if self.upsampler == "two_stage" and self.grid != 1:
+            raise ConfigError(f"FMANetPPConfig: upsampler two_stage is for grid 1, got grid {self.grid}; use 'lr'")
 
     @property
     def kernel_size(self) -> int:
@@ -152,7 +170,7 @@ class FMANetPPOutput:
     """(B, T, 2, 3, H, W), fp32: direction (next, previous), flow dx, dy in LR pixels and mask logit, between sharp
     frames; None when deployed."""
     kernel_feat: Tensor
-    """(B, T, C, H, W): h_K, from which `DegradationNetwork.kernels` makes the logits of the degradation kernels."""
+    """(B, T, C, H/g, W/g): h_K, from which `DegradationNetwork.kernels` makes the logits of the degradation kernels."""
 
 
 class FlowUpdate(nn.Module):
@@ -188,6 +206,7 @@ class HRBABlock(nn.Module):
         super().__init__()
         width = config.width
         self.num_flows = config.num_flows
+        self.flow_unit = _FLOW_UNIT / config.grid
         self.flow_feat: nn.Conv2d | None = None
         if config.flow_features and not guided:
             self.flow_feat = nn.Conv2d(6 * config.num_flows, width, 1)
@@ -228,7 +247,7 @@ class HRBABlock(nn.Module):
         Args:
             feat: (N, C, H, W), features of the frames themselves.
             neighbours: Next and previous frame's features, each (N, C, H, W); where one is missing, `feat`.
-            flow: (N, 6n, H, W), fp32: [direction (next, previous), pair, (dx, dy, mask logit)] in LR pixels.
+            flow: (N, 6n, H, W), fp32: [direction (next, previous), pair, (dx, dy, mask logit)] in pixels of `feat`.
             embed: (N, U) exposure embeddings; None without exposure awareness.
             guide: (N, C, H, W), kernel features of this level; restoration only.
             update_flow: Refine the flow too; False where nothing reads it.
@@ -271,7 +290,7 @@ class HRBABlock(nn.Module):
         flow = flow.contiguous(memory_format=torch.channels_last)
         x = self.fuse(warp_neighbours(feat, neighbours, flow, self.num_flows, origin))
         if self.flow_feat is not None:
-            x = x + self.flow_feat(F.softsign(flow / _FLOW_UNIT).to(x.dtype))
+            x = x + self.flow_feat(F.softsign(flow / self.flow_unit).to(x.dtype))
         if update_flow and self.flow_update is not None:
             flow = self.flow_update(x, flow)
         return x, flow
@@ -284,6 +303,11 @@ class DegradationNetwork(nn.Module):
     Gaussian around the pixel, weaker in the neighbouring frames, instead of a flat window; the image flow is the mean
     of the pairs plus what its head adds. Without that mean, head and flow updates both start at zero and neither has a
     gradient to leave it: the flow was not learned at all in 2,700 steps.
+
+    Departure with a grid of g > 1: the stem reads cells of g x g pixels, after a pixel-unshuffle, beside the features
+    of the detail branch (two convolutions on cells of d x d pixels, d = `detail_grid`) if there is one. Features and
+    flow are of cells, (H/g, W/g) rounded up, the flow in units of a cell; frames that g does not divide are padded by
+    their border.
     """
 
     def __init__(self, config: FMANetPPConfig, *, embed_width: int, deployed: bool) -> None:
@@ -291,9 +315,26 @@ class DegradationNetwork(nn.Module):
         width, flow_width = config.width, 6 * config.num_flows
         self.num_flows = config.num_flows
         self.flow_is_matched = config.initial_flow == "matching"
+        self.grid, self.detail_grid = config.grid, config.detail_grid
+        self.detail: Layers | None = None
+        detail_channels = 0
+        if config.detail_width:
+            detail_channels = config.detail_width * (config.grid // config.detail_grid) ** 2
+            self.detail = Layers(
+                Conv3x3(3 * config.detail_grid**2, config.detail_width),
+                leaky_relu(),
+                Conv3x3(config.detail_width, config.detail_width),
+                leaky_relu(),
+            )
         self.stem = Layers(
-            Conv3x3(3, width), leaky_relu(), ResidualDenseBlock(width, config.dense_growth, config.dense_layers)
+            Conv3x3(3 * config.grid**2 + detail_channels, width),
+            leaky_relu(),
+            ResidualDenseBlock(width, config.dense_growth, config.dense_layers),
         )
+        if config.grid > 1:
+            keep_scale(self.stem)
+            if self.detail is not None:
+                keep_scale(self.detail)
         self.blocks = nn.ModuleList(
             HRBABlock(config, guided=False, build_flow_update=True, embed_width=embed_width)
             for _ in range(config.num_blocks)
@@ -321,6 +362,54 @@ class DegradationNetwork(nn.Module):
             assert self.to_kernels.bias is not None
             self.to_kernels.bias.copy_(torch.stack([own - 2, own, own - 2]).flatten())
 
+    def forward(
+        self, lr: Tensor, following: Tensor, previous: Tensor, embed: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run NetD on N frames at once.
+
+        Args:
+            lr: (N, 3, H, W) in [0, 1], fp32.
+            following: (N,), index of each frame's next frame; where there is none, its own.
+            previous: (N,), index of each frame's previous frame, alike.
+            embed: (N, U) exposure embeddings; None without exposure awareness.
+
+        Returns:
+            Features (N, C, H/g, W/g) and flow (N, 6n, H/g, W/g), fp32, after the last block; and what `details`
+            returns for `lr`.
+        """
+        dtype = next(self.parameters()).dtype
+        detail = self.details(lr.to(dtype).contiguous(memory_format=torch.channels_last))
+        feat = self.enter(lr.to(dtype).contiguous(memory_format=torch.channels_last), detail)
+        flow = self.initial_flow(lr, (lr[following], lr[previous]))
+        for block in self.blocks:
+            feat, flow = block(feat, (feat[following], feat[previous]), flow, embed)
+        return feat, flow, detail
+
+    def details(self, lr: Tensor) -> Tensor | None:
+        """Features of the detail branch; None without one.
+
+        Args:
+            lr: (N, 3, H, W) in [0, 1], in the type of the weights.
+
+        Returns:
+            (N, D, H/d, W/d) with H and W rounded up to multiples of g, d = `detail_grid`.
+        """
+        return None if self.detail is None else self.detail(cells(at_multiples(lr, self.grid), self.detail_grid))
+
+    def enter(self, lr: Tensor, detail: Tensor | None = None) -> Tensor:
+        """Features (N, C, H/g, W/g) that the first block reads.
+
+        Args:
+            lr: (N, 3, H, W) in [0, 1], in the type of the weights.
+            detail: What `details` returns for `lr`; computed if not given.
+        """
+        if detail is None:
+            detail = self.details(lr)
+        parts = [cells(lr, self.grid)]
+        if detail is not None:
+            parts.append(cells(detail, self.grid // self.detail_grid))
+        return self.stem(*parts)
+
     def initial_flow(self, lr: Tensor, neighbours: tuple[Tensor, Tensor]) -> Tensor:
         """Flow of the first level, the same for all pairs; masks open.
 
@@ -332,8 +421,11 @@ class DegradationNetwork(nn.Module):
             neighbours: Next and previous frame, each (N, 3, H, W); where one is missing, `lr`.
 
         Returns:
-            (N, 6n, H, W), fp32, channels-last as levels give it.
+            (N, 6n, H/g, W/g), fp32, channels-last as levels give it, in units of a cell.
         """
+        if self.grid > 1:
+            lr, *others = (F.avg_pool2d(at_multiples(image, self.grid), self.grid) for image in (lr, *neighbours))
+            neighbours = (others[0], others[1])
         n, _, h, w = lr.shape
         if self.flow_is_matched:
             flows = match_frames(torch.cat([lr, lr]), torch.cat(neighbours))
@@ -344,28 +436,57 @@ class DegradationNetwork(nn.Module):
         return both.contiguous(memory_format=torch.channels_last)
 
     def sharp_flow(self, flow: Tensor) -> Tensor:
-        """Flow-mask pair between sharp frames, (N, 6, H, W), fp32, from `flow` (N, 6n, H, W). Training form only."""
+        """Flow-mask pair between sharp frames. Training form only.
+
+        Args:
+            flow: (N, 6n, H/g, W/g), what the last block gave.
+
+        Returns:
+            (N, 6, H, W), fp32, for every pixel, in LR pixels; H and W are multiples of g.
+        """
         assert self.image_flow is not None
         mean = rearrange(flow, "n (d g c) h w -> n d g c h w", d=2, g=self.num_flows).mean(dim=2)
-        return mean.flatten(1, 2) + self.image_flow(flow).float()
+        of_cells = mean.flatten(1, 2) + self.image_flow(flow).float()
+        if self.grid == 1:
+            return of_cells
+        of_pixels = F.interpolate(of_cells, scale_factor=self.grid, mode="bilinear", align_corners=False)
+        unit = of_pixels.new_tensor([self.grid, self.grid, 1.0] * 2)  # masks have no unit
+        return of_pixels * unit[:, None, None]
 
     def kernels(self, kernel_feat: Tensor) -> Tensor:
-        """Logits of the degradation kernels, (N, 3*kd^2, H, W), from h_K (N, C, H, W). Training form only."""
+        """Logits of the degradation kernels. Training form only.
+
+        Args:
+            kernel_feat: (N, C, H/g, W/g), h_K.
+
+        Returns:
+            (N, 3*kd^2, H, W), for every pixel; H and W are multiples of g.
+        """
         assert self.to_kernels is not None
-        return self.to_kernels(kernel_feat)
+        of_cells = self.to_kernels(kernel_feat)
+        if self.grid == 1:
+            return of_cells
+        return F.interpolate(of_cells, scale_factor=self.grid, mode="bilinear", align_corners=False)
 
 
 class RestorationNetwork(nn.Module):
-    """NetR: restores each frame by its features, its motion and its degradation. Source: FMA-Net++, Sec. 3.4."""
+    """NetR: restores each frame by its features, its motion and its degradation. Source: FMA-Net++, Sec. 3.4.
+
+    Departure with a grid of g > 1: levels are computed once a cell of g x g pixels, and the upsampler ends with a
+    pixel-shuffle. With a detail branch it ends on the branch's grid, where two convolutions join it with the detail.
+    """
 
     def __init__(self, config: FMANetPPConfig, *, embed_width: int, deployed: bool) -> None:
         super().__init__()
         width = config.width
+        self.grid = config.grid
         self.stem = Layers(
-            Conv3x3(width + 3, width),
+            Conv3x3(width + 3 * config.grid**2, width),
             leaky_relu(),
             ResidualDenseBlock(width, config.dense_growth, config.dense_layers),
         )
+        if config.grid > 1:
+            keep_scale(self.stem)
         last = config.num_blocks - 1
         self.blocks = nn.ModuleList(
             HRBABlock(
@@ -386,10 +507,49 @@ class RestorationNetwork(nn.Module):
                 nn.Conv2d(3 * config.kernel_size**2, width, 1, bias=False) for _ in range(config.num_blocks)
             )
         self.upsampler = _upsampler(config)
+        self.join = _join(config) if config.detail_width else None
+
+    def residual(self, feat: Tensor, detail: Tensor | None) -> Tensor:
+        """What is added to the bilinear image, (N, 3, s*H, s*W); H and W are multiples of g.
+
+        Args:
+            feat: (N, C, H/g, W/g), what the last block gave.
+            detail: What `DegradationNetwork.details` returns; None without a detail branch.
+        """
+        upsampled = self.upsampler(feat)
+        if self.join is None:
+            return upsampled
+        assert detail is not None
+        return self.join(upsampled, detail)
+
+
+def cells(image: Tensor, grid: int) -> Tensor:
+    """Pixels of each cell as channels: (N, C, H, W) to (N, C*g^2, H/g, W/g), rounded up; the border is repeated."""
+    if grid == 1:
+        return image
+    unshuffled = F.pixel_unshuffle(at_multiples(image, grid), grid)
+    return unshuffled.contiguous(memory_format=torch.channels_last)
+
+
+def _join(config: FMANetPPConfig) -> Layers:
+    """Upsampled features and detail to residual image. The last layer starts at zero, see `_upsampler`."""
+    width, factor = config.detail_width, config.scale * config.detail_grid
+    layers = Layers(Conv3x3(2 * width, width), leaky_relu(), last := Conv3x3(width, 3 * factor**2))
+    keep_scale(layers)
+    zero_init(last)
+    return Layers(*layers, nn.PixelShuffle(factor))
 
 
 def _upsampler(config: FMANetPPConfig) -> Layers:
-    """Features to residual image. The last layer starts at zero, so a fresh network returns the bilinear image."""
+    """Features to residual image. The last layer starts at zero, so a fresh network returns the bilinear image.
+
+    With a detail branch: features to what `_join` reads.
+    """
+    if config.detail_width:
+        factor = config.grid // config.detail_grid
+        branch = Layers(Conv3x3(config.width, config.detail_width * factor**2), nn.PixelShuffle(factor), leaky_relu())
+        keep_scale(branch)
+        return branch
     if config.upsampler == "two_stage":
         layers = [
             Conv3x3(config.width, 256), nn.PixelShuffle(2), leaky_relu(),
@@ -397,8 +557,9 @@ def _upsampler(config: FMANetPPConfig) -> Layers:
             Conv3x3(64, 64), leaky_relu(), last := Conv3x3(64, 3),
         ]  # fmt: skip
     else:
-        last = Conv3x3(config.width, 3 * config.scale**2)
-        layers = [Conv3x3(config.width, config.width), leaky_relu(), last, nn.PixelShuffle(config.scale)]
+        factor = config.scale * config.grid
+        last = Conv3x3(config.width, 3 * factor**2)
+        layers = [Conv3x3(config.width, config.width), leaky_relu(), last, nn.PixelShuffle(factor)]
     zero_init(last)
     return Layers(*layers)
 
@@ -493,11 +654,11 @@ class FMANetPP(nn.Module):
 
         Args:
             lr: (N, 3, H, W), in the dtype of `feat`.
-            feat: (N, C, H, W), what NetD's last block gave.
+            feat: (N, C, H/g, W/g), what NetD's last block gave.
 
         Returns:
-            NetR's first features (N, C, H, W), the kernel features h_K (N, C, H, W), and the guide of each block of
-            NetR, M times (N, C, H, W).
+            NetR's first features, the kernel features h_K, and the guide of each block of NetR, M times; all
+            (N, C, H/g, W/g).
         """
         kernel_feat = self.degradation.kernel_feat(feat)
         if self.restoration.guide is not None:
@@ -506,7 +667,7 @@ class FMANetPP(nn.Module):
             weight, bias = self.folded_guide()
             guides = F.conv2d(kernel_feat, weight.to(kernel_feat.dtype), bias.to(kernel_feat.dtype), padding="same")
         return (
-            self.restoration.stem(feat, lr),
+            self.restoration.stem(feat, cells(lr, self.config.grid)),
             kernel_feat,
             guides.chunk(self.config.num_blocks, dim=1),
         )
@@ -524,15 +685,20 @@ class FMANetPP(nn.Module):
             embeds = torch.cat([weight[:, :, 0, 0] for weight in self.restoration.kernel_embeds.parameters()])
             return torch.einsum("ok,kchw->ochw", embeds, head.weight), embeds @ head.bias
 
-    def finish(self, lr: Tensor, feat: Tensor) -> Tensor:
+    def finish(self, lr: Tensor, feat: Tensor, detail: Tensor | None = None) -> Tensor:
         """Restored frames (N, 3, s*H, s*W), fp32: NetR's residual plus the bilinear image (Eq. 8).
 
         Args:
             lr: (N, 3, H, W), fp32.
-            feat: (N, C, H, W), what NetR's last block gave.
+            feat: (N, C, H/g, W/g), what NetR's last block gave.
+            detail: What `DegradationNetwork.details` returns for `lr`; computed if not given.
         """
-        skip = F.interpolate(lr.float(), scale_factor=self.config.scale, mode="bilinear", align_corners=False)
-        return skip + self.restoration.upsampler(feat).float()
+        scale = self.config.scale
+        if detail is None and self.config.detail_width:
+            detail = self.degradation.details(lr.to(feat.dtype).contiguous(memory_format=torch.channels_last))
+        residual = self.restoration.residual(feat, detail)[..., : scale * lr.shape[-2], : scale * lr.shape[-1]]
+        skip = F.interpolate(lr.float(), scale_factor=scale, mode="bilinear", align_corners=False)
+        return skip + residual.float()
 
     def forward(
         self,
@@ -558,24 +724,23 @@ class FMANetPP(nn.Module):
                 f"FMANetPP: lr must be (B, T >= 1, 3, H >= {MIN_SIDE}, W >= {MIN_SIDE}), got {tuple(lr.shape)}"
             )
         clips, frames = lr.shape[:2]
-        next_frame, previous_frame = _neighbour_index(clips, frames, scene_starts, lr.device)
+        next_frame, previous_frame = neighbour_index(clips, frames, scene_starts, lr.device)
         flat = lr.flatten(0, 1)
         known = exposure.flatten() if exposure is not None else None
         guidance = embed.flatten(0, 1) if embed is not None else self.embed(flat, known)
         dtype = next(self.degradation.parameters()).dtype
+        feat, flow, detail = self.degradation(flat, next_frame, previous_frame, guidance)
+        image_flow = None
+        if not self.deployed:
+            image_flow = self.degradation.sharp_flow(flow)[..., : lr.shape[-2], : lr.shape[-1]]
         x = flat.to(dtype).contiguous(memory_format=torch.channels_last)
-        feat = self.degradation.stem(x)
-        flow = self.degradation.initial_flow(flat, (flat[next_frame], flat[previous_frame]))
-        for block in self.degradation.blocks:
-            feat, flow = block(feat, (feat[next_frame], feat[previous_frame]), flow, guidance)
-        image_flow = None if self.deployed else self.degradation.sharp_flow(flow)
         feat, kernel_feat, guides = self.bridge(x, feat)
         last = self.restoration.blocks[-1]
         for block, guide in zip(self.restoration.blocks, guides, strict=True):
             neighbours = (feat[next_frame], feat[previous_frame])
             feat, flow = block(feat, neighbours, flow, guidance, guide, update_flow=block is not last)
         return FMANetPPOutput(
-            frames=self.finish(flat, feat).unflatten(0, (clips, frames)),
+            frames=self.finish(flat, feat, detail).unflatten(0, (clips, frames)),
             image_flow=None
             if image_flow is None
             else rearrange(image_flow, "(b t) (d c) h w -> b t d c h w", b=clips, d=2),
@@ -583,10 +748,10 @@ class FMANetPP(nn.Module):
         )
 
 
-def _neighbour_index(
+def neighbour_index(
     clips: int, frames: int, scene_starts: Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Index of the next and of the previous frame of each of B*T frames; the frame itself at ends and cuts."""
+    """Index (B*T,) of the next and of the previous frame of each of B*T frames; its own at ends and cuts."""
     starts = set(scene_starts) | {0, frames}
     following = torch.tensor([t if t + 1 in starts else t + 1 for t in range(frames)])
     previous = torch.tensor([t if t in starts else t - 1 for t in range(frames)])
