@@ -302,15 +302,23 @@ def test_a_resumed_run_equals_an_unbroken_one(pool: Path, tmp_path: Path, monkey
         assert torch.equal(unbroken["averaged"][f"blur.{name}"], value), name
 
 
-def moving(pixels: float, exposure: float) -> Batch:
-    """A clip whose columns of waves move to the right by so many pixels per frame, blurred over the exposure."""
+def moving(pixels: float, exposure: float, acceleration: float = 0.0) -> Batch:
+    """A clip of three frames whose columns of waves move to the right, blurred over the exposure.
+
+    Args:
+        pixels: Velocity at the middle frame, pixels per frame.
+        exposure: Open-shutter time over frame interval.
+        acceleration: Pixels per frame squared.
+    """
     column = torch.arange(64.0)
-    times = torch.arange(3)[:, None, None] + torch.linspace(-exposure / 2, exposure / 2, 101)[:, None]
-    waves = 0.5 + 0.4 * torch.sin((column - pixels * times) / 3)  # (3, 101, 64)
+    times = torch.arange(-1, 2)[:, None, None] + torch.linspace(-exposure / 2, exposure / 2, 101)[:, None]
+    place = pixels * times + acceleration * times.square() / 2
+    waves = 0.5 + 0.4 * torch.sin((column - place) / 3)  # (3, 101, 64)
     sharp, blurred = waves[:, 50], waves.mean(dim=1)
     hr, lr = (x[None, :, None, None].expand(1, 3, 3, 48, 64).contiguous() for x in (sharp, blurred))
     flow = torch.zeros(1, 3, 2, 2, 48, 64)
-    flow[:, :, 0, 0], flow[:, :, 1, 0] = pixels, -pixels
+    speed = pixels + acceleration * torch.arange(-1, 2)[:, None, None]
+    flow[:, :, 0, 0], flow[:, :, 1, 0] = speed + acceleration / 2, -speed + acceleration / 2
     return Batch(
         lr=lr, clean=lr, hr=hr, exposure=torch.full((1, 3), exposure), flow=flow, visible=torch.ones(1, 3, 2, 48, 64)
     )
@@ -326,6 +334,21 @@ def test_true_paths_reblur_the_sharp_frame_and_cost_nothing_either_way_round() -
     start, end = known.ends.split(2, dim=1)
     assert path_loss(known.ends, known.ends) == path_loss(torch.cat([end, start], dim=1), known.ends) == 0
     assert path_loss(torch.zeros_like(known.ends), known.ends) == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize("exposure", [0.4, 0.8])
+def test_paths_of_accelerated_motion_are_exact_and_reblur_the_way_that_things_went(exposure: float) -> None:
+    velocity, acceleration = 6.0, 4.0
+    known = known_frames(moving(velocity, exposure, acceleration))
+    way, bend = velocity * exposure / 2, acceleration * exposure**2 / 8
+    torch.testing.assert_close(known.ends[0, :, 9, 9], torch.tensor([bend - way, 0, bend + way, 0]))
+    inside = (..., slice(8, -8))
+
+    def error(offsets: Tensor) -> float:
+        return float((reblurred(known.sharp, offsets) - known.clean)[inside].abs().mean())
+
+    assert error(known.ends) < 0.5 / 255
+    assert error(known.ends) < 0.5 * error(-known.ends)
 
 
 @pytest.mark.parametrize(("exposure", "on"), [(0.1, 0.0), (0.2, 1.0)])

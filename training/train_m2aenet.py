@@ -120,17 +120,20 @@ def build(config: M2AENetConfig, analyser: BlurAnalyser, *, train_mask: bool) ->
 def known_frames(batch: Batch) -> Frames:
     """The frames of a batch whose motion is known on both sides, with the ends of their paths.
 
-    The way to the neighbours, times the open time, is exact for steady motion, as in `extent_of_flow`.
+    The parabola through the places in both neighbours and the pixel itself gives velocity and acceleration: exact where
+    the acceleration is constant.
     """
     half = batch.exposure[:, 1:-1, None, None, None] / 2
     after, before = batch.flow[:, 1:-1].unbind(dim=2)
+    velocity, acceleration = (after - before) / 2, after + before
+    way, bend = half * velocity, half.square() * acceleration / 2
     blurred, clean, sharp, ends = (
         frames.flatten(0, 1)
         for frames in (
             batch.lr[:, 1:-1],
             batch.clean[:, 1:-1],
             batch.hr[:, 1:-1],
-            torch.cat([half * before, half * after], dim=2),
+            torch.cat([bend - way, bend + way], dim=2),
         )
     )
     return Frames(blurred=blurred, clean=clean, sharp=sharp, ends=ends)
@@ -171,11 +174,14 @@ def path_loss(offsets: Tensor, ends: Tensor) -> Tensor:
 def reblurred(sharp: Tensor, offsets: Tensor) -> Tensor:
     """Mean of sharp frames (N, 3, H, W) moved along paths (N, 4, H, W) in pixels.
 
+    What a pixel shows at some instant is where the path to that instant leads back to: frames are sampled against the
+    path. For steady motion alone, both signs blur alike.
+
     The instants are the middles of equal parts of the exposure. With the ends themselves among them, as in Motion-ETR,
     seven would blur by a seventh too much.
     """
     instants = range(-REBLUR_STEPS, REBLUR_STEPS + 1)
-    flow = torch.cat([path(offsets, k / (REBLUR_STEPS + 0.5)) for k in instants])
+    flow = torch.cat([-path(offsets, k / (REBLUR_STEPS + 0.5)) for k in instants])
     moved = warp_frames(sharp.repeat(len(instants), 1, 1, 1), flow)
     return moved.unflatten(0, (len(instants), -1)).mean(dim=0)
 
