@@ -32,7 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training import guidance, report
 from training.build_benchmark import BenchmarkScene, load_benchmark
-from training.loop import load_checkpoint, trained_network
+from training.fmanet import trained_network
+from training.loop import load_checkpoint
 from training.metrics import opw_by_pair
 from training.scenes.render import to_bytes
 from training.scoring import Score, Truth, load_clip, load_truth, score_clip

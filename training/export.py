@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from training.loop import load_checkpoint, trained_network
+from training.fmanet import trained_network
+from training.loop import load_checkpoint
 from training.report import BASELINES
 from training.scoring import METRICS
 from vsfmanet.networks.fmanetpp import FMANetPP, deploy

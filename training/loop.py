@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from training.growth import grown
 from training.scenes.pool import Batch, Pool
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset, start_from
+from vsfmanet.networks.fmanetpp import FMANetPP, preset, start_from
 from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.weights import MODELS, load_fmanetpp
 
@@ -77,11 +77,10 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 def trained_network(state: Mapping[str, Any]) -> FMANetPP | SequenceNetwork:
     """The averaged network of a checkpoint of `Run`, in eval mode; FMA-Net++ in its training form."""
-    network: FMANetPP | SequenceNetwork
-    if state["kind"] == FMANetPP.kind:
-        network = FMANetPP(FMANetPPConfig(**state["config"]))
-    else:
+    if "kind" in state:
         network = MODELS[state["kind"]](state["config"])
+    else:
+        network = FMANetPP(preset(state["preset"], state["scale"]))
     network.load_state_dict(state["averaged"])
     return network.eval().requires_grad_(False)
 
@@ -420,9 +419,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--preset", default="fast", choices=("paper", "base", "fast"), help="default: %(default)s")
     add("--scale", type=int, default=4, choices=(4, 2, 1), help="default: %(default)s")
-    add("--grid", type=int, default=1, choices=(1, 2, 4), help="side of a cell of the network (default: %(default)s)")
-    add("--detail-width", type=int, default=0, help="channels of the detail branch (default: %(default)s)")
-    add("--detail-grid", type=int, default=1, choices=(1, 2), help="side of its cells (default: %(default)s)")
     add("--known-exposure", type=float, default=0.2, help="part of the clips given their exposure (%(default)s)")
     add("--degradation-frames", type=int, default=1, help="frames per batch that are rebuilt (default: %(default)s)")
     add("--flow-weight", type=float, default=0.01, help="weight of the flow loss, per LR pixel (default: %(default)s)")
@@ -430,20 +426,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
     """Build the network on `device`, in training mode, with what the options of `add_run_arguments` start it from."""
-    config = replace(
-        preset(args.preset, args.scale),
-        grid=args.grid,
-        detail_width=args.detail_width,
-        detail_grid=args.detail_grid,
-    )
-    network = FMANetPP(config)
+    network = FMANetPP(preset(args.preset, args.scale))
     network.to(device).to(memory_format=torch.channels_last).train()
     assert network.extractor is not None
     if args.start_from:
         model = load_fmanetpp(args.start_from).to(device)
-        of_model = {name: getattr(model.config, name) for name in ("scale", "grid", "detail_width", "detail_grid")}
-        if replace(config, **of_model) != model.config:
-            model = grown(model, replace(config, **of_model))
+        if replace(network.config, scale=model.scale) != model.config:
+            model = grown(model, network.config)
         afresh = start_from(network, model)
         print(f"from {args.start_from}; afresh: {', '.join(afresh) or 'nothing'}")
     else:
@@ -452,11 +441,6 @@ def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
         network.anchors.copy_(stage_1["anchors"])
         network.reading_temperature.copy_(stage_1["reading_temperature"])
     return network
-
-
-def about_network(args: argparse.Namespace, network: FMANetPP) -> dict[str, Any]:
-    """What a checkpoint says besides of FMA-Net++: plain values by which it can be built again."""
-    return {"kind": network.kind, "preset": args.preset, "scale": args.scale, "config": asdict(network.config)}
 
 
 def guided_batch(

@@ -19,15 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.fmanet import about_network, add_run_arguments, start_network
 from training.loop import (
     Run,
-    about_network,
-    add_run_arguments,
     ahead,
     guided_batch,
     join_workers,
     panels,
-    start_network,
 )
 from training.losses import degradation_loss, estimate_degradation, image_flow_loss, rebuild
 from training.scenes.pool import Batch, open_pool

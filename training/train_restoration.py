@@ -18,16 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from training.fmanet import about_network, add_run_arguments, start_network
 from training.loop import (
     Run,
-    about_network,
-    add_run_arguments,
     ahead,
     guided_batch,
     join_workers,
     load_checkpoint,
     panels,
-    start_network,
 )
 from training.losses import decibel_loss, degradation_loss, image_flow_loss, reblur_loss, temporal_loss
 from training.scenes.pool import Batch, open_pool
