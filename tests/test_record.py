@@ -200,7 +200,7 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
     own: dict[str, Any] = {
         "start": 1, "end": 9, "encoder_args": "-crf 1", "audio": False, "subtitles": False, "attachments": False,
         "on_damage": "salvage", "target": Path("elsewhere.mkv"), "source": Path("moved.mkv"), "overwrite": True,
-        "deinterlace": True, "range_frames": 7, "reserve": 1.0,
+        "deinterlace": True, "range_frames": 7, "reserve": 1.0, "ffmpeg": Path("ffmpeg"),
     }  # fmt: skip
     assert settings.keys() == {each.name for each in fields(RestoreSettings)}
     assert own.keys() | {"settings"} == {each.name for each in fields(RestoreJob)}
@@ -215,7 +215,7 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
         if recipe(other).digest() == recipe(job).digest()
     }
     elsewhere = {"device", "device_index", "segment", "backend", "tile", "source_path"}
-    assert same == elsewhere | {"source", "target", "overwrite", "range_frames", "reserve"}
+    assert same == elsewhere | {"source", "target", "overwrite", "range_frames", "reserve", "ffmpeg"}
 
 
 def test_the_record_states_what_was_resolved_and_how_the_output_was_made(

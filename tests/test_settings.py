@@ -46,6 +46,7 @@ JOB = RestoreJob(
     overwrite=True,
     range_frames=77,
     reserve=1.5,
+    ffmpeg=Path("ffmpeg"),
 )
 """No field has its default."""
 

@@ -74,7 +74,7 @@ class RestoreSettings:
     """A scene starts where the mean luma difference between two frames exceeds this, in (0, 1]; 0 finds no scenes. By
     default the clip's scene properties are used, and a built-in detector where it has none."""
     output_format: int | None = None
-    """VapourSynth's number of the result's format, such as `vs.YUV420P10`; by default that of the clip."""
+    """Number of a VapourSynth format for the result, such as `vs.YUV420P10`; by default the format of the clip."""
     skip: bool = False
     """Pass frames through that are sharp already, because hardly anything moves while the shutter is open. For models
     of scale 1."""
@@ -190,7 +190,7 @@ def device_indices(given: object) -> tuple[int, ...]:
     numbers = tuple(one for one in several if isinstance(one, int) and not isinstance(one, bool))
     if not several or len(set(numbers)) < len(several):
         raise ConfigError(
-            f"device_index must be a whole number, or several different ones such as (0, 1), got {given!r}"
+            f"device_index must be a whole number, or several different ones such as (0, 1), got {given!r}; mend it"
         )
     return numbers
 
@@ -212,12 +212,12 @@ def is_exposure(value: object) -> bool:
 
 
 def is_int(value: object) -> bool:
-    """Whether a value is a whole number, and no bool."""
+    """Whether a value is an int, but no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_real(value: object) -> bool:
-    """Whether a value is a real number, and no bool."""
+    """Whether a value is a real number, but no bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

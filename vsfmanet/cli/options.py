@@ -18,13 +18,9 @@ from vsfmanet.settings import EXPOSURE_WORDS, SIDECAR_SUFFIXES, RestoreSettings
 
 def _shown_default(value: object) -> str | None:
     """Format a default for the help; None hides it."""
-    return (
-        None
-        if value is None or value is False or value == ""
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if value is None or value is False or value == "":
+        return None
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 PARAMETERS = Parameter(negative_bool="", negative_iterable="", show_default=_shown_default, allow_repeating=True)

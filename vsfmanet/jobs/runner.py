@@ -51,8 +51,8 @@ from vsfmanet.settings import Resolved, RestoreSettings
 SAME_PIXELS = {"device", "device_index", "backend", "tile", "segment", "source_path"}
 """Fields of `RestoreSettings` without effect on the result: where and how it is computed."""
 
-SAME_OUTPUT = {"source", "target", "settings", "overwrite", "range_frames", "reserve"}
-"""Fields of `RestoreJob` without effect on the output."""
+SAME_OUTPUT = {"source", "target", "settings", "overwrite", "range_frames", "reserve", "ffmpeg"}
+"""Fields of `RestoreJob` that do not make it another job; the record names the FFmpeg that was used."""
 
 THUMBNAILS = f"frames{SUFFIX}"
 """File with the thumbnails of the frames, where the output is made in one pass."""
