@@ -404,3 +404,13 @@ def test_the_user_can_choose_the_ffmpeg(tmp_path: Path, capsys: pytest.CaptureFi
     mine.chmod(0o755)
     assert restore(film, tmp_path / "made.mkv", f"--ffmpeg={mine}") == 0
     assert f"({mine})" in capsys.readouterr().err
+
+
+def test_an_encoder_that_writes_no_frame_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made.mkv"
+    assert restore(CASES / "aspect-by-container.mkv", made, "--encoder-args=-preset ultrafast -vf select=0") == 5
+    said = capsys.readouterr().err
+    assert "the encoder's output must decode" in said or "the encoder must write each frame" in said
+    assert "restoring 1/" not in said

@@ -36,7 +36,7 @@ from vsfmanet.media.coding import choose_encoder, has_filters, has_option, outpu
 from vsfmanet.media.commands import whole_run
 from vsfmanet.media.containers import CONTAINERS
 from vsfmanet.media.copying import refused_streams, with_early_subtitles
-from vsfmanet.media.decode import first_frame
+from vsfmanet.media.decode import trial_hdr
 from vsfmanet.media.deinterlace import deinterlaced
 from vsfmanet.media.feed import Encoder
 from vsfmanet.media.ffmpeg import Ffmpeg, find_ffmpeg, takes_hdr
@@ -177,7 +177,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     _check_room(job, film, len(frames), None if ranges is None else len(ranges.missing))
     trial = _try_encoder(film, ffmpeg, restored, folder, scratch) if ranges is None else ranges.trial
     report.phase("preparing")
-    _, hdr = first_frame(trial)
+    hdr = trial_hdr(trial)
     if lacking := hdr.lacks(source.hdr):
         report.warn(_not_carried(lacking, source.hdr))
     if ranges is None:

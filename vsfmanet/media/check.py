@@ -1,4 +1,4 @@
-"""A finished file, however it was made, against the source that it was made from."""
+"""Compare a finished file with its source, however it was made."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ REMEDY = "do not use it in place of its source, and make it again"
 
 
 def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str], meters: Meters) -> int:
-    """Decode a file and compare every frame's place, the shape of the picture, and all that was copied with a source.
+    """Decode a file, and compare pictures, times, aspect and everything copied with its source.
 
     Args:
         path: The file.
-        source_path: What it was made from, whole.
-        kinds: Of the streams that must be there too: "audio", "subtitle", "attachment", "cover".
+        source_path: Its source, of which all frames were restored.
+        kinds: Kinds of streams that must have been copied: "audio", "subtitle", "attachment", "cover".
         meters: Show progress.
 
     Returns:
-        Frames in the file.
+        Number of frames.
 
     Raises:
         SourceError: The source cannot be read.
         ConfigError: The two are one file.
-        IncompleteError: The file is not a whole restoration of it.
+        IncompleteError: The file lacks something, or something differs.
     """
     source = inspect(source_path)
     clip = clips.open_clip(source, threads=0, interlaced=True)

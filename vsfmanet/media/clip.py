@@ -1,4 +1,4 @@
-"""Everything of a job that touches VapourSynth: the source clip, the restored clip, and its frames as bytes."""
+"""The VapourSynth side of a video file: its source clip, the restored clip, and the restored frames as bytes."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from vsfmanet.media.timeline import Timeline, is_ascending, repaired
 from vsfmanet.settings import RestoreSettings
 
 AHEAD = 8
-"""Frames asked for ahead of the encoder, and finished frames that may wait for it: a 4K frame is 12 to 48 MiB."""
+"""Frames requested ahead of the encoder, and finished frames that may wait for it: a 4K frame is 12 to 48 MiB."""
 
 AHEAD_EACH = 24
-"""The same for each of several devices: a segment is 16 frames by default, and all are to be busy."""
+"""`AHEAD` for each of several devices: a segment is 16 frames by default, and every device must have one to do."""
 
 AHEAD_BYTES = 1 << 30
-"""What frames ahead of the encoder may take: very large ones come one by one."""
+"""Most bytes of frames ahead of the encoder: very large frames are requested one by one."""
 
 MOST_PIXELS = (1 << 31) // 8
-"""Of a frame with 128 more to each side: the limit of FFmpeg's libraries (`av_image_check_size`)."""
+"""Most pixels of a frame, padded by 128 to each side, that FFmpeg takes (`av_image_check_size`)."""
 
 MOST_AT_ONCE = 4
-"""Frames that are in memory together even so: in the filter, in VapourSynth's hands, and twice on the way out."""
+"""Frames in memory at once even if requested one by one: in the filter, in VapourSynth, and twice on the way out."""
 
 LIVELY = 8.0
-"""Standard deviation from which a picture, in code values of 8 bits, is clearly not of one colour."""
+"""Least standard deviation, in code values of 8 bits, of a frame that is clearly not of one colour."""
 
 HIDDEN_FRAMES = {"libdav1d", "mpeg4", "msmpeg4v2", "msmpeg4v3", "vp8", "vp9"}
-"""Codecs with packets that show no picture, or two: packets need not equal frames."""
+"""Codecs whose packets may show no frame, or two: their numbers need not be equal."""
 
 NO_TIMESTAMP = -(1 << 63)
-"""What BestSource gives for a frame without one."""
+"""BestSource's value for a frame without a timestamp."""
 
 UNTAGGED = {"yuv440p10le", "yuv440p12le"}
-"""Pixel formats that raw video in NUT cannot carry: they come out as others."""
+"""Pixel formats without a tag in NUT: its reader takes them for others."""
 
 UNSPECIFIED = 2
-"""Of matrix, transfer and primaries alike."""
+"""Value of an unknown matrix, transfer or primaries (ITU-T H.273)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,14 +59,14 @@ class SourceClip:
     """The frames of a source and when each is shown."""
 
     node: vs.VideoNode
-    """Upright (a rotation tag has been applied), of constant format and size, progressive."""
+    """Upright (rotation applied), cropped as the container demands, of constant format and size."""
     timestamps: tuple[int, ...]
-    """Of every frame, strictly ascending, in units of `time_base`."""
+    """Time of every frame, strictly ascending, in units of `time_base`."""
     time_base: Fraction
     """Seconds."""
     anchors: tuple[tuple[int, Fraction], ...]
-    """Frames with a time of their own in the source, and that time in seconds: the first and the last of them. They are
-    read apart from `timestamps`, which may be repaired."""
+    """The first and the last frame with a timestamp of its own, and that time in seconds. Read by another decoder than
+    `timestamps`, and never repaired."""
     aspect: Fraction
     """Width over height of a sample (SAR)."""
     faults: tuple[str, ...]
@@ -77,7 +77,7 @@ class SourceClip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Colour:
-    """How samples are to be read, as numbers of ITU-T H.273 and FFmpeg; None where the clip does not say."""
+    """Colour tags, as numbers of ITU-T H.273 and FFmpeg; None for an unknown one."""
 
     range: int | None
     """1 limited, 2 full."""
@@ -89,19 +89,20 @@ class Colour:
 
 
 def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> SourceClip:
-    """Index a source with BestSource, which decodes it once, and check what it gives.
+    """Decode a source once to check it, and open it with BestSource.
 
-    No index is kept: it would be trusted next time, also for another file of the same name, and to make it costs
-    little beside the network.
+    BestSource's index is not kept: it would be trusted next time, also for another file of the same name, and costs
+    little to make beside the network.
 
     Args:
         source: What `inspect` found.
         threads: Decoder threads; 0 for one per core. Damaged files decode reproducibly only with 1.
-        interlaced: Whether interlaced video is taken.
+        interlaced: Whether interlaced video is accepted.
 
     Raises:
         DamagedError: The video cannot be decoded.
-        FormatError: Its size or format changes, it is interlaced and must not be, or an encoder cannot take its format.
+        FormatError: Size, format, aspect or colour changes midway, the video is interlaced and must not be, timestamps
+            start again beside sound, or no encoder takes the format.
     """
     if not hasattr(vs.core, "bs"):
         raise ConfigError("the plug-in BestSource is needed, got none; pip install vapoursynth-bestsource")
@@ -141,7 +142,7 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> Sour
     if "Dolby Vision" in source.hdr.dynamic and props.get("_Transfer", UNSPECIFIED) == UNSPECIFIED:
         raise FormatError(
             f"{source.path}: a picture that can be seen without Dolby Vision is needed, got one of profile 5, whose "
-            "colours only Dolby Vision can tell; convert it to HDR10 first, for example with libplacebo"
+            "colours only Dolby Vision can restore; convert it to HDR10 first, for example with libplacebo"
         )
     notices += tuple(f"the {kind} metadata of single frames is not carried over" for kind in source.hdr.dynamic)
     faults, late_start = _missing_frames(source, node.num_frames, stored, time_base)
@@ -159,7 +160,7 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> Sour
 
 
 def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
-    """Put the filter on a clip. The one seam between a job and the networks; tests put something light here.
+    """Apply `vsfmanet.restore` to a clip. Tests replace this function by a light stand-in for the network.
 
     Raises:
         VsfmanetError: Settings, clip, device or weights cannot be used.
@@ -175,7 +176,7 @@ def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
 
 
 def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode) -> None:
-    """A restored clip has all frames, its size is a whole multiple, and memory can hold what must be there at once.
+    """Check that a restored clip has all frames and a whole multiple of the size, and that its frames fit into memory.
 
     Raises:
         IncompleteError: A frame or part of one is missing.
@@ -204,9 +205,9 @@ def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode) -
 
 
 def for_encoder(restored: vs.VideoNode) -> vs.VideoNode:
-    """A restored clip in a format that reaches FFmpeg: NUT has no tag for 4:4:0 of 10 and 12 bits.
+    """Convert a restored clip to a format that NUT can carry.
 
-    Their rows of chroma are doubled, so that nothing is lost.
+    4:4:0 of 10 and 12 bits becomes 4:4:4 with doubled rows of chroma, which loses nothing; others stay as they are.
     """
     if pixel_format(restored.format) not in UNTAGGED:
         return restored
@@ -215,7 +216,7 @@ def for_encoder(restored: vs.VideoNode) -> vs.VideoNode:
 
 
 def memory_bytes() -> int | None:
-    """Memory of this machine; None where that cannot be told."""
+    """Memory of this machine in bytes; None where it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows
@@ -223,7 +224,7 @@ def memory_bytes() -> int | None:
 
 
 def frames_ahead(settings: RestoreSettings) -> int:
-    """How many frames are asked for ahead of the encoder, if memory has room for them."""
+    """Number of frames to request ahead of the encoder, before the limit of `AHEAD_BYTES`."""
     devices = len(settings.device_indices)
     return AHEAD if devices == 1 else AHEAD_EACH * devices
 
@@ -236,20 +237,20 @@ def read_frames(
     first: int = 0,
     exposures: Counter[str] | None = None,
 ) -> Iterator[vs.VideoFrame]:
-    """Frames in order, computed a few ahead.
+    """Yield the frames of a restored clip in order, computed a few ahead.
 
     Args:
-        source: Where they come from.
-        restored: The frames.
-        ahead: How many at most.
+        source: Source of the clip, for messages.
+        restored: The clip.
+        ahead: Most frames to compute ahead.
         first: Number of the first one, for messages.
         exposures: Counts the frames by the source of their exposure: "argument", "prop", "telemetry", "estimate",
             "network", or "unknown".
 
     Raises:
-        IncompleteError: The filter fails at a frame.
-        SourceError: It fails because the source has changed.
-        VsfmanetError: It fails for a reason of ours, such as a lost device.
+        IncompleteError: The filter failed at a frame.
+        SourceError: It failed, and the source has changed.
+        VsfmanetError: The filter raised it, for example for a lost device.
     """
     number = first
     try:
@@ -273,11 +274,14 @@ def read_frames(
 
 
 def lively_frames(node: vs.VideoNode, frames: range) -> set[int]:
-    """Which of the first, the middle and the last one of some frames are clearly not of one colour.
+    """Find which of the first, middle and last of some frames are clearly not of one colour.
 
     Args:
         node: A source.
-        frames: Their numbers in it; those that are returned count from the first of them.
+        frames: Numbers of the frames in the source.
+
+    Returns:
+        Numbers counted from the first of `frames`.
     """
     lively = set()
     for n in (frames.start, frames[len(frames) // 2], frames.stop - 1):
@@ -288,12 +292,12 @@ def lively_frames(node: vs.VideoNode, frames: range) -> set[int]:
 
 
 def frame_bytes(frame: vs.VideoFrame) -> bytes:
-    """The samples of a frame as FFmpeg wants them: plane after plane, rows without padding, RGB as G, B, R."""
+    """The samples of a frame in FFmpeg's layout: plane after plane, rows without padding, RGB as G, B, R."""
     return b"".join(np.asarray(frame[plane]).tobytes() for plane in _order(frame.format))
 
 
 def _order(video_format: vs.VideoFormat) -> Sequence[int]:
-    """Planes in the order of FFmpeg, whose RGB is G, B, R."""
+    """Numbers of the planes in FFmpeg's order, where RGB is G, B, R."""
     return (1, 2, 0) if video_format.color_family == vs.RGB else range(video_format.num_planes)
 
 
@@ -306,7 +310,7 @@ def thumbnails(node: vs.VideoNode) -> Iterator[Kept]:
 
 
 def pixel_format(video_format: vs.VideoFormat) -> str:
-    """FFmpeg's name of a format.
+    """FFmpeg's name of a VapourSynth format.
 
     Raises:
         FormatError: FFmpeg has none.
@@ -328,7 +332,7 @@ def pixel_format(video_format: vs.VideoFormat) -> str:
 
 
 def colour(frame: vs.VideoFrame) -> Colour:
-    """What the properties of a frame say about its colour."""
+    """Read the colour tags in a frame's properties."""
     props = frame.props
 
     def tag(name: str, unknown: int | None = UNSPECIFIED) -> int | None:
@@ -347,7 +351,7 @@ def colour(frame: vs.VideoFrame) -> Colour:
 
 
 def _frame_bytes(node: vs.VideoNode) -> int:
-    """Memory that a frame takes, without the padding of rows."""
+    """Bytes of a frame, without the padding of rows."""
     chroma = (node.format.num_planes - 1) / 2 ** (node.format.subsampling_w + node.format.subsampling_h)
     return round(node.width * node.height * node.format.bytes_per_sample * (1 + chroma))
 
@@ -356,7 +360,7 @@ def _check_constant(source: Source, decoded: Decoded) -> None:
     """Refuse a picture whose size, format, aspect or colour changes: the output has one of each.
 
     Raises:
-        FormatError: One changes; the message says when.
+        FormatError: One of them changes; the message has the time.
     """
     change = decoded.change
     if change is not None:
@@ -368,7 +372,7 @@ def _check_constant(source: Source, decoded: Decoded) -> None:
 
 
 def _check_format(source: Source, node: vs.VideoNode) -> None:
-    """Refuse what a fixed raw stream cannot carry."""
+    """Check that size and format are constant, that nothing was cropped, and that FFmpeg has the format."""
     if not node.width or not node.height or not node.format.id:
         raise FormatError(
             f"{source.path}: one size and format throughout is needed, but they change within the track; cut the file "
@@ -384,7 +388,7 @@ def _check_format(source: Source, node: vs.VideoNode) -> None:
 
 
 def _cropped(source: Source, node: vs.VideoNode) -> tuple[vs.VideoNode, tuple[str, ...]]:
-    """The part of the picture that the container shows, and a notice where it cannot be cut out."""
+    """Crop a clip as its container demands; return it with a notice if that is not possible."""
     left, right, top, bottom = source.crop
     if not any(source.crop):
         return node, ()
@@ -397,7 +401,7 @@ def _cropped(source: Source, node: vs.VideoNode) -> tuple[vs.VideoNode, tuple[st
 
 
 def _check_progressive(source: Source, decoded: Decoded) -> None:
-    """Refuse fields woven into frames."""
+    """Refuse interlaced video."""
     if decoded.interlaced is not None:
         raise FormatError(
             f"{source.path}: progressive video is needed, got interlaced{decoded.interlaced}; --deinterlace makes "
@@ -415,11 +419,11 @@ def _stored_times(opened: Mapping[str, Any]) -> tuple[int | None, ...]:
 def _timestamps(
     source: Source, opened: Mapping[str, Any], stored: Sequence[int | None], decoded: Decoded
 ) -> tuple[tuple[int, ...], Fraction, tuple[str, ...]]:
-    """Timestamps, their unit, and a notice where some of the source's own cannot be used.
+    """Choose the timestamps; return them with their unit and notices about replaced ones.
 
     Raises:
-        SourceError: It has neither timestamps nor a rate.
-        FormatError: The timestamps start again, and other streams would lose their place.
+        SourceError: The source has neither timestamps nor a rate.
+        FormatError: The timestamps start again beside sound or subtitles.
     """
     node = opened["clip"]
     unit = Fraction(opened["timebasenum"], opened["timebaseden"])
@@ -441,10 +445,10 @@ def _timestamps(
 
 
 def _repairs(source: Source, made: Timeline, stored: Sequence[int | None], unit: Fraction) -> tuple[str, ...]:
-    """What has been repaired of the timestamps, in words.
+    """Notices about repaired timestamps.
 
     Raises:
-        FormatError: They start again while there is sound or text, whose timestamps would have to be moved alike.
+        FormatError: They start again beside sound or subtitles, whose timestamps would have to be moved alike.
     """
     notices = []
     if made.restarts:
@@ -467,7 +471,7 @@ def _repairs(source: Source, made: Timeline, stored: Sequence[int | None], unit:
 
 
 def _anchors(source: Source, decoded: Decoded, count: int) -> tuple[tuple[int, Fraction], ...]:
-    """The first and the last frame with a time of their own, and that time in seconds."""
+    """`SourceClip.anchors`."""
     if len(decoded.times) != count:  # another decoder shows other frames at a damaged beginning
         return ()
     known = [(n, time * source.time_base) for n, time in enumerate(decoded.times) if time is not None]
@@ -477,7 +481,7 @@ def _anchors(source: Source, decoded: Decoded, count: int) -> tuple[tuple[int, F
 def _missing_frames(
     source: Source, num_frames: int, stored: Sequence[int | None], time_base: Fraction
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Faults and notices about packets of which no frame came."""
+    """Faults and notices about packets without a decoded frame."""
     if source.video.codec in HIDDEN_FRAMES:
         return (), ()
     shown = {time for time in stored if time is not None}
@@ -496,5 +500,5 @@ def _missing_frames(
 
 
 def _last_line(error: vs.Error) -> str:
-    """What went wrong, without the traceback that VapourSynth puts before it."""
+    """The message of an error, without the traceback that VapourSynth puts before it."""
     return str(error).strip().rpartition("\n")[2].strip().removeprefix("VideoSource: ")

@@ -1,4 +1,4 @@
-"""The user's options for the encoder, or ours: which encoder, whether ranges can be joined, how like its frames are."""
+"""Options of the encoder: the default ones, whether ranges can be joined, and how closely its frames must match."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ FILTERS = {"-vf", "-filter:v"}
 """Options with filters for the picture."""
 
 LOSSLESS = {"ffv1", "ffvhuff", "huffyuv", "png", "qtrle", "rawvideo", "utvideo"}
-"""Encoders whose frames decode to the very samples, if they take the pixel format."""
+"""Encoders that are lossless for pixel formats they accept."""
 
 CRF = {"libx264", "libx264rgb", "libx265"}
-"""Encoders with a constant rate factor of one scale."""
+"""Encoders with comparable constant rate factors."""
 
 HIGH_QUALITY = 16
-"""The greatest constant rate factor at which they keep detail and grain; the default."""
+"""Greatest rate factor at which detail and grain are kept; the default."""
 
 EQUAL_QUALITY = {
     "c",
@@ -68,14 +68,14 @@ EQUAL_QUALITY = {
     "movflags",
     "metadata",
 }
-"""Options that leave their quality as it is, beside the rate factor."""
+"""Options that do not lower the quality set by the rate factor."""
 
 CONTAINING = {"tag", "vtag", "movflags", "metadata", "brand"}
-"""Options for the container, one value each: they are given again where ranges are joined."""
+"""Options for the container, one value each; repeated when ranges are joined."""
 
 
 def choose_encoder(user_args: str, pixel_format: str, container: str) -> tuple[str, ...]:
-    """FFmpeg's output options for the video: ours followed by the user's, or only the user's if they name an encoder.
+    """FFmpeg's output options for the video: the default and the user's, or only the user's if they name an encoder.
 
     Args:
         user_args: Options as in a shell.
@@ -101,7 +101,7 @@ def choose_encoder(user_args: str, pixel_format: str, container: str) -> tuple[s
 
 
 def one_range(encoder_args: Sequence[str]) -> str | None:
-    """Why a film must be encoded in one go with these options; None if it can be in ranges."""
+    """Why a film must be encoded in one pass with these options; None if it can be encoded in ranges."""
     given = iter(encoder_args)
     for argument in given:
         name, _, track = argument.removeprefix("-").partition(":")
@@ -118,12 +118,12 @@ def one_range(encoder_args: Sequence[str]) -> str | None:
 
 
 def has_filters(encoder_args: Sequence[str]) -> bool:
-    """Whether the user's options change the picture."""
+    """Whether some options filter the picture."""
     return any(argument in FILTERS for argument in encoder_args)
 
 
 def likeness(encoder_args: Sequence[str], pixel_format: str) -> Likeness:
-    """How much decoded frames must be like those that are encoded with some options."""
+    """How closely decoded frames must match the encoded ones."""
     if has_filters(encoder_args):
         return "unknown"
     given = {
@@ -148,7 +148,7 @@ def _number(text: str) -> float | None:
 
 
 def has_option(encoder_args: Sequence[str], *names: str) -> bool:
-    """Whether the user's options name one of these, without their dash, for whichever stream."""
+    """Whether some options include one of `names` (without dash), for any stream."""
     given = (argument.removeprefix("-").partition(":")[0] for argument in encoder_args if argument.startswith("-"))
     return not set(names).isdisjoint(given)
 

@@ -27,10 +27,10 @@ STALE_TAGS = (
 
 
 def whole_run(film: Film, ffmpeg: Ffmpeg, output: Path, *, covers: Path) -> Run:
-    """Make a whole output of frames that come in by stdin; everything else comes from the source.
+    """Encode frames from stdin to a whole output, and copy everything else from the source.
 
     Args:
-        film: What it must be.
+        film: Specification of the output.
         ffmpeg: Program.
         output: File to write.
         covers: Folder with the cover pictures as `cover_file` names them.
@@ -42,28 +42,28 @@ def whole_run(film: Film, ffmpeg: Ffmpeg, output: Path, *, covers: Path) -> Run:
 
 
 def range_run(film: Film, ffmpeg: Ffmpeg, output: Path) -> Run:
-    """Encode frames alone, which come in by stdin; their clock starts with the first."""
+    """Encode frames from stdin to a range without other streams; its clock starts with the first frame."""
     frames = (*_colour_args(film.colour), *_hdr_args(film.hdr), "-f", "nut", "-i", "pipe:0")
     return Run(ffmpeg=ffmpeg, inputs=frames, arguments=("-map", "0:v:0", *_coding_args(film)), output=output)
 
 
 def others_run(film: Film, ffmpeg: Ffmpeg, output: Path) -> Run:
-    """Copy all but the video, cut to the time of the output, whose clock it has then."""
+    """Copy all but the video, cut to the time of the output, on the output's clock."""
     made = [text for stream in film.copied for text in ("-map", _place(film, stream, first=0))]
     made += ["-map_metadata", "0", "-map_chapters", "0", "-c", "copy", *_limits(film)]
     return Run(ffmpeg=ffmpeg, inputs=tuple(_inputs(film)), arguments=tuple(made), output=output)
 
 
 def joined_run(film: Film, ffmpeg: Ffmpeg, output: Path, *, covers: Path, carrier: str, begin: Fraction) -> Run:
-    """Make a whole output of frames that are coded already, which come in by stdin.
+    """Write a whole output with coded frames from stdin, and copy everything else from the source.
 
     Args:
-        film: What it must be; nothing is cut, since FFmpeg cuts by decoding time, and would lose the first frames.
+        film: Specification of the output; nothing is cut, since FFmpeg cuts by decoding time and would drop frames.
         ffmpeg: Program.
         output: File to write.
         covers: As for `whole_run`.
-        carrier: Format of what comes in.
-        begin: Where on the source's clock its own begins, seconds.
+        carrier: Format of the input.
+        begin: Time of its zero on the source's clock, seconds.
     """
     frames = [*_hdr_args(film.hdr), "-itsoffset", _seconds(begin), "-f", carrier, "-i", "pipe:0"]
     made = [*_video_stream(film), "-c:v:0", "copy", *_colour_args(film.colour), *_aspect_args(film)]
@@ -72,7 +72,7 @@ def joined_run(film: Film, ffmpeg: Ffmpeg, output: Path, *, covers: Path, carrie
 
 
 def early_run(film: Film, ffmpeg: Ffmpeg, output: Path, early: Sequence[Stream]) -> Run:
-    """Copy subtitles, with the packets that begin before the output does and last longer moved to its beginning."""
+    """Copy subtitles; packets that begin before the output and last into it are cut to its beginning."""
     assert film.start is not None
     made: list[str] = []
     for number, stream in enumerate(early):
@@ -101,7 +101,7 @@ def _place(film: Film, stream: Stream, *, first: int) -> str:
 
 
 def _video_stream(film: Film) -> list[str]:
-    """Options for the video as a stream among others, and for what the file and its streams are called."""
+    """Options that map the video, and for metadata of the file and its streams."""
     line = ["-map", "0:v:0", "-map_metadata", "1", "-map_chapters", "1"]
     for number, stream in enumerate(mapped_streams(film), start=1):
         if stream.kind in ("audio", "subtitle") and "title" in stream.tags:  # FFmpeg reads it from MP4 as a "name"
@@ -134,13 +134,13 @@ def _aspect_args(film: Film) -> list[str]:
 
 
 def _container_args(encoder_args: Sequence[str]) -> list[str]:
-    """Those of the encoder's options that are the container's."""
+    """The encoder's options that belong to the container."""
     pairs = zip(encoder_args[::2], encoder_args[1::2], strict=True)  # `one_range` has let nothing else pass
     return [text for pair in pairs if pair[0].removeprefix("-").partition(":")[0] in CONTAINING for text in pair]
 
 
 def _video_args(film: Film) -> list[str]:
-    """The encoder's options, with the sample aspect ratio set before filters of the user's."""
+    """The encoder's options, with the sample aspect ratio set before the user's filters."""
     ratio = f"{film.aspect.numerator}/{film.aspect.denominator}"
     filters = [] if film.aspect == 1 else [f"setsar=sar={ratio}:max={max(film.aspect.as_integer_ratio())}"]
     arguments = []
@@ -170,7 +170,7 @@ def _copy_args(film: Film, covers: Path) -> list[str]:
 
 
 def _colour_args(colour: Colour) -> list[str]:
-    """Options that tag a stream, alike for input and output: with both, FFmpeg never converts."""
+    """Colour tags as options, for input and output alike: if both are equal, FFmpeg converts nothing."""
     options = {
         "-color_range": colour.range,
         "-color_primaries": colour.primaries,
@@ -182,11 +182,11 @@ def _colour_args(colour: Colour) -> list[str]:
 
 
 def _hdr_args(hdr: Hdr) -> list[str]:
-    """Options for an input: the encoder and the container get what they say."""
+    """HDR metadata as options of an input; FFmpeg passes it on to encoder and container."""
     options = {"-mastering_display:v:0": hdr.master_display, "-content_light:v:0": hdr.max_cll}
     return [text for name, value in options.items() if value is not None for text in (name, value)]
 
 
 def _seconds(time: Fraction) -> str:
-    """A time as FFmpeg reads it, rounded down to a microsecond: nothing at that time may be cut away."""
+    """A time in FFmpeg's notation, rounded down to a microsecond, so that nothing at that time is cut off."""
     return f"{math.floor(time * 1_000_000) / 1_000_000:.6f}"

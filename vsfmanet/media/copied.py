@@ -1,4 +1,4 @@
-"""What a finished file holds beside the picture, against its source: streams, packet by packet, chapters and names."""
+"""Compare a finished file with its source in all but the picture: packets of every stream, chapters and names."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from fractions import Fraction
 from vsfmanet.media.source import DIGEST, Chapter, Source, Stream
 
 SOUND_TOLERANCE = Fraction(1, 10)
-"""Seconds that a track may move against the picture at its ends: releases count a codec's priming differently."""
+"""Most seconds that a track may move against the picture: FFmpeg releases count a codec's priming differently."""
 
 CHAPTER_TOLERANCE = Fraction(3, 1000)
-"""Seconds that a chapter may move: it and the first frame are each rounded to a millisecond."""
+"""Most seconds that a chapter may move: it and the first frame are each rounded to a millisecond."""
 
 REWRITTEN = {"wavpack"}
 """Codecs whose packets get new headers in a new container, so that only their number can be compared."""
 
 DIVIDED_ANEW = ("pcm_", "eac3", "pgssub")
-"""How the names of codecs begin whose packets containers join or divide as they like: whole tracks can be compared."""
+"""Beginnings of the names of codecs whose packets containers join or divide; only whole tracks can be compared."""
 
 LANGUAGE = re.compile("[a-z]{3}")
-"""The names of languages that every container can hold (ISO 639-2), but for MOV, which has a list of its own."""
+"""Language codes that every container can hold (ISO 639-2); MOV has a list of its own."""
 
 
 class Mismatch(Exception):
-    """What is needed, and what came."""
+    """A difference: what is needed and what was found."""
 
 
 def check_streams(made: Source, copied: Sequence[Stream], *, extent: str) -> None:
@@ -36,11 +36,11 @@ def check_streams(made: Source, copied: Sequence[Stream], *, extent: str) -> Non
     Args:
         made: The file.
         copied: Streams of its source.
-        extent: "whole" where every packet was copied, "part" for those of some time, "damaged" for a source of which
-            it cannot be known which of its packets can be read.
+        extent: "whole" if every packet was copied; "part" if those of some time were; "damaged" if it is unknown which
+            packets of the source can be read.
 
     Raises:
-        Mismatch: One is missing, or holds something else.
+        Mismatch: A stream is missing, or its content differs.
     """
     for before, after in list(_pairs(copied, made.others)):
         if extent == "whole" and not _is_whole(before, after):
@@ -56,7 +56,7 @@ def check_streams(made: Source, copied: Sequence[Stream], *, extent: str) -> Non
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Anchor:
-    """One frame before and after."""
+    """Times of one frame in the source and in the file."""
 
     before: Fraction
     """When the source shows it by its own timestamp, seconds."""
@@ -75,7 +75,7 @@ def check_sound(begin: Anchor, end: Anchor, made: Source, source: Source, copied
         copied: Streams of it, whole.
 
     Raises:
-        Mismatch: One has moved.
+        Mismatch: A track has moved.
     """
     for before, after in _pairs(copied, made.others):
         if before.kind == "subtitle" and before.needed != before.content:
@@ -93,9 +93,9 @@ def check_sound(begin: Anchor, end: Anchor, made: Source, source: Source, copied
 
 
 def check_chapters(made: Source, chapters: Sequence[Chapter], times: Sequence[Fraction]) -> None:
-    """Compare the chapters that are shown while there are frames; what lies beyond them may be cut off.
+    """Compare the chapters during the frames; what lies before and after may be cut off.
 
-    MP4 and MOV have no ends of chapters, and no chapters without a name.
+    MP4 and MOV store neither ends of chapters nor chapters without a name.
 
     Args:
         made: The file.
@@ -103,7 +103,7 @@ def check_chapters(made: Source, chapters: Sequence[Chapter], times: Sequence[Fr
         times: When each frame of the file is shown in the source, seconds.
 
     Raises:
-        Mismatch: One is missing, misplaced or has another name.
+        Mismatch: A chapter is missing, misplaced or has another name.
     """
     length = times[-1] - times[0]
     needed = _during(chapters, times[0], length)
@@ -116,7 +116,7 @@ def check_chapters(made: Source, chapters: Sequence[Chapter], times: Sequence[Fr
 
 
 def check_names(made: Source, source: Source, copied: Sequence[Stream]) -> None:
-    """Compare what the file and its streams are called, and their languages, as far as its container can hold them.
+    """Compare titles, languages and names of attachments, as far as the container can hold them.
 
     Args:
         made: The file.
@@ -124,7 +124,7 @@ def check_names(made: Source, source: Source, copied: Sequence[Stream]) -> None:
         copied: Streams of the source that it has too.
 
     Raises:
-        Mismatch: A name or a language has got lost, or is another one.
+        Mismatch: A name or a language is missing, or differs.
     """
     if source.title and made.title != source.title:
         raise Mismatch(f"the title {source.title!r} is needed, got {made.title!r}")
@@ -143,10 +143,10 @@ def check_names(made: Source, source: Source, copied: Sequence[Stream]) -> None:
 
 
 def _pairs(copied: Sequence[Stream], present: Sequence[Stream]) -> Iterator[tuple[Stream, Stream]]:
-    """Each track of sound and subtitles with what it has become. Some containers drop tracks that hold nothing.
+    """Pair each track of sound and subtitles with its copy. Tracks without packets may be missing.
 
     Raises:
-        Mismatch: There are too few or too many, of these or of what is attached.
+        Mismatch: The numbers of tracks or attachments differ.
     """
     if (needed := _kinds(copied)) != (got := _kinds(present)):
         needed, got = _kinds(filter(_holds_something, copied)), _kinds(filter(_holds_something, present))
@@ -162,7 +162,7 @@ def _pairs(copied: Sequence[Stream], present: Sequence[Stream]) -> Iterator[tupl
 
 
 def _kinds(streams: Iterable[Stream]) -> str:
-    """What there is to hear, read and keep, in words that can be compared. Matroska keeps covers as attachments."""
+    """The numbers of sound, subtitle and attachment streams as text. Matroska stores covers as attachments."""
     kinds = ["attachment" if stream.kind == "cover" else stream.kind for stream in streams]
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("audio", "subtitle", "attachment"))
 
@@ -176,12 +176,12 @@ def _attached(streams: Sequence[Stream]) -> list[Stream]:
 
 
 def _files(streams: Sequence[Stream]) -> set[str]:
-    """What attachments are called."""
+    """File names of the attachments."""
     return {stream.tags["filename"] for stream in _attached(streams) if "filename" in stream.tags}
 
 
 def _is_whole(before: Stream, after: Stream) -> bool:
-    """Whether a track holds all that it held, and nothing else."""
+    """Whether a copy has the content of a track, apart from packets that may be missing."""
     if before.codec in REWRITTEN:
         return len(before.needed) <= len(after.content) <= len(before.content)
     if before.joined == after.joined:
@@ -191,21 +191,21 @@ def _is_whole(before: Stream, after: Stream) -> bool:
 
 
 def _is_part(before: Stream, after: Stream) -> bool:
-    """Whether all packets of a track follow each other in what it was, as far as that can be told."""
+    """Whether the packets of a copy follow each other in the track, where packets can be compared."""
     if before.codec in REWRITTEN or before.codec.startswith(DIVIDED_ANEW):
         return True
     return _holds(before.content, after.content[_skipped(before) :])
 
 
 def _skipped(before: Stream) -> int:
-    """Bytes of the hashes that may differ: of AAC, the first packet of broadcasts loses the layout of its channels to
-    the header of the new container (program_config_element, ISO/IEC 14496-3, 4.4.1.1).
+    """Bytes of the hashes that may differ: the first packet of broadcast AAC loses its channel layout to the header of
+    the new container (program_config_element, ISO/IEC 14496-3, 4.4.1.1).
     """
     return DIGEST if before.codec == "aac" else 0
 
 
 def _holds(hashes: bytes, wanted: bytes) -> bool:
-    """Whether some packets follow each other in a track."""
+    """Whether a track contains a run of packets."""
     place = hashes.find(wanted)
     while place % DIGEST and place != -1:  # found across the bounds of hashes
         place = hashes.find(wanted, place + 1)
@@ -213,7 +213,7 @@ def _holds(hashes: bytes, wanted: bytes) -> bool:
 
 
 def _difference(before: Stream, after: Stream) -> str:
-    """In what the packets of a track differ from those that it had, in words."""
+    """Describe how the packets of a copy differ from those of the track."""
     hashes = before.needed if before.cut else before.content
     needed, got = len(hashes) // DIGEST, len(after.content) // DIGEST
     if needed != got:
@@ -224,7 +224,7 @@ def _difference(before: Stream, after: Stream) -> str:
 
 
 def _during(chapters: Sequence[Chapter], first: Fraction, length: Fraction) -> list[Chapter]:
-    """Chapters on the clock of the frames, cut to their time."""
+    """Chapters cut to the time of the frames, counted from the first."""
     return [
         Chapter(
             start=min(max(chapter.start - first, Fraction(0)), length),
@@ -236,12 +236,12 @@ def _during(chapters: Sequence[Chapter], first: Fraction, length: Fraction) -> l
 
 
 def _is_long(chapter: Chapter) -> bool:
-    """Whether anything is left of a chapter after it has been cut to the time of the frames, and rounded."""
+    """Whether a chapter that was cut to the time of the frames is longer than rounding errors."""
     return chapter.end - chapter.start > 2 * CHAPTER_TOLERANCE
 
 
 def _are_alike(one: Chapter, other: Chapter, *, exact: bool) -> bool:
-    """Whether two chapters are the same, up to what containers other than Matroska (`exact`) cannot hold."""
+    """Whether two chapters agree; unless `exact` (Matroska), apart from ends and missing names."""
     return (
         abs(one.start - other.start) <= CHAPTER_TOLERANCE
         and (not exact or abs(one.end - other.end) <= CHAPTER_TOLERANCE)

@@ -1,4 +1,4 @@
-"""Streams that go along: whether a container can hold them, and those that begin before the output does."""
+"""Streams to copy: whether a container can hold them, and subtitles that begin before the output."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vsfmanet.media.source import Source, Stream
 
 
 def refused_streams(ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], suffix: str) -> list[Stream]:
-    """Streams of a source that an FFmpeg cannot copy to a container, by having it copy them beside one small frame.
+    """Find the streams of a source that an FFmpeg cannot copy to a container, by copying them beside one small frame.
 
     Args:
-        ffmpeg: The program that is to copy them later.
-        source: Where they come from.
-        streams: The streams.
-        suffix: Of the container.
+        ffmpeg: Program that will copy them.
+        source: File with the streams.
+        streams: Streams to try.
+        suffix: Suffix of the container.
 
     Raises:
         OutputError: FFmpeg cannot even write the frame.
@@ -33,12 +33,12 @@ def refused_streams(ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], s
     if not streams or not _failure(ffmpeg, source, streams, suffix):
         return []
     if failure := _failure(ffmpeg, source, [], suffix):
-        raise OutputError(f"a trial file must be written, but FFmpeg says: {failure}; check the temporary disk")
+        raise OutputError(f"a trial file must be written, but FFmpeg reports: {failure}; check the temporary disk")
     return [stream for stream in streams if _failure(ffmpeg, source, [stream], suffix)] or list(streams)
 
 
 def _failure(ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], suffix: str) -> str:
-    """What FFmpeg says where it cannot copy some streams to a container; empty if it can."""
+    """FFmpeg's error when it copies some streams to a container; empty if it succeeds."""
     small = NutStream(size=(64, 64), pixel_format="yuv420p", rate=Fraction(25), time_base=Fraction(1, 25))
     frame = small.frame(bytes(64 * 64 * 3 // 2), 0) + small.end()
     line = [str(ffmpeg.path), "-hide_banner", "-loglevel", "error", "-f", "nut", "-i", "pipe:0"]
@@ -54,16 +54,19 @@ def _failure(ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], suffix: 
 
 
 def with_early_subtitles(film: Film, ffmpeg: Ffmpeg, folder: Path, *, launch: Launch) -> Film:
-    """A film that keeps the subtitles that are shown already when the output begins, from its beginning on.
+    """Keep the subtitles that are shown already when the output begins.
 
-    FFmpeg leaves out every packet that begins before the time to which it cuts. So those streams are copied to a file
-    of their own first.
+    FFmpeg drops every packet that begins before a cut. Those streams are therefore copied to a separate file first,
+    where such packets begin at the cut.
 
     Args:
-        film: What is to be made.
+        film: Specification of the output.
         ffmpeg: Program.
-        folder: For the file.
+        folder: Folder for the file.
         launch: As for `Feed`.
+
+    Returns:
+        The film, with these streams taken from the new file.
 
     Raises:
         OutputError: The file cannot be written.

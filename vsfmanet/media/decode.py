@@ -1,4 +1,4 @@
-"""Decoding a video track from end to end, with all that the decoder complains about."""
+"""Decode a video track from end to end, with the errors that its decoder logs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from vsfmanet.errors import OutputError
 from vsfmanet.media.demux import HOLDING_ASPECT, demuxer, main_track, open_container
 from vsfmanet.media.hdr import Hdr
 
 HARMLESS = re.compile(r"\bSEI\b|mmco|\bVPS\b|\bAPP fields|\bICC\b|\bE[Xx][Ii][Ff]\b|A53|timecode")
-"""Errors in a decoder's log that leave the picture as it is: user data, metadata, and references that nobody uses."""
+"""Logged errors that do not affect the picture: user data, metadata, unused references."""
 
 UNNAMED = {"matrix": 2, "primaries": 2, "transfer": 2, "range": 0}
 """Values that stand for an unknown colour: the first three of ITU-T H.273, the range of FFmpeg."""
@@ -28,12 +29,12 @@ UNNAMED = {"matrix": 2, "primaries": 2, "transfer": 2, "range": 0}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One packet given to the decoder. With several threads, its frames and complaints may belong to earlier ones."""
+    """One packet and the decoder's output. With several threads, that may belong to earlier packets."""
 
     packet: Packet[VideoStream]
     """The packet; an empty one at the end of the track."""
     frames: tuple[VideoFrame, ...]
-    """Frames that came out, in the order of showing."""
+    """Decoded frames, in display order."""
     complaint: str
     """The first error that the decoder returned or logged; empty if there is none."""
 
@@ -55,7 +56,7 @@ class Decoded:
     faults: tuple[str, ...]
     """Signs of damage."""
     interlaced: str | None
-    """Where the first frame is that is woven of two fields, in words; None if there is none."""
+    """Place of the first interlaced frame, in words; None if there is none."""
     times: tuple[int | None, ...]
     """When each frame is shown, in units of the track's time base; None for a frame without a timestamp. Bare streams
     have times that FFmpeg computes, from flags for frames that are to be shown longer (pulldown)."""
@@ -64,7 +65,7 @@ class Decoded:
 
 
 def decode(container: InputContainer, track: VideoStream) -> Iterator[Step]:
-    """Decode a track packet by packet. Decoders conceal damage: their log is the only trace that some of them leave.
+    """Decode a track packet by packet. Some decoders conceal damage, and only their log shows it.
 
     Raises:
         FFmpegError: A packet cannot be read.
@@ -88,10 +89,10 @@ def decode(container: InputContainer, track: VideoStream) -> Iterator[Step]:
 
 
 def decode_all(path: Path, *, index: int, time_base: Fraction, open_start: bool) -> Decoded:
-    """Decode a track once, to find frames that decoders patch over in silence, frames of two fields, and changes.
+    """Decode a track once, to find concealed damage, interlaced frames, and changes of the picture.
 
-    One wrong byte is enough for a frame that looks torn and counts as decoded. A recording that starts inside a group
-    of pictures is no damage: what cannot be decoded of its beginning does not count.
+    One wrong byte can tear a frame that still counts as decoded. A recording that starts inside a group of pictures is
+    not damaged: errors before its first clean frame are ignored.
 
     Args:
         path: The file.
@@ -140,9 +141,25 @@ def first_frame(path: Path) -> tuple[int, Hdr]:
     return 0, Hdr()
 
 
+def trial_hdr(path: Path) -> Hdr:
+    """The HDR metadata of a trial output.
+
+    Raises:
+        OutputError: No frame of it decodes.
+    """
+    try:
+        with open_container(path) as container:
+            track = main_track(container)
+            for frame in container.decode(track) if track else ():
+                return Hdr.of(frame)
+    except (av.FFmpegError, OSError) as error:
+        raise OutputError(f"the encoder's output must decode, got {error}; check --encoder-args") from error
+    raise OutputError("the encoder must write each frame, but a trial has none; leave filters that drop frames out")
+
+
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """Properties of a frame that must stay the same."""
+    """Properties of a frame that must not change."""
 
     shape: tuple[int, int, str]
     """Width, height and pixel format."""
@@ -162,7 +179,7 @@ class _Look:
         )
 
     def difference(self, other: _Look) -> str | None:
-        """What differs, in words; None if nothing does. An unknown colour is taken as equal to any."""
+        """Name of the property that differs; None if none does. An unknown colour equals any other."""
         if self.shape != other.shape:
             return "size and format"
         if self.aspect != other.aspect:

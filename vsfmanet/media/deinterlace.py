@@ -1,8 +1,7 @@
-"""Whole frames of interlaced video, by FFmpeg's filter bwdif.
+"""Deinterlacing with FFmpeg's filter bwdif.
 
-It gets a frame and its two neighbours at a time, and gives that one back: so a frame depends on its neighbours alone,
-and never on what was asked for before. There are as many frames as in the source, at the same times: of the two moments
-that an interlaced frame shows, the first is kept.
+bwdif gets each frame together with its two neighbours, so that a result depends on those three frames alone, in any
+order of requests. Number and times of the frames are kept: of the two moments in an interlaced frame, the first.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from vsfmanet.errors import FormatError
 from vsfmanet.media.clip import pixel_format
 
 PARITY = {1: "bff", 2: "tff"}
-"""Which field comes first, by the property `_FieldBased`; 0 and nothing are whole frames, which stay as they are."""
+"""bwdif's name of the field order, by the property `_FieldBased`. Frames with 0 or without it are progressive."""
 
 
 def deinterlaced(node: vs.VideoNode) -> vs.VideoNode:
-    """A clip whose interlaced frames are made whole.
+    """Deinterlace the interlaced frames of a clip; progressive ones stay as they are.
 
     Raises:
         FormatError: bwdif does not take the clip's format.
@@ -55,7 +54,7 @@ def deinterlaced(node: vs.VideoNode) -> vs.VideoNode:
 
 
 def _picture(frame: vs.VideoFrame, name: str, order: Sequence[int]) -> VideoFrame:
-    """A frame as FFmpeg takes it."""
+    """Copy a VapourSynth frame to an FFmpeg frame."""
     picture = VideoFrame(frame.width, frame.height, name)
     for place, plane in zip(order, picture.planes, strict=True):
         source = np.asarray(frame[place])
@@ -67,7 +66,7 @@ def _picture(frame: vs.VideoFrame, name: str, order: Sequence[int]) -> VideoFram
 
 
 def _whole(pictures: Sequence[VideoFrame], parity: str) -> VideoFrame:
-    """The last but one of two or three pictures, made whole."""
+    """Deinterlace the last but one of two or three frames."""
     first = pictures[0]
     graph = Graph()
     source = graph.add_buffer(

@@ -26,15 +26,15 @@ Launch = Callable[[list[str]], subprocess.Popen[bytes]]
 """Starts a command line in a process group of its own, with pipes for stdin and stderr."""
 
 LOG_BYTES = 65536
-"""Kept of what an encoder says: however much it is, it can fill neither pipe nor memory."""
+"""Bytes kept of FFmpeg's log, so that it can fill neither pipe nor memory."""
 
 
 class Feed:
-    """A running FFmpeg. Leave the context without `finish` and it is killed, so that it never ends as if all were well.
+    """A running FFmpeg. If its context is left without `finish`, it is killed, and cannot complete a partial file.
 
     Args:
         run: Program, arguments and files.
-        film: What is to be made.
+        film: Specification of the output, for messages.
         launch: Starts its command line.
     """
 
@@ -72,10 +72,10 @@ class Feed:
             raise self._failure() from error
 
     def finish(self) -> None:
-        """Tell FFmpeg that all has come, and wait until it has completed the file.
+        """Close FFmpeg's input, and wait until it has completed the file.
 
         Raises:
-            OutputError: It failed.
+            OutputError: FFmpeg failed.
         """
         with suppress(OSError):
             _opened(self._process.stdin).close()
@@ -83,13 +83,13 @@ class Feed:
             raise self._failure()
 
     def _drain(self) -> None:
-        """Read what FFmpeg says, and keep the end of it."""
+        """Read FFmpeg's log, and keep the end of it."""
         pipe = _opened(self._process.stderr)
         while chunk := pipe.read(1024):
             self._log = (self._log + chunk)[-LOG_BYTES:]
 
     def _failure(self) -> OutputError:
-        """Why FFmpeg stopped, in its own words."""
+        """Build an error with the last lines of FFmpeg's log."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)  # it has closed its end, and is about to go
         code = kill(self._process)
@@ -103,7 +103,7 @@ class Feed:
 
 
 class Encoder(Feed):
-    """An FFmpeg that gets frames.
+    """An FFmpeg that is fed with frames.
 
     Args:
         run: As for `Feed`.
@@ -133,7 +133,7 @@ class Encoder(Feed):
         """Send the next frame.
 
         Args:
-            samples: As `frame_bytes` gives them.
+            samples: As returned by `frame_bytes`.
 
         Raises:
             OutputError: FFmpeg has stopped reading.
@@ -159,7 +159,7 @@ class Encoder(Feed):
 
 
 class NutStream:
-    """Frames as a NUT stream, piece by piece."""
+    """A NUT stream of raw frames, written piece by piece."""
 
     def __init__(self, *, size: tuple[int, int], pixel_format: str, rate: Fraction, time_base: Fraction) -> None:
         self._sink = Sink()
@@ -191,23 +191,23 @@ class NutStream:
 
 
 class Sink:
-    """Where PyAV writes to. The pieces go to FFmpeg from plain Python, where errors can be raised."""
+    """A file object for PyAV that keeps what is written; errors of FFmpeg's pipe can then be raised in Python."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
 
     def write(self, data: bytes) -> int:
-        """Keep a piece; PyAV reuses the memory that it hands over."""
+        """Copy a piece; PyAV reuses the memory."""
         self._pieces.append(bytes(data))
         return len(data)
 
     def take(self) -> bytes:
-        """All pieces since the last call."""
+        """Return all pieces since the last call."""
         pieces, self._pieces = self._pieces, []
         return b"".join(pieces)
 
 
 def _opened(pipe: IO[bytes] | None) -> IO[bytes]:
-    """A pipe that `launch` has opened."""
+    """Narrow the type of a pipe that `launch` has opened."""
     assert pipe is not None
     return pipe

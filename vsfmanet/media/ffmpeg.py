@@ -1,4 +1,4 @@
-"""The FFmpeg that does the work: which one, what it can do, one run of it, and its end."""
+"""The FFmpeg program: choosing one, one run of it, and killing it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Ffmpeg:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """One run of FFmpeg. It never asks, and replaces its output."""
+    """One run of FFmpeg: its command line without questions, which replaces the output."""
 
     ffmpeg: Ffmpeg
     """Program."""
     inputs: tuple[str, ...]
-    """Its inputs, each with the options before it."""
+    """Inputs, each preceded by its options."""
     arguments: tuple[str, ...]
     """Options of the output."""
     output: Path
@@ -56,16 +56,16 @@ class Run:
 
 
 def find_ffmpeg(path: Path | None = None, *, for_hdr: bool = False) -> Ffmpeg:
-    """The FFmpeg to use: the user's choice; else the one on the path, if it is of `PREFERRED_FFMPEG` or newer; else the
-    one that came with imageio-ffmpeg; else an older one on the path.
+    """Find an FFmpeg: the user's choice; else the one on the path from release `PREFERRED_FFMPEG` on; else the one that
+    comes with imageio-ffmpeg; else an older one on the path.
 
     Args:
         path: The user's choice.
-        for_hdr: Whether one that `takes_hdr` comes first, if the user has chosen none.
+        for_hdr: Prefer one for which `takes_hdr` holds, if the user has chosen none.
 
     Raises:
-        ConfigError: The one that is chosen does not run, or is older than `OLDEST_FFMPEG`.
-        OutputError: None is there that runs and is recent.
+        ConfigError: The chosen one does not run, or is older than `OLDEST_FFMPEG`.
+        OutputError: None was found that runs and is recent enough.
     """
     oldest = ".".join(map(str, OLDEST_FFMPEG))
     if path is not None:
@@ -82,14 +82,14 @@ def find_ffmpeg(path: Path | None = None, *, for_hdr: bool = False) -> Ffmpeg:
 
 
 def takes_hdr(ffmpeg: Ffmpeg) -> bool:
-    """Whether an FFmpeg has options that give any encoder and container the metadata of HDR10, which 9.0 has."""
+    """Whether an FFmpeg has options for HDR10 metadata that work with any encoder and container, as 9.0 has."""
     asked = [str(ffmpeg.path), "-hide_banner", "-h", "long"]
     run = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return b"\n-mastering_display" in run.stdout and b"\n-content_light" in run.stdout
 
 
 def _examined(path: str) -> Ffmpeg | None:
-    """An FFmpeg that runs and is recent."""
+    """Examine a program; None unless it is an FFmpeg that runs and is recent enough."""
     try:
         run = subprocess.run([path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -101,7 +101,7 @@ def _examined(path: str) -> Ffmpeg | None:
 
 
 def _bundled_ffmpeg() -> str | None:
-    """The program of imageio-ffmpeg, if its wheel brought one."""
+    """Path of imageio-ffmpeg's program; None if it has none for this system."""
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError:

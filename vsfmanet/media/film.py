@@ -17,21 +17,21 @@ class Film:
     """What an output must be, however it is made."""
 
     source: Source
-    """Where the other streams come from."""
+    """File that the other streams are copied from."""
     size: tuple[int, int]
     """Width and height of the restored frames."""
     pixel_format: str
-    """Of the frames, FFmpeg's name."""
+    """Pixel format of the frames, FFmpeg's name."""
     colour: Colour
-    """How the samples are to be read."""
+    """Colour tags."""
     hdr: Hdr
-    """What is said about the light of the whole film."""
+    """HDR metadata of the whole film."""
     aspect: Fraction
     """Sample aspect ratio."""
     rate: Fraction
     """Nominal frames per second, a hint for encoder and player; the timestamps decide."""
     timestamps: tuple[int, ...]
-    """Of the frames to come, on the source's clock, in units of `time_base`."""
+    """Time of each frame, on the source's clock, in units of `time_base`."""
     time_base: Fraction
     """Seconds."""
     start: Fraction | None
@@ -39,15 +39,15 @@ class Film:
     duration: Fraction | None
     """Length of what is copied, seconds; None for all."""
     copied: tuple[Stream, ...]
-    """Streams of the source that go along: sound, subtitles, attachments, covers."""
+    """Streams to copy: sound, subtitles, attachments, covers."""
     encoder_args: tuple[str, ...]
     """FFmpeg's output options for the video."""
     suffix: str
-    """Of the output, which names its container."""
+    """Suffix of the output, in lower case, which names its container."""
 
     @property
     def likeness(self) -> Likeness:
-        """How much its frames must be like those that are encoded."""
+        """How closely the output's frames must match the encoded ones."""
         return likeness(self.encoder_args, self.pixel_format)
 
 
@@ -57,7 +57,7 @@ def cover_file(cover: Stream) -> str:
 
 
 def attached_covers(film: Film) -> list[Stream]:
-    """Covers that become attachments, which FFmpeg makes of files only: those in Matroska."""
+    """Covers that become attachments, in Matroska; FFmpeg attaches files only."""
     return [stream for stream in film.copied if stream.kind == "cover" and film.suffix == ".mkv"]
 
 

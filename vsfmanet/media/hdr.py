@@ -1,4 +1,4 @@
-"""Metadata for HDR: what the picture was mastered on and how bright it gets, which players map its tones by.
+"""HDR metadata: the mastering display and the light levels, by which players map tones.
 
 Sources: SMPTE ST 2086 (mastering display colour volume), CTA-861.3 (content light level), and the layout of
 `AVMasteringDisplayMetadata` and `AVContentLightMetadata` in FFmpeg's libavutil/mastering_display_metadata.h.
@@ -31,18 +31,18 @@ _LIGHT = struct.Struct("=2I")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hdr:
-    """What a film says about its light."""
+    """HDR metadata of a film."""
 
     mastering: tuple[int, ...] | None = None
-    """x and y of green, blue, red and white in 1/50000, most and least luminance in 1/10000 cd/m2; None if not said."""
+    """x and y of green, blue, red and white in 1/50000, most and least luminance in 1/10000 cd/m2; None if unknown."""
     light: tuple[int, int] | None = None
-    """Brightest pixel (MaxCLL) and brightest frame on average (MaxFALL), cd/m2; None if not said."""
+    """Brightest pixel (MaxCLL) and brightest frame on average (MaxFALL), cd/m2; None if unknown."""
     dynamic: tuple[str, ...] = ()
-    """Kinds of metadata that single frames have."""
+    """Kinds of metadata of single frames."""
 
     @classmethod
     def of(cls, frame: VideoFrame) -> Hdr:
-        """Read it from a decoded frame."""
+        """Read the metadata of a decoded frame."""
         found = {kind: bytes(frame.side_data[kind]) for kind in frame.side_data.keys()}  # noqa: SIM118  (no dict)
         dynamic = dict.fromkeys(DYNAMIC[kind] for kind in found if kind in DYNAMIC)
         return cls(
@@ -53,7 +53,7 @@ class Hdr:
 
     @property
     def master_display(self) -> str | None:
-        """The mastering display as FFmpeg and the encoders have it: G(x,y)B(x,y)R(x,y)WP(x,y)L(max,min)."""
+        """The mastering display in the notation of FFmpeg and encoders: G(x,y)B(x,y)R(x,y)WP(x,y)L(max,min)."""
         if self.mastering is None:
             return None
         pairs = zip(("G", "B", "R", "WP", "L"), self.mastering[::2], self.mastering[1::2], strict=True)
@@ -61,16 +61,16 @@ class Hdr:
 
     @property
     def max_cll(self) -> str | None:
-        """The light levels as FFmpeg and the encoders have them: MaxCLL,MaxFALL."""
+        """The light levels in the notation of FFmpeg and encoders: MaxCLL,MaxFALL."""
         return None if self.light is None else f"{self.light[0]},{self.light[1]}"
 
     @property
     def is_static(self) -> bool:
-        """Whether there is anything that holds for the whole film."""
+        """Whether there is metadata of the whole film."""
         return self.mastering is not None or self.light is not None
 
     def lacks(self, other: Hdr) -> str | None:
-        """What `other` says of the whole film, and this one does not, or otherwise; None if nothing."""
+        """Describe static metadata of `other` that is missing here or differs; None if there is none."""
         near = _is_near(self.mastering, other.mastering)
         lacking = [] if near else [f"mastering display {other.master_display}"]
         lacking += [] if other.light in (None, self.light) else [f"light levels {other.max_cll}"]
@@ -102,7 +102,7 @@ def _light(data: bytes) -> tuple[int, int] | None:
 
 
 def _is_near(found: tuple[int, ...] | None, needed: tuple[int, ...] | None) -> bool:
-    """Whether nothing is needed, or it is there up to the coarser units of AV1: 1/65536, 1/256 and 1/16384 cd/m2."""
+    """Whether `needed` is None or near `found`; AV1 has coarser units: 1/65536, 1/256 and 1/16384 cd/m2."""
     if needed is None or found is None:
         return needed is None
     steps = [1] * 8 + [LUMINANCE // 256 + 1, 1]

@@ -1,4 +1,4 @@
-"""The checksums in a Matroska file, which its writers compute while they write, and decoders ignore.
+"""Checksums in a Matroska file, which muxers write and demuxers ignore.
 
 Source: RFC 8794, sections 4 to 6 (variable-size integers, element IDs and sizes) and 11.3.1 (CRC-32).
 """
@@ -12,19 +12,19 @@ from typing import BinaryIO
 EBML, SEGMENT, CLUSTER, CRC = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0xBF
 
 CRC_BYTES = 6
-"""ID, size and value of a checksum element, the first in the element that it covers."""
+"""Bytes of a checksum element, the first in the element that it covers."""
 
 PIECE = 1 << 20
 
 
 def damaged_place(path: Path) -> int | None:
-    """Where a Matroska file is not what was written, by its checksums and the bounds of its elements.
+    """Find the first element of a Matroska file that its checksum or its bounds show to be damaged.
 
     Args:
         path: Any file.
 
     Returns:
-        Bytes from its beginning to the element that is damaged; None if none is, or the file is not Matroska.
+        Offset of the damaged element; None if none is damaged, or the file is not Matroska.
     """
     end = path.stat().st_size
     with path.open("rb") as file:
@@ -45,7 +45,7 @@ def damaged_place(path: Path) -> int | None:
 
 
 def element(file: BinaryIO) -> tuple[int, int | None]:
-    """The ID of the next element, and its size in bytes; None where it is unknown or cannot be."""
+    """Read the ID and the size in bytes of the next element; the size is None if unknown or invalid."""
     kind, _ = _integer(file)
     size, length = _integer(file)
     if not length or not kind:
@@ -55,7 +55,7 @@ def element(file: BinaryIO) -> tuple[int, int | None]:
 
 
 def _integer(file: BinaryIO) -> tuple[int, int]:
-    """A variable-size integer with its length marker, and its length in bytes; 0 and 0 if there is none."""
+    """Read a variable-size integer with its length marker, and its length in bytes; 0 and 0 if there is none."""
     first = file.read(1)
     if not first or not first[0]:
         return 0, 0
@@ -64,7 +64,7 @@ def _integer(file: BinaryIO) -> tuple[int, int]:
 
 
 def _is_intact(file: BinaryIO, size: int) -> bool:
-    """Whether an element's content has its checksum, or has none."""
+    """Whether an element's content matches its checksum, or has none."""
     head = file.read(min(size, CRC_BYTES))
     if len(head) < CRC_BYTES or head[0] != CRC or head[1] != 0x84:
         return True

@@ -1,4 +1,4 @@
-"""What a video file is, whether `restore` takes it, and what is known about its exposure. The file is only read."""
+"""Inspect a video file: format, damage, whether `restore` accepts it, and what is known about its exposure."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _PLOT_WIDTH, _PLOT_HEIGHT, _PLOT_MARGIN = 960, 240, 40
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Findings:
-    """What is known about a file."""
+    """Findings about a file."""
 
     source: Source
-    """As its demuxer sees it."""
+    """The demuxer's view of the file."""
     refusal: str | None
-    """Why `restore` does not take it; None if it does."""
+    """Why `restore` refuses it; None if it does not."""
     format: str | None
     """VapourSynth's name of the pixel format; None for a file that is refused."""
     pixel_format: str | None
@@ -55,13 +55,13 @@ class Findings:
     aspect: Fraction | None
     """Sample aspect ratio (SAR) of the upright picture; None for a file that is refused."""
     times: tuple[float, ...]
-    """When each frame is shown, seconds; by its packets for a file that is refused."""
+    """Time of each frame, seconds; of each packet for a file that is refused."""
     constant_rate: bool
     """Whether all frames last equally long, but for the rounding of their timestamps."""
     exposures: tuple[KnownExposure | None, ...]
-    """Of every frame; None where only the network can tell."""
+    """Exposure of each frame; None where only the network can estimate it."""
     estimates: tuple[KnownExposure | None, ...]
-    """What blur and motion show of every frame, also where the camera recorded it; empty if not asked for."""
+    """Exposure of each frame estimated from blur and motion, also where telemetry is known; empty unless requested."""
     faults: tuple[str, ...]
     """Signs of damage."""
     notices: tuple[str, ...]
@@ -74,12 +74,12 @@ class Findings:
 
 
 def probe(path: Path, *, estimate: Meters | None = None) -> Findings:
-    """Look at a file as `restore` would, up to the network. To count its frames it is decoded once.
+    """Inspect a file as `restore` does, without the network. The file is decoded once.
 
     Args:
         path: A regular file.
-        estimate: Estimate the exposure of every frame from blur and motion, which takes about as long as a small
-            model takes to restore it, and tell here how far that is.
+        estimate: If set, estimate the exposure of every frame from blur and motion, which takes about as long as
+            restoring with a small model, and show progress here.
 
     Raises:
         SourceError: It is missing, or not a video.
@@ -134,7 +134,7 @@ def _logged(texts: list[str]) -> Iterator[None]:
 
 
 def _estimates(node: vs.VideoNode, meters: Meters) -> tuple[KnownExposure | None, ...]:
-    """What blur and motion show of the exposure of every frame."""
+    """Estimate the exposure of each frame from blur and motion."""
     from vsfmanet import exposure  # with torch
 
     found: list[KnownExposure | None] = []
@@ -154,7 +154,7 @@ def _first(known: KnownExposure | None, estimate: KnownExposure | None) -> Known
 
 
 def as_table(findings: Findings) -> dict[str, object]:
-    """Findings for programs: plain values that JSON can hold."""
+    """Convert findings to plain values for JSON."""
     source, known = findings.source, findings.known
     steps = [later - earlier for earlier, later in pairwise(findings.times)]
     return {
@@ -196,7 +196,7 @@ def as_table(findings: Findings) -> dict[str, object]:
 
 
 def as_lines(findings: Findings) -> list[str]:
-    """Findings for people."""
+    """Convert findings to lines of text."""
     source, times = findings.source, findings.times
     width, height = source.size
     turned = f", turned by {source.rotation} degrees" if source.rotation else ""
@@ -235,7 +235,7 @@ def as_lines(findings: Findings) -> list[str]:
 
 
 def _plan(findings: Findings) -> Iterator[str]:
-    """What `restore` would do without options, in words; nothing for a file that is refused."""
+    """Describe what `restore` does without options; nothing for a file that is refused."""
     source = findings.source
     if findings.refusal is not None or findings.pixel_format is None:
         return
@@ -320,7 +320,7 @@ def _sources(findings: Findings) -> dict[str, int]:
 
 
 def _estimates_read(findings: Findings) -> int:
-    """Frames that show their exposure themselves: in the others that of a frame near them is held, or none."""
+    """Number of frames with an estimate of their own; others hold that of a frame nearby, or have none."""
     from vsfmanet.exposures.estimate import CONFIDENT  # with torch
 
     return sum(one is not None and one.confidence >= CONFIDENT for one in findings.estimates)
@@ -357,9 +357,9 @@ def _colour_names(colour: Colour) -> dict[str, str | None]:
 
 
 def _drawing(findings: Findings) -> str:
-    """Exposure over time as SVG: a line from 0 to 1 upwards, broken where only the network can tell.
+    """Draw exposure over time as SVG: a line from 0 to 1 upwards, broken where the exposure is unknown.
 
-    What was estimated is drawn under it in orange, also where the camera recorded the exposure.
+    Estimates are drawn below it in orange, also where the camera recorded the exposure.
     """
     times = findings.times or (0.0,)
     length = times[-1] - times[0] or 1.0

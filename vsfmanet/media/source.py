@@ -1,4 +1,4 @@
-"""What a source file holds and whether it is whole, as its demuxer sees it. The file is only ever read."""
+"""Read a source file without decoding: its streams, chapters and names, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vsfmanet.media.demux import demuxer, main_track, open_container
 from vsfmanet.media.hdr import Hdr
 
 DECLARING = {"asf", "avi", "flv", "matroska", "mov", "nut"}
-"""Demuxers whose duration stands in the file; elsewhere it is reckoned from the packets, and proves nothing."""
+"""Demuxers whose duration is stored in the file; elsewhere it is computed from the packets, and proves nothing."""
 
 CONTIGUOUS = {"avi", "flv", "matroska"}
 """Demuxers whose packets follow each other in the file, but for their headers."""
@@ -39,13 +39,13 @@ FRAMING = 1024
 """Most bytes of headers and indexes between two packets of such a file."""
 
 DIGEST = 8
-"""Bytes of the hash of a packet: two hours of sound make some 3 MB of them."""
+"""Bytes of the hash of a packet; two hours of sound have 3 MB of hashes."""
 
 CUT, LATEST = -(1 << 63), (1 << 63) - 1
-"""Stand for the times of packets that are cut, and of those that have none."""
+"""In place of the times of packets that are cut, or have no time."""
 
 KEPT = {"audio": "audio", "subtitle": "subtitles", "attachment": "attachments", "cover": "attachments"}
-"""Kinds of streams that are copied, and the option that says whether."""
+"""Kinds of streams that are copied, each with the option that switches it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +104,7 @@ class Source:
     path: Path
     """Absolute."""
     fingerprint: tuple[int, int]
-    """Size in bytes and time of change in ns: tells whether the file changed during the job."""
+    """Size in bytes and modification time in ns, to detect changes during the job."""
     video: Stream
     """The track to restore."""
     others: tuple[Stream, ...]
@@ -133,7 +133,7 @@ class Source:
     rotation: int
     """Degrees in the display matrix; the source filter turns the picture."""
     hdr: Hdr
-    """What its first frame says about its light."""
+    """HDR metadata of the first frame."""
     disposition: tuple[str, ...]
     """Flags of the video track, such as "default"."""
     faults: tuple[str, ...]
@@ -150,12 +150,12 @@ class Source:
 
 
 def is_kept(stream: Stream) -> bool:
-    """Whether a stream beside the video can be copied: not a second video, data, or what no decoder is known for."""
+    """Whether a stream beside the video can be copied: neither a second video, nor data, nor of an unknown codec."""
     return stream.kind in KEPT and (stream.codec != "unknown" or stream.kind == "attachment")
 
 
 def check_unchanged(source: Source) -> None:
-    """Refuse a source file that is not the one that was inspected any more.
+    """Check that a source file is unchanged since `inspect`.
 
     Raises:
         SourceError: It has changed, or is gone.
@@ -169,7 +169,7 @@ def check_unchanged(source: Source) -> None:
 
 
 def inspect(path: Path) -> Source:
-    """Read a source file from end to end, without decoding.
+    """Read a source file from end to end without decoding it.
 
     Args:
         path: A regular file. Playlists, folders, pipes, devices and URLs are refused.
@@ -185,7 +185,7 @@ def inspect(path: Path) -> Source:
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
         raise SourceError(f"{path}: the source must be a regular file, got {kind}; name a video file")
     if status.st_size == 0:
-        raise SourceError(f"{path}: the file is empty (0 bytes); copy it again from where it came from")
+        raise SourceError(f"{path}: the file is empty (0 bytes); copy it again from its origin")
     try:
         return _read(path.absolute())
     except (av.FFmpegError, OSError) as error:
@@ -203,7 +203,7 @@ def _fingerprint(path: Path) -> tuple[int, int]:
 
 @dataclass(kw_only=True, slots=True)
 class _Tally:
-    """What one pass over a stream's packets found; times in units of the stream's time base."""
+    """Findings of one pass over a stream's packets; times in units of the stream's time base."""
 
     packets: int = 0
     cut: int = 0
@@ -252,7 +252,7 @@ class Shown:
 
 @dataclass(kw_only=True, slots=True)
 class _Order:
-    """What one pass over all packets found about the main track and the file; times in units of its time base."""
+    """Findings of one pass about the main track and the file; times in units of the track's time base."""
 
     shown: list[Shown] = field(default_factory=list)
     started: bool = False
@@ -291,7 +291,7 @@ class _Order:
 
 
 def _read(path: Path) -> Source:
-    """`inspect`, after the checks that need no opening."""
+    """`inspect`, after the checks of the path."""
     identity = _fingerprint(path)
     with open_container(path) as container:
         track = main_track(container)
@@ -408,7 +408,7 @@ def _streams(container: InputContainer, track: VideoStream, tallies: Sequence[_T
 
 
 def _fraction(ratio: AVRational | None) -> Fraction | None:
-    """A ratio that a file gives; None if it gives none."""
+    """Convert a ratio; None without one."""
     return Fraction(ratio.numerator, ratio.denominator) if ratio else None
 
 
@@ -439,7 +439,7 @@ def _is_hashed(stream: AvStream) -> bool:
 
 
 def _payload(codec: str, packet: bytes) -> bytes:
-    """What a packet holds, however a container frames it; nothing if it is there only to fill a gap.
+    """The content of a packet without its container's framing; empty for one that only fills a gap.
 
     AAC has a header of 7 bytes, or 9 with a checksum, before each packet in transport streams and none elsewhere (ADTS,
     ISO/IEC 14496-3, 1.A.2.2). MP4 has packets without text between subtitles.
@@ -452,7 +452,7 @@ def _payload(codec: str, packet: bytes) -> bytes:
 
 
 def _missing_end(container: InputContainer, track: VideoStream, streams: Sequence[Stream], rate: Fraction) -> list[str]:
-    """Whether the file ends before the duration or the frame count that it declares."""
+    """Whether the file ends before its declared duration or number of packets."""
     found = max((stream.end for stream in streams if stream.end is not None), default=Fraction(0))
     tolerance = max(0.5, 2 / float(rate))  # seconds; headers round, and streams differ in length
     if container.duration is not None and demuxer(container) in DECLARING:
@@ -470,16 +470,16 @@ def _missing_end(container: InputContainer, track: VideoStream, streams: Sequenc
 
 
 def _missing_bytes(path: Path) -> list[str]:
-    """Whether the file is shorter than it says, by however little."""
+    """Whether the file is shorter than declared, by however little."""
     missing = missing_bytes(path)
     return [f"its last {missing} bytes are missing"] if missing else []
 
 
 def _gaps(shown: Sequence[Shown], time_base: Fraction, *, hole: Callable[[int, int], bool] | None) -> list[str]:
-    """Holes in a file of constant rate.
+    """Find holes in a file of constant rate.
 
-    A pause is none: a packet lasts until the next, or the bytes of both follow each other. Neither is anything in a
-    file of variable rate, which may pause as long as it likes.
+    A pause is no hole: its packet lasts until the next one, or no bytes are missing between the two. Files of variable
+    rate have no holes.
 
     Args:
         shown: The packets, by time.

@@ -1,8 +1,8 @@
-"""Small pictures of frames: what the encoder was given, to be compared with what its file decodes to.
+"""Thumbnails of the encoded frames, compared with the decoded frames of the finished file.
 
 A thumbnail samples 16x9 patches of 8x8 pixels: of each, the mean of every plane and the detail of the first. The
-patches lie elsewhere in each frame, so that all of the picture is seen in time. One takes some 600 bytes and, at any
-size of the frame, less than a millisecond. For lossless encoders a hash of all samples comes with it.
+patches move from frame to frame, so that the whole picture is sampled in time. A thumbnail has some 600 bytes and takes
+less than a millisecond at any frame size. For lossless encoders a hash of all samples is stored with it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ PLAIN = re.compile(r"(yuvj?4\d\dp|gbrp|gray)((9|1\d)le)?")
 Planes = Sequence[NDArray[Any]]
 
 Likeness = Literal["exact", "near", "rough", "restored", "unknown"]
-"""How much a decoded frame must be like the one before: equal in every sample; as after coding at high quality; of the
-same colours and no more detail, as after coding at any quality; of the same colours, as the restored frame of a source;
-not at all, as after filters."""
+"""How closely a frame must match the one it was made from. "exact": every sample is equal. "near": as after coding at
+high quality. "rough": equal colours and not more detail, as after coding at any quality. "restored": equal colours, as
+a restored frame and its source. "unknown": not compared, because filters may have changed it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
-    """The most by which two thumbnails may differ, in code values of 8 bits."""
+    """Greatest allowed differences of two thumbnails, in code values of 8 bits."""
 
     mean: float
     """Mean difference of the patches in any one plane."""
@@ -77,7 +77,7 @@ class Thumbnail:
     detail: NDArray[np.uint8]
     """(rows, columns): mean difference between neighbouring samples of the first plane, in code values of 8 bits."""
     hash: bytes
-    """Of all samples; empty if not asked for."""
+    """Hash of all samples; empty without one."""
 
 
 def thumbnail(planes: Planes, *, depth: int, number: int, scale: int = 1) -> Thumbnail:
@@ -109,7 +109,7 @@ def thumbnail(planes: Planes, *, depth: int, number: int, scale: int = 1) -> Thu
 
 
 def difference(before: Thumbnail, after: Thumbnail, bounds: Bounds) -> str | None:
-    """What differs more than it may between two thumbnails, in words; None if nothing does.
+    """Describe a difference beyond the bounds between two thumbnails; None if there is none.
 
     Planes that only one of them has (a grey picture coded in colour) are left out.
     """
@@ -165,7 +165,7 @@ class ThumbnailWriter:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The thumbnail of a frame, with what is needed to compare a later version of it."""
+    """The thumbnail of a frame, with the data to compare another version of the frame."""
 
     thumbnail: Thumbnail
     """Of the frame."""
@@ -175,11 +175,11 @@ class Kept:
     """Size and pixel format of the frame."""
 
     def difference(self, frame: VideoFrame, likeness: Likeness) -> str | None:
-        """What differs more than it may in a decoded frame, in words; None if nothing does.
+        """Describe a difference beyond the allowed ones between a frame and the thumbnail; None if there is none.
 
         Args:
             frame: Of the size of the first, or a whole multiple.
-            likeness: What it must be, but not "unknown".
+            likeness: How closely it must match, not "unknown".
         """
         same = frame.format.name == self.format.name
         if likeness == "exact" and self.thumbnail.hash and same:
@@ -196,7 +196,7 @@ class Kept:
 
 
 def read_thumbnails(paths: Sequence[Path]) -> Iterator[Kept]:
-    """The thumbnails of some files, one file after the other.
+    """Yield the thumbnails of some files, one file after the other.
 
     Raises:
         IncompleteError: A file is missing, or is not one of thumbnails.
@@ -216,7 +216,7 @@ def read_thumbnails(paths: Sequence[Path]) -> Iterator[Kept]:
 
 
 def count_thumbnails(path: Path) -> int | None:
-    """How many whole thumbnails a file holds; None if it is not one of thumbnails."""
+    """Number of whole thumbnails in a file; None if it is not a file of thumbnails."""
     try:
         with path.open("rb") as file:
             head = json.loads(file.readline())
@@ -227,7 +227,7 @@ def count_thumbnails(path: Path) -> int | None:
 
 
 def frame_planes(frame: VideoFrame) -> Planes:
-    """The planes of a frame of a planar format, in the order of FFmpeg; views, not copies."""
+    """Views of the planes of a frame of a planar format, in FFmpeg's order."""
     kind = np.dtype(np.uint8 if frame.format.components[0].bits == 8 else np.uint16)
     planes = []
     for plane, component in zip(frame.planes, frame.format.components, strict=True):
@@ -237,7 +237,7 @@ def frame_planes(frame: VideoFrame) -> Planes:
 
 
 class _Layout:
-    """How frames of a planar format lie in memory, and their thumbnails in a file."""
+    """Memory layout of frames of a planar format, and file layout of their thumbnails."""
 
     def __init__(self, kind: VideoFormat) -> None:
         self.depth = kind.components[0].bits

@@ -1,4 +1,4 @@
-"""Timestamps that can be used, from timestamps of which some cannot: repaired where they are wrong, kept elsewhere."""
+"""Repair of timestamps: missing and wrong ones are replaced, all others kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 LONG_RUN = 3
-"""Timestamps that rise from an earlier time on, after which they have started again; fewer are stray ones."""
+"""Least number of timestamps that rise from an earlier time, to count as a restart; fewer are stray ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +64,7 @@ def repaired(times: Sequence[int | None], *, step: Fraction) -> Timeline | None:
 
 
 def _continued(times: Sequence[int | None], usual: Fraction) -> tuple[list[int | None], tuple[int, ...]]:
-    """Move what follows a restart behind what came before, and name the frames at which that is."""
+    """Shift the timestamps after each restart behind those before it; return them and the frames of the restarts."""
     moved, restarts, shift = list[int | None](times), [], 0
     highest: int | None = None
     for n, time in enumerate(times):
@@ -83,13 +83,13 @@ def _continued(times: Sequence[int | None], usual: Fraction) -> tuple[list[int |
 
 
 def _rises_long(times: Sequence[int | None], below: int) -> bool:
-    """Whether the next timestamps rise without soon reaching a time that has been before."""
+    """Whether the next timestamps rise and stay below a time."""
     known = [time for time in times if time is not None][:LONG_RUN]
     return len(known) == LONG_RUN and is_ascending(known) and known[-1] <= below
 
 
 def _longest_rise(times: Sequence[int | None]) -> list[int]:
-    """Numbers of the most frames whose timestamps rise; of equal timestamps the first."""
+    """Numbers of the frames of a longest rising subsequence; of equal timestamps the first."""
     tails: list[int] = []  # the least last time of a rise of each length
     places: list[int] = []
     before: dict[int, int] = {}
@@ -110,7 +110,7 @@ def _longest_rise(times: Sequence[int | None]) -> list[int]:
 
 
 def _filled(times: Sequence[int | None], kept: Sequence[int], usual: Fraction) -> list[int]:
-    """Times for all frames, those of `kept` as they are; not ascending where too little room is between two of them."""
+    """Times for all frames: kept ones unchanged, others interpolated; equal where there is too little room."""
     made: list[int] = []
     for n in range(len(times)):
         place = bisect.bisect_left(kept, n)

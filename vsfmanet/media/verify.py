@@ -1,4 +1,4 @@
-"""A finished file against its source: every frame, every timestamp, every packet. Exit codes and logs prove nothing."""
+"""Verify a finished file: every frame, timestamp and packet is read. Exit codes and logs prove nothing."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ from vsfmanet.media.source import Source, Stream, inspect
 from vsfmanet.media.thumbnails import Kept, Likeness
 
 TIME_TOLERANCE = Fraction(1, 1000)
-"""Seconds that a timestamp may be off, beside the rounding of the container's own unit."""
+"""Most seconds that a timestamp may be off, beside the rounding to the container's unit."""
 
 ASPECT_TOLERANCE = Fraction(1, 200)
-"""By how much of itself the aspect ratio of a sample may be off, beside a pixel of the width at which a container says
-that the picture is to be shown: FFmpeg keeps such ratios to numbers below 256."""
+"""Most relative error of the sample aspect ratio, beside a pixel of the display width: FFmpeg limits the terms of such
+ratios to 255."""
 
 FLAT = 2
-"""Code values of 8 bits from the darkest to the brightest pixel of a frame that is all of one colour."""
+"""Most code values of 8 bits between the darkest and brightest pixel of a frame of one colour."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needed:
-    """What a file must hold."""
+    """Requirements on a file."""
 
     source: Source
-    """What it was made from."""
+    """Source of the file."""
     size: tuple[int, int]
     """Width and height of the frames."""
     aspect: Fraction | None
-    """Width over height of a sample (SAR); None if the user has set another one."""
+    """Width over height of a sample (SAR); None if the user's options may have set another."""
     pictures: Iterator[Kept] | None
     """Thumbnails that the frames are compared with, in order; None for no comparison."""
     likeness: Likeness
-    """How much each frame must be like its thumbnail."""
+    """How closely each frame must match its thumbnail."""
     hdr: Hdr
-    """What must be said about the light of the whole film, at least."""
+    """HDR metadata that must be present."""
     times: Sequence[Fraction]
-    """When each frame is shown, seconds on the source's clock."""
+    """Time of each frame, seconds on the source's clock."""
     anchors: Sequence[tuple[int, Fraction]]
-    """Numbers of frames in the file, ascending, each with its own time in the source, seconds: what sound is compared
-    with. Times that were computed are none of them."""
+    """Numbers of frames in the file, ascending, with their own timestamp in the source, seconds. Sound is compared with
+    them; computed times are not among them."""
     lively: Collection[int]
-    """Numbers of frames that must not be of one colour, as after a fault of the device."""
+    """Numbers of frames that must not be of one colour, as they are after some device faults."""
     copied: Sequence[Stream]
-    """Streams of the source that must be there too."""
+    """Streams of the source that must have been copied."""
     extent: str
-    """How much of them: "whole", "part" (the time of the frames), or "damaged" where the source is."""
+    """Copied extent: "whole", "part" (the time of the frames), or "damaged" if the source is."""
     chapters: bool
     """Whether chapters must be those of the source."""
     names: bool
@@ -67,16 +67,16 @@ class Needed:
 
 
 def verify(part: Path, needed: Needed, *, advance: Callable[[], None], remedy: str) -> None:
-    """Decode a file and compare it with what it must hold.
+    """Decode a file and check all requirements.
 
     Args:
         part: The file.
-        needed: What that is.
+        needed: The requirements.
         advance: Called after each frame.
-        remedy: What to do if it does not.
+        remedy: Advice for the error message.
 
     Raises:
-        IncompleteError: Something is missing, misplaced or of the wrong size.
+        IncompleteError: A requirement is not met.
     """
     try:
         place = damaged_place(part)
@@ -104,7 +104,7 @@ def _check_frames(part: Path, needed: Needed, advance: Callable[[], None]) -> li
     """Count the frames, and compare size and timestamp of each, apart from a shift common to all.
 
     Returns:
-        When the frames of `Needed.anchors` are shown.
+        Times of the frames of `Needed.anchors`.
     """
     size, times, count = needed.size, needed.times, 0
     own, found = dict(needed.anchors), []
@@ -144,13 +144,13 @@ def _decoded(container: InputContainer, track: VideoStream) -> Iterator[VideoFra
     """The frames of a track.
 
     Raises:
-        Mismatch: The decoder complains, or has patched over damage.
+        Mismatch: The decoder logs an error, or has concealed damage.
     """
     count = 0
     for step in decode(container, track):
         if step.complaint:
             raise Mismatch(
-                f"frames without errors are needed, but near frame {count} the decoder says: {step.complaint}"
+                f"frames without errors are needed, but near frame {count} the decoder reports: {step.complaint}"
             )
         for frame in step.frames:
             if frame.is_corrupt:
@@ -172,7 +172,7 @@ def _check_picture(frame: VideoFrame, number: int, needed: Needed) -> None:
 
 
 def _check_aspect(made: Source, needed: Needed) -> None:
-    """Compare the shape of a sample."""
+    """Compare the sample aspect ratio."""
     if needed.aspect is None:
         return
     tolerance = ASPECT_TOLERANCE + Fraction(1, needed.size[0])
