@@ -40,8 +40,51 @@ class Mutant:
     """Test, or file of tests, that must fail, as pytest names it."""
 
 
+POWER = "tests/test_power_loss.py"
 MUTANTS = (
     # On the disk
+    Mutant(
+        name="a new content is flushed before it has its name",
+        file="vsfmanet/atomic.py",
+        old="            os.fsync(file.fileno())\n        beside.replace(path)",
+        new="        beside.replace(path)",
+        test=POWER,
+    ),
+    Mutant(
+        name="the name of a new content is flushed",
+        file="vsfmanet/atomic.py",
+        old="        beside.unlink(missing_ok=True)\n    sync(path.parent)",
+        new="        beside.unlink(missing_ok=True)",
+        test=POWER,
+    ),
+    Mutant(
+        name="a range is flushed before it counts as finished",
+        file="vsfmanet/jobs/scratch.py",
+        old="        sync(unfinished)\n",
+        new="",
+        test=POWER,
+    ),
+    Mutant(
+        name="a part is flushed before it has the name of the output",
+        file="vsfmanet/jobs/scratch.py",
+        old="            sync(part)\n",
+        new="",
+        test=POWER,
+    ),
+    Mutant(
+        name="the names of an output and of its record are flushed",
+        file="vsfmanet/jobs/scratch.py",
+        old="                    write_record(record, record_path(target))\n                sync(target.parent)\n",
+        new="                    write_record(record, record_path(target))\n",
+        test=POWER,
+    ),
+    Mutant(
+        name="the journal is flushed with every change",
+        file="vsfmanet/jobs/journal.py",
+        old="PRAGMA synchronous = FULL",
+        new="PRAGMA synchronous = OFF",
+        test=POWER,
+    ),
     Mutant(
         name="a cached file is flushed before it has its name",
         file="vsfmanet/caches.py",
