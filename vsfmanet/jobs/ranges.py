@@ -1,4 +1,4 @@
-"""A long film in ranges of frames: a job that is killed loses the one that it was making, and no other.
+"""Makes a long film in ranges of frames, so that a killed job loses only the range that it was making.
 
 Each range is encoded to a file of its own, which begins with a key frame and needs nothing outside. The files wait in a
 hidden folder beside the output, and are joined in the end without encoding them again: their packets, with the exact
@@ -41,16 +41,16 @@ from vsfmanet.media.film import Film, attached_covers, mapped_streams
 from vsfmanet.media.thumbnails import SUFFIX, count_thumbnails
 
 EARLIEST_CUT = Fraction(3, 4)
-"""Part of the length from which on a range ends where a scene does."""
+"""Part of the length after which a range ends at the next scene cut."""
 
 SHORTEST_STEP = Fraction(2, 1000)
-"""Seconds between two frames that Matroska can tell apart for sure; it counts in milliseconds."""
+"""Shortest time between two frames, seconds; Matroska counts in milliseconds."""
 
 NAME = re.compile(r"(\d{9})-(\d{9})(\.\w+)")
-"""Of the file of a finished range: its first frame, and the one after its last."""
+"""Name of a finished range's file: its first frame, and the one after its last."""
 
 COLOUR = "colour.json"
-"""File that keeps how the film's first frame is to be read: all ranges are tagged alike."""
+"""File with the colour tags of the film's first frame, which all ranges have."""
 
 CARRIERS = {"nut": {}, "mov": {"movflags": "frag_keyframe+empty_moov+default_base_moof"}}
 """Formats that bring coded frames to FFmpeg with exact times, with options that let them go through a pipe. NUT has no
@@ -62,13 +62,13 @@ class Range:
     """A finished range."""
 
     path: Path
-    """Its file."""
+    """File of the range."""
     frames: range
-    """Which of the clip's frames it holds."""
+    """Numbers of its frames in the clip."""
     order: tuple[int, ...]
-    """Which of its frames each packet shows, counted from 0, in the order of the packets."""
+    """For each packet, the frame that it shows, counted from 0."""
     parameters: bytes
-    """What a decoder must know before the first packet."""
+    """Codec parameters that a decoder needs before the first packet."""
 
 
 class Ranges:
@@ -110,17 +110,17 @@ class Ranges:
         self._scratch = scratch
         self._work = Path()
         self.trial = Path()
-        """A film of two frames that was made as the whole will be."""
+        """Two-frame trial output, encoded and joined like the real one."""
         self._found: list[Range] = []
 
     @property
     def missing(self) -> range:
-        """The frames that are in no finished range."""
+        """Frames that are in no finished range."""
         return range(self._found[-1].frames.stop if self._found else self._frames.start, self._frames.stop)
 
     @property
     def thumbnails(self) -> list[Path]:
-        """The files with the thumbnails of the frames, range by range."""
+        """Files with the thumbnails of the frames, range by range."""
         return [each.path.with_suffix(SUFFIX) for each in self._found]
 
     def open(self, key: str, blank: bytes) -> None:
@@ -154,7 +154,7 @@ class Ranges:
         self._scratch.has_ranges = bool(self._found)
 
     def encode(self, restored: vs.VideoNode, report: Report, exposures: Counter[str]) -> None:
-        """Make the ranges that are missing.
+        """Make the missing ranges.
 
         Args:
             restored: The restored clip, whole.
@@ -181,7 +181,7 @@ class Ranges:
                 write_whole(self._work / COLOUR, json.dumps(asdict(clips.colour(frame))))
 
             def samples() -> Iterator[bytes]:
-                """Those of one range; `frame` is then the first of the next one."""
+                """Yield the samples of one range; `frame` is then the first of the next one."""
                 nonlocal frame
                 for count in range(self._length):
                     if frame is None or (count >= EARLIEST_CUT * self._length and _starts_scene(frame, start + count)):
@@ -195,7 +195,7 @@ class Ranges:
                 self._add(samples())
 
     def join(self, report: Report) -> None:
-        """Make the whole of the ranges.
+        """Join the ranges.
 
         Args:
             report: Where progress goes.
@@ -212,7 +212,7 @@ class Ranges:
             self._join(film, self._output, self._found, begin=begin, advance=progress.advance)
 
     def _add(self, samples: Iterable[bytes]) -> None:
-        """Encode the next range, and give it its name once it is whole."""
+        """Encode the next range, and name it once it is whole."""
         missing = self.missing
         offset = missing.start - self._frames.start
         unfinished = self._scratch.make_unfinished(self._work, self._film.suffix)
@@ -226,12 +226,12 @@ class Ranges:
                 "encoder changes them from range to range; make it in one pass with --range-frames 0"
             )
         path = self._work / f"{frames.start:09}-{frames.stop:09}{unfinished.suffix}"
-        unfinished.with_suffix(SUFFIX).replace(path.with_suffix(SUFFIX))  # it is on the disk, and the range comes last
+        unfinished.with_suffix(SUFFIX).replace(path.with_suffix(SUFFIX))  # flushed before; the range is named last
         self._scratch.finish(unfinished, path)
         self._found.append(replace(made, path=path))
 
     def _encode(self, film: Film, output: Path, samples: Iterable[bytes]) -> int:
-        """Encode some frames to a file; returns how many."""
+        """Encode frames to a file; return how many."""
         run, kept = range_run(film, self._ffmpeg, output), output.with_suffix(SUFFIX)
         with Encoder(run, film, launch=self._scratch.launch, thumbnails=kept) as encoder:
             for frame in samples:
@@ -240,7 +240,7 @@ class Ranges:
             return encoder.written
 
     def _finished(self) -> Iterator[Range]:
-        """The finished ranges, up to the first gap. What cannot be used is deleted."""
+        """Yield the finished ranges up to the first gap, and delete what cannot be used."""
         there, tagged = {}, self._colour() is not None
         for path in self._work.iterdir():
             match = NAME.fullmatch(path.name)
@@ -265,7 +265,7 @@ class Ranges:
             first = frames.stop
 
     def _colour(self) -> Colour | None:
-        """How the film's first frame is to be read; None if nothing says so that can be understood."""
+        """Colour tags of the film's first frame; None if the file is missing or damaged."""
         try:
             return Colour(**json.loads((self._work / COLOUR).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError):
@@ -336,7 +336,7 @@ class Ranges:
 
 
 def why_one_pass(film: Film) -> str | None:
-    """Why a film must be made in one pass; None if it can be made in ranges."""
+    """Reason to make a film in one pass; None if it can be made in ranges."""
     steps = [later - earlier for earlier, later in pairwise(film.timestamps)]
     if steps and min(steps) * film.time_base < SHORTEST_STEP:
         return "some frames follow each other within 2 ms"
@@ -344,7 +344,7 @@ def why_one_pass(film: Film) -> str | None:
 
 
 def read_range(path: Path, frames: range) -> Range:
-    """Read the packets of a range, and check that it is whole and needs nothing outside.
+    """Read the packets of a range, and check that it is whole and decodes by itself.
 
     Args:
         path: Its file.
@@ -378,7 +378,7 @@ def read_range(path: Path, frames: range) -> Range:
 
 
 def _first_frame(path: Path) -> tuple[Fraction, bytes]:
-    """The sample aspect ratio and the samples of the first frame of a file.
+    """Return the sample aspect ratio and the samples of the first frame of a file.
 
     Raises:
         OutputError: It cannot be decoded.
@@ -394,7 +394,7 @@ def _first_frame(path: Path) -> tuple[Fraction, bytes]:
 
 
 def _carrier(sink: Sink, track: VideoStream, *, reordered: bool) -> tuple[str, OutputContainer, VideoStream]:
-    """A stream for the packets of a track in a format that holds them.
+    """Create a stream for the packets of a track, in a format that holds them.
 
     Raises:
         OutputError: No format does.
@@ -412,5 +412,5 @@ def _carrier(sink: Sink, track: VideoStream, *, reordered: bool) -> tuple[str, O
 
 
 def _starts_scene(frame: vs.VideoFrame, number: int) -> bool:
-    """Whether nothing before a restored frame has to do with it."""
+    """Whether a restored frame depends on no frame before it."""
     return frame.props.get("FMANetWindowStart") == number

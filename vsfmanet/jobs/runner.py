@@ -55,10 +55,10 @@ SAME_OUTPUT = {"source", "target", "settings", "overwrite", "range_frames", "res
 """Fields of `RestoreJob` that do not make it another job; the record names the FFmpeg that was used."""
 
 THUMBNAILS = f"frames{SUFFIX}"
-"""File with the thumbnails of the frames, where the output is made in one pass."""
+"""File with the thumbnails of the frames, if the output is made in one pass."""
 
 ROOM = 1.2
-"""How much more than is expected must be free on the disk."""
+"""Free space that a job needs, over its expected size."""
 
 TAKING_PART = ("vapoursynth", "vapoursynth-bestsource", "torch", "av")
 """Packages whose versions are recorded."""
@@ -104,18 +104,18 @@ def resolved(settings: RestoreSettings, weights: str) -> Resolved:
 
 
 def run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
-    """Restore one file. To run a job again that is done does nothing.
+    """Restore one file, unless it is done already.
 
     Args:
-        job: What is asked.
-        report: Where progress goes.
-        scratch: Empty; holds what must go away if the job does not end well.
+        job: The job.
+        report: Receives messages and progress.
+        scratch: A new one, which owns the files of the job and is discarded at its end.
 
     Returns:
         The record of the target.
 
     Raises:
-        VsfmanetError: Why there is no result. The target is then as it was before.
+        VsfmanetError: There is no result. The target is as it was before.
     """
     try:
         with report.listening():
@@ -129,12 +129,12 @@ def run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
 
 
 def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
-    """`run`, leaving the clearing up to it."""
+    """See `run`, which discards the scratch."""
     started = time.monotonic()
     record = _check_target(job)
     if record is not None:
         report.note(f"already done: {job.target} is verified and unchanged, {record.frames} frames")
-        remove_work(job.target)  # of the run that was killed before it could do so
+        remove_work(job.target)  # of a run that was killed before it did that
         return record
     ffmpeg = find_ffmpeg(job.ffmpeg)
     report.note(f"restoring {job.source} with FFmpeg {ffmpeg.release[0]}.{ffmpeg.release[1]} ({ffmpeg.path})")
@@ -198,7 +198,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
                 "(-r, -s, -map, -t), or write to .mkv, which holds most; and report it if it comes back",
             )
     except IncompleteError:
-        remove_work(job.target)  # one of the ranges may be why
+        remove_work(job.target)  # one of the ranges may be wrong
         raise
     report.phase("checking")
     record = Record(
@@ -255,7 +255,7 @@ def _needed(
 
 
 def _settings(job: RestoreJob, source: Source, report: Report) -> RestoreSettings:
-    """What the filter gets."""
+    """Settings of the filter, with the source and the exposures beside it."""
     settings = replace(job.settings, source_path=source.path)
     sidecar = exposure_sidecar(source.path) if settings.exposure == "auto" else None
     if sidecar is None:
@@ -265,10 +265,10 @@ def _settings(job: RestoreJob, source: Source, report: Report) -> RestoreSetting
 
 
 def _check_target(job: RestoreJob) -> Record | None:
-    """Refuse a target that is the source, is there already, or cannot be named.
+    """Refuse a target that is the source, exists already, or has too long a name.
 
     Returns:
-        The record of the target, if it is the finished result of this very job.
+        The record of the target, if it is the finished result of this job.
 
     Raises:
         ConfigError: It is one of these.
@@ -292,10 +292,10 @@ def _check_target(job: RestoreJob) -> Record | None:
 
 
 def _check_whole(job: RestoreJob, faults: Sequence[str], report: Report) -> None:
-    """Stop at damage, or tell it where the user wants the rest.
+    """Refuse a damaged source, or warn if the user wants the rest of it.
 
     Raises:
-        DamagedError: The source is damaged, and nothing else is asked for.
+        DamagedError: The source is damaged, and --on-damage is "stop".
     """
     if not faults:
         return
@@ -309,7 +309,7 @@ def _check_whole(job: RestoreJob, faults: Sequence[str], report: Report) -> None
 
 
 def _range(job: RestoreJob, clip: SourceClip) -> range:
-    """The frames to restore.
+    """Numbers of the frames to restore.
 
     Raises:
         ConfigError: The source does not have them.
@@ -325,7 +325,7 @@ def _range(job: RestoreJob, clip: SourceClip) -> range:
 
 
 def _copied(job: RestoreJob, source: Source, report: Report) -> list[Stream]:
-    """The streams that go along; what cannot is named."""
+    """Streams of the source to copy; warns of each that cannot be copied."""
     copied = []
     for stream in source.others:
         if not is_kept(stream):
@@ -386,7 +386,7 @@ def _film(
 
 
 def _check_room(job: RestoreJob, film: Film, frames: int, missing: int | None) -> None:
-    """Refuse to begin what the disk cannot hold: the output and, where it is made in ranges, those that are missing.
+    """Refuse a job that the disk cannot hold: the output and, if it is made in ranges, the missing ones.
 
     Raises:
         OutputError: Too little is free.
@@ -444,12 +444,12 @@ def _ranges(
 
 
 def _blank(restored: vs.VideoNode) -> bytes:
-    """The samples of a frame that costs nothing."""
+    """Samples of a blank frame."""
     return clips.frame_bytes(vs.core.std.BlankClip(restored, length=1, keep=True).get_frame(0))
 
 
 def _try_encoder(film: Film, ffmpeg: Ffmpeg, restored: vs.VideoNode, folder: Path, scratch: Scratch) -> Path:
-    """Encode one blank frame, so that a wrong option or a missing encoder shows now and not after hours.
+    """Encode one blank frame, to find a wrong option or a missing encoder now and not after hours.
 
     Returns:
         A film of that frame.
@@ -466,7 +466,7 @@ def _try_encoder(film: Film, ffmpeg: Ffmpeg, restored: vs.VideoNode, folder: Pat
 
 
 def _not_carried(lacking: str, hdr: Hdr) -> str:
-    """That the output will lack metadata of HDR10, or have others, and what the user can do."""
+    """Warning that the output lacks metadata of HDR10, with what to do."""
     x265 = {"master-display": hdr.master_display, "max-cll": hdr.max_cll}
     options = ":".join(f"{name}={value}" for name, value in x265.items() if value is not None)
     return (
@@ -506,6 +506,6 @@ def _encode(
 
 
 def _versions(ffmpeg: Ffmpeg) -> dict[str, str]:
-    """Of what took part in a job."""
+    """Versions of what took part in a job."""
     release = ".".join(map(str, ffmpeg.release))
     return {name: version(name) for name in TAKING_PART} | {"python": platform.python_version(), "ffmpeg": release}
