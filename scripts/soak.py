@@ -1,22 +1,22 @@
 """Hurt batches at random and count what goes wrong: partial, lost, duplicated and wrong results. All must be 0.
 
-    python scripts/soak.py --kills 200
+    python scripts/soak.py --events 300
 
 Makes a few short films, whole and corrupt ones, and restores them with `vsfmanet batch`, in ranges of frames, with a
-plain enlargement in place of the network. At random moments batches, jobs and encoders are killed with SIGKILL, the
-pipe of a batch's messages is closed, and the disk of the outputs is filled. The same command is given again until it
+plain enlargement in place of the network. At random moments batches, jobs and encoders are killed, told to stop, or
+suspended; the pipe of a batch's messages is closed; a second batch works in the same folder; the disk of the outputs is
+filled; the journal or a record is garbled; one bit of a source is flipped. The same command is given again until it
 ends by itself; then every output is compared, frame by frame, with one that was made in peace, and the next round
-begins. Linux only: processes are found in /proc.
+begins.
 
 The outputs are on a small disk in memory where mounting is allowed, and are filled up for real; elsewhere a limit on
-the size of files, set on the running processes, makes their writes fail. The last line says which.
+the size of files, set on the running processes, makes their writes fail. The last line says which. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import random
 import resource
 import signal
@@ -31,6 +31,7 @@ from pathlib import Path
 
 import av
 import imageio_ffmpeg
+import psutil
 
 GOOD = "film {}.mkv"
 
@@ -39,6 +40,9 @@ DONE = 3
 
 DISK = 5
 """Exit code of a batch whose disk is full."""
+
+BUSY = 7
+"""Exit code of a batch of which another one has made a file."""
 
 SECONDS = 600
 """After which a batch that nobody hurts must have ended."""
@@ -49,49 +53,69 @@ DISK_SIZE = 24
 LIMIT = 20_000
 """Bytes that a file may have where no disk can be mounted."""
 
-CHANCES = {"batch": 3, "job": 3, "encoder": 3, "pipe": 1, "disk": 1}
-"""What may be hurt, and how often."""
+CHANCES = {
+    **dict.fromkeys(("batch", "job", "encoder"), 3),
+    **dict.fromkeys(("term", "pause", "pipe", "rival", "disk", "journal", "record", "bit"), 1),
+}
+"""What may happen, and how often."""
 
-KILLS = ("batch", "job", "encoder")
+BIT = "bit.mkv"
+"""Copy of a whole film in which bits are flipped."""
 
 
 def main() -> int:
     """Run the soak; the exit code is 1 if anything went wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--events", "--kills", type=int, default=20, metavar="N", help="how many (default: %(default)s)"
+    )
     parser.add_argument("--films", type=int, default=6, metavar="N", help="whole ones (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: %(default)s)")
+    parser.add_argument("--only", metavar="WHAT", choices=list(CHANCES), help="one kind of event")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="vsfmanet-soak-") as name:
+    chances = CHANCES if options.only is None else {options.only: 1}
+    with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
-        make_sources(folder / "in", options.films)
+        sources = folder / "in"
+        make_sources(sources, options.films)
         with small_disk(folder / "disk") as mounted:
-            expected = make_in_peace(folder / "in", folder / "peace", options.films)
+            expected = make_in_peace(sources, folder / "peace", options.films)
             hurt, wrong = Counter[str](), Counter[str]()
             chance, started = random.Random(options.seed), time.monotonic()
-            out, rounds = folder / "disk" / "out", 0
-            while sum(hurt[what] for what in KILLS) < options.kills:
-                what, code = hurt_once(folder / "in", out, chance, mounted=mounted)
+            out, rounds, garbled = folder / "disk" / "out", 0, False
+            while hurt.total() < options.events:
+                what, code = hurt_once(sources, out, chance, chances, mounted=mounted)
                 hurt[what] += what != ""
+                garbled |= what in ("journal", "record")
                 ended = code == DONE
-                wrong += examine(out, expected, finished=ended)
-                wrong["exit code"] += what in ("", "disk") and code not in (DONE, DISK)
-                print(
-                    f"{sum(hurt[kind] for kind in KILLS)} kills, {what or 'nothing'} hurt, {dict(+wrong)}", flush=True
-                )
+                if what == "bit":
+                    expected[BIT] = [*expected.get(BIT, []), expect_of_bit(sources, folder / "bit")]
+                wrong += examine(out, expected, finished=ended, garbled=garbled)
+                wrong["exit code"] += code not in ALLOWED.get(what, {DONE})
+                print(f"{hurt.total()} events, last: {what or 'none'}, {dict(+wrong)}", flush=True)
                 if ended:
-                    rounds += 1
+                    rounds, garbled = rounds + 1, False
+                    expected = {name: hashes[-1:] for name, hashes in expected.items()}
                     subprocess.run(["rm", "-r", out], check=True)
-            code = run_batch(folder / "in", out).wait(SECONDS)
-            wrong += examine(out, expected, finished=True)
+            code = run_batch(sources, out).wait(SECONDS)
+            wrong += examine(out, expected, finished=True, garbled=garbled)
             wrong["exit code"] += code != DONE
             took = time.monotonic() - started
-    hit = ", ".join(f"{hurt[what]} of {what}" for what in KILLS)
     how = "a full disk in memory" if mounted else "a limit on the size of files: no disk could be mounted"
     found = ", ".join(f"{what} {wrong[what]}" for what in ("partial", "lost", "duplicated", "wrong", "exit code"))
-    print(f"{sum(hurt[what] for what in KILLS)} kills ({hit}), {hurt['pipe']} broken pipes, {hurt['disk']} times {how}")
+    events = ", ".join(f"{what} {hurt[what]}" for what in CHANCES)
+    print(f"{hurt.total()} events ({events}; disk: {how})")
     print(f"{len(expected)} films and 4 corrupt ones, {rounds + 1} rounds, {took:.0f} s: {found}")
     return int(wrong.total() > 0)
+
+
+ALLOWED = {
+    **{what: {-signal.SIGKILL, DONE} for what in ("batch", "job", "encoder", "pipe", "journal", "record", "bit")},
+    "term": {128 + signal.SIGTERM, DONE},
+    "rival": {DONE, BUSY},
+    "disk": {DONE, DISK},
+}
+"""Exit codes of a batch to which something has happened."""
 
 
 def make_sources(folder: Path, count: int) -> None:
@@ -130,43 +154,98 @@ def small_disk(place: Path) -> Iterator[bool]:
             subprocess.run(["umount", "--lazy", place], check=True)
 
 
-def make_in_peace(sources: Path, folder: Path, count: int) -> dict[str, str]:
-    """The hash of all frames of each output, by its name."""
+def make_in_peace(sources: Path, folder: Path, count: int) -> dict[str, list[str]]:
+    """The hash of all frames of each output, by its name: those that it may have, the last for the source as it is."""
     assert run_batch(sources, folder).wait(SECONDS) == DONE
-    return {GOOD.format(n): frame_hash(folder / GOOD.format(n)) for n in range(count)}
+    return {GOOD.format(n): [frame_hash(folder / GOOD.format(n))] for n in range(count)}
 
 
-def hurt_once(sources: Path, out: Path, chance: random.Random, *, mounted: bool) -> tuple[str, int]:
-    """Start a batch, wait, and hurt something; what was hurt, "" if it had ended before, and its exit code."""
+def hurt_once(
+    sources: Path, out: Path, chance: random.Random, chances: dict[str, int], *, mounted: bool
+) -> tuple[str, int]:
+    """Start a batch, wait, and let something happen; return what, "" if it had ended before, and its exit code."""
     batch = run_batch(sources, out)
-    while batch.poll() is None and not children(batch.pid):
+    while batch.poll() is None and not family(batch.pid):
         time.sleep(0.02)
     time.sleep(chance.uniform(0, 2))
     if batch.poll() is not None:
         return "", batch.returncode
-    what = chance.choices(list(CHANCES), list(CHANCES.values()))[0]
+    what = chance.choices(list(chances), list(chances.values()))[0]
     if what == "disk":
         return what, fill_disk(batch, out, mounted=mounted)
-    jobs = children(batch.pid)
-    encoders = [encoder for job in jobs for encoder in children(job)]
+    if what == "rival":
+        other = run_batch(sources, out, f"--journal={out.parent / 'rival.sqlite3'}")
+        codes = {batch.wait(SECONDS), other.wait(SECONDS)}
+        for path in out.parent.glob("rival.sqlite3*"):
+            path.unlink()
+        return what, max(codes - {DONE}, default=DONE) if codes <= ALLOWED["rival"] else -1
+    if what == "pause":
+        everything = [psutil.Process(batch.pid), *family(batch.pid)]
+        for signal_number in (signal.SIGSTOP, signal.SIGCONT):
+            for process in everything:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal_number)
+            time.sleep(chance.uniform(0, 2))
+        return what, batch.wait(SECONDS)
+    processes = family(batch.pid)
+    encoders = [process for process in processes if is_encoder(process)]
     while what == "encoder" and not encoders and batch.poll() is None:  # one runs only for a part of each job
-        jobs = children(batch.pid)
-        encoders = [encoder for job in jobs for encoder in children(job)]
-    victims = {"batch": [batch.pid], "job": jobs, "encoder": encoders, "pipe": []}[what]
-    assert batch.stderr is not None
+        processes = family(batch.pid)
+        encoders = [process for process in processes if is_encoder(process)]
+    victims = {"job": processes, "encoder": encoders}.get(what, [])
     if what == "pipe":
+        assert batch.stderr is not None
         batch.stderr.close()
-        time.sleep(chance.uniform(0, 2))  # it must go on with nobody to talk to
+        time.sleep(chance.uniform(0, 2))  # it must continue with nobody to read its messages
     for victim in victims:
-        with suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
     time.sleep(chance.uniform(0, 0.5))
-    batch.kill()
+    if what == "term":
+        batch.terminate()
+    else:
+        batch.kill()
     code = batch.wait()
     deadline = time.monotonic() + 15
-    while any(is_alive(process) for process in [*jobs, *encoders]) and time.monotonic() < deadline:
+    while any(is_alive(process) for process in processes) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return what if victims or what == "pipe" else "batch", code
+    if what == "journal":
+        garble(out / ".vsfmanet" / "journal.sqlite3", chance)
+    if what == "record":
+        records = sorted(out.rglob("*.vsfmanet.json"))
+        if records:
+            garble(chance.choice(records), chance)
+    if what == "bit":
+        data = bytearray((sources / GOOD.format(0)).read_bytes())
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        (sources / BIT).write_bytes(data)
+    return what, code
+
+
+def garble(path: Path, chance: random.Random) -> None:
+    """Cut a file, or overwrite a part of it."""
+    if not path.is_file():
+        return
+    data = bytearray(path.read_bytes())
+    place = chance.randrange(len(data) + 1)
+    if chance.random() < 0.5:
+        del data[place:]
+    else:
+        data[place : place + 100] = chance.randbytes(min(100, len(data) - place))
+    path.write_bytes(data)
+
+
+def expect_of_bit(sources: Path, folder: Path) -> str:
+    """The hash of the film with a flipped bit, made in peace; "" if it is refused, as an earlier one then stays."""
+    subprocess.run(["rm", "-rf", folder], check=True)
+    folder.mkdir()
+    line = [sys.executable, __file__, "as-vsfmanet", "restore", *OPTIONS, str(sources / BIT), str(folder / BIT)]
+    code = subprocess.run(line, stderr=subprocess.DEVNULL, check=False).returncode
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", sources / BIT, "-map", "0:v", "-f", "null", "-"]
+    said = subprocess.run(ffmpeg, capture_output=True, check=False).stderr
+    if code == 0 and said:
+        print(f"FFmpeg complains of {BIT}, which was restored: {said[:200]!r}")
+    return frame_hash(folder / BIT) if code == 0 else ""
 
 
 def fill_disk(batch: subprocess.Popen[bytes], out: Path, *, mounted: bool) -> int:
@@ -177,8 +256,7 @@ def fill_disk(batch: subprocess.Popen[bytes], out: Path, *, mounted: bool) -> in
             while True:
                 file.write(bytes(4096))
     else:
-        jobs = children(batch.pid)
-        for process in [batch.pid, *jobs, *(encoder for job in jobs for encoder in children(job))]:
+        for process in [batch.pid, *(each.pid for each in family(batch.pid))]:
             with suppress(ProcessLookupError):
                 resource.prlimit(process, resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
     try:
@@ -187,26 +265,35 @@ def fill_disk(batch: subprocess.Popen[bytes], out: Path, *, mounted: bool) -> in
         filler.unlink(missing_ok=True)
 
 
-def run_batch(sources: Path, out: Path) -> subprocess.Popen[bytes]:
-    """Start `vsfmanet batch`; what has been killed three times is tried again."""
-    options = ["--retry", "--reserve=0", "--range-frames=20", "--encoder-args=-preset ultrafast"]
-    line = [sys.executable, __file__, "as-vsfmanet", "batch", *options, str(sources), str(out)]
-    return subprocess.Popen(line, stderr=subprocess.PIPE)
+OPTIONS = ("--range-frames=20", "--encoder-args=-preset ultrafast")
+"""Options of every job."""
 
 
-def examine(out: Path, expected: dict[str, str], *, finished: bool) -> Counter[str]:
-    """Compare what is there under final names with what must be; at the end everything must, and nothing else."""
+def run_batch(sources: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start `vsfmanet batch`; what has been killed three times is tried again, and all bytes are compared."""
+    line = [sys.executable, __file__, "as-vsfmanet", "batch", "--retry", "--recheck", "--reserve=0", *OPTIONS, *options]
+    return subprocess.Popen([*line, str(sources), str(out)], stderr=subprocess.PIPE)
+
+
+def examine(out: Path, expected: dict[str, list[str]], *, finished: bool, garbled: bool) -> Counter[str]:
+    """Compare what is there under final names with what must be; at the end everything must, and nothing else.
+
+    Where a record was garbled, nothing proves its output: it is made again, and the old one kept as `.old1`.
+    """
     found: Counter[str] = Counter()
     for path in out.rglob("*") if out.is_dir() else ():
         inside = path.relative_to(out)
+        wanted = expected.get(path.name, [])
         if any(part.startswith(".") for part in inside.parts):  # what a job works with: gone when it has ended
             found["partial"] += finished and path.is_file() and not path.name.startswith("journal.sqlite3")
+        elif path.suffix == ".mkv" and not wanted and ".old" in path.name and (garbled or path.name.startswith("bit")):
+            continue
         elif path.suffix == ".mkv" and path.name not in expected:
             found["duplicated"] += 1
-        elif path.suffix == ".mkv" and frame_hash(path) != expected[path.name]:
-            found["wrong"] += 1
+        elif path.suffix == ".mkv" and (finished or path.name != BIT) and frame_hash(path) not in wanted:
+            found["wrong"] += 1  # until the end, that of a film with a flipped bit may be of an earlier bit
     if finished:
-        found["lost"] = sum(not (out / name).is_file() for name in expected)
+        found["lost"] = sum(wanted[-1] != "" and not (out / name).is_file() for name, wanted in expected.items())
     return found
 
 
@@ -219,20 +306,27 @@ def frame_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started, by any of its threads."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += [int(child) for child in task.read_text().split()]
-    return found
+def family(pid: int) -> list[psutil.Process]:
+    """The processes that a process has started, and those that they have."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
-def is_alive(pid: int) -> bool:
+def is_encoder(process: psutil.Process) -> bool:
+    """Whether a process is an FFmpeg."""
+    try:
+        return "ffmpeg" in process.name()
+    except psutil.Error:
+        return False
+
+
+def is_alive(process: psutil.Process) -> bool:
     """Whether a process runs; a zombie does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
@@ -10,12 +11,17 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.films import nothing_but
 from vsfmanet import atomic
 from vsfmanet.atomic import TEMPORARY, replacing, write_new, write_whole
+from vsfmanet.errors import ConfigError
 from vsfmanet.jobs import files
+from vsfmanet.jobs.cluster import read_list
 from vsfmanet.jobs.files import HELD, PREFIX, TemporaryFolder, locked, part_path, remove_work, sweep, work_path
+from vsfmanet.jobs.record import read_record
 
 KILLED = """
 import os, sys
@@ -149,3 +155,25 @@ def test_a_part_file_that_cannot_be_deleted_is_told_and_stops_nobody(
     monkeypatch.setattr(Path, "unlink", refuse)
     assert sweep(target) == []
     assert "cannot be deleted (Operation not permitted); delete it yourself" in caplog.text
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_bytes_of_a_record_or_of_a_list_of_jobs_raise_anything_unforeseen(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    path = tmp_path / "made.mkv.vsfmanet.json"
+    names = ["format", "frames", "output_size", "fingerprint", "recipe", "warnings", "key", "jobs", "template"]
+    table = data.draw(st.dictionaries(st.sampled_from(names), VALUES) | VALUES)
+    text = json.dumps({"format": 1, **table} if isinstance(table, dict) else table).encode()
+    path.write_bytes(data.draw(st.sampled_from([text, text[: len(text) // 2]]) | st.binary(max_size=50)))
+    assert read_record(path) is None
+    with pytest.raises(ConfigError, match="the list of jobs must be readable"):
+        read_list(path)
