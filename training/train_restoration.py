@@ -16,8 +16,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from training.deblurring import moving
 from training.fmanet import about_network, add_run_arguments, start_network
 from training.loop import (
     Run,
@@ -42,6 +44,13 @@ def parse_arguments() -> argparse.Namespace:
     add_run_arguments(parser)
     add = parser.add_argument
     add("--decibels", type=float, metavar="MOST", help="loss in decibels in the place of l1, hardly beyond MOST")
+    add(
+        "--speed",
+        type=float,
+        nargs=2,
+        metavar=("LEAST", "MOST"),
+        help="only sequences of this median motion, LR pixels",
+    )
     add("--degradation-weight", type=float, default=0.1, help="lambda3 of Eq. 10 (default: %(default)s)")
     add("--temporal-weight", type=float, default=0.0, help="of the temporal loss, e.g. 0.2 (default: %(default)s)")
     add("--reblur-weight", type=float, default=0.0, help="of the reblur loss, e.g. 0.1 (default: %(default)s)")
@@ -64,8 +73,10 @@ def main() -> None:
     run = Run(args, network, workers, about_network(args, network))
     pool = open_pool(args.pool, workers.device if args.pool_on_device else None)
 
+    among = None if args.speed is None else moving(pool, range(len(pool)), *args.speed)
+
     def batch(step: int) -> tuple[Batch, Tensor, Tensor]:
-        return guided_batch(pool, args, run.generator(step), workers.device)
+        return guided_batch(pool, args, run.generator(step), workers.device, among=among)
 
     for step, (clips, exposure, rebuilt) in ahead(batch, run.first, args.steps, workers.device):
         with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
@@ -75,7 +86,7 @@ def main() -> None:
             restoration = (out.frames - clips.hr).abs().mean()
         else:
             restoration = decibel_loss(out.frames, clips.hr, most=args.decibels)
-        values = {"restoration": restoration, "flow": flow}
+        values = {"restoration": restoration, "flow": flow, "gain": gain(out.frames, clips)}
         loss = restoration + args.flow_weight * flow
         if args.degradation_weight:
             with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
@@ -99,6 +110,18 @@ def take_degradation(network: FMANetPP, path: Path) -> None:
     averaged = load_checkpoint(path)["averaged"]
     learned = {name: value for name, value in averaged.items() if name.startswith(("degradation.", "exposure_embeds"))}
     network.load_state_dict(learned, strict=False)
+
+
+@torch.no_grad()
+def gain(output: Tensor, batch: Batch) -> Tensor:
+    """Mean PSNR of frames (B, T, 3, s*H, s*W) above that of the bilinear image, dB."""
+    scale = output.shape[-1] // batch.lr.shape[-1]
+    bilinear = F.interpolate(batch.lr.flatten(0, 1), scale_factor=scale, mode="bilinear", align_corners=False)
+    before, after = (
+        (frames - batch.hr.flatten(0, 1)).square().mean(dim=(1, 2, 3)).clamp_min(1e-6)
+        for frames in (bilinear, output.flatten(0, 1))
+    )
+    return 10 * (before / after).log10().mean()
 
 
 def ramp(position: float, start: float, end: float) -> float:
