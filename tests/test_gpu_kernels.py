@@ -66,7 +66,7 @@ def test_kernels_that_do_not_run_are_left_to_torch_with_one_warning(caplog: pyte
         # Compiled kernels refuse the memory of a CPU.
         assert [cuda_kernels(torch.device("cpu"), torch.float32) for _ in range(2)] == [None, None]
     assert len(caplog.records) == 1
-    assert "kernels: not usable on cpu, torch does their work" in caplog.text
+    assert "kernels are not usable on cpu, torch computes in their place" in caplog.text
     cuda_kernels.cache_clear()
 
 

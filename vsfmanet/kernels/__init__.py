@@ -1,8 +1,7 @@
 """Fast forms of the operations that cost most: in C++ on CPUs, in Triton on CUDA.
 
-Their twins in `vsfmanet.ops` say what they mean.
-
-One rule picks: `kernels_for`. Training, exports, and machines without a compiler or Triton run the twin.
+Each has a reference in plain torch in `vsfmanet.ops`, which defines its result. `kernels_for` decides which one runs:
+training, exports, and machines without a compiler or Triton run the reference.
 """
 
 from __future__ import annotations
@@ -14,19 +13,11 @@ from collections.abc import Sequence
 from typing import Literal, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vsfmanet.kernels import cpu
+from vsfmanet.kernels import cpu, reference
 from vsfmanet.kernels.build import library
-from vsfmanet.ops.attention import head_grams_reference
-from vsfmanet.ops.norm import pixel_norm_reference
-from vsfmanet.ops.projection import (
-    add_product_reference,
-    feed_forward_reference,
-    squared_projection_reference,
-)
-from vsfmanet.ops.warp import check_neighbours, warp_neighbours_reference
+from vsfmanet.ops.warp import check_neighbours
 
 _CUDA_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -35,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Kernels(Protocol):
-    """The operations, as a module for one kind of device offers them."""
+    """The operations, as a module for one kind of device implements them."""
 
     def warp_neighbours(
         self, feat: Tensor, neighbours: tuple[Tensor, Tensor], flow: Tensor, num_flows: int, origin: tuple[int, int]
@@ -61,13 +52,32 @@ class Kernels(Protocol):
         """See `pixel_norm_reference`."""
         ...
 
+    def add_product(self, shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+        """See `add_product_reference`."""
+        ...
+
+    def conv3x3(
+        self,
+        parts: Sequence[Tensor],
+        weight: Tensor,
+        bias: Tensor | None,
+        padding: int,
+        slope: float,
+        shuffle: int,
+    ) -> Tensor:
+        """See `conv3x3_reference`."""
+        ...
+
 
 def kernels_for(x: Tensor) -> Kernels | None:
-    """The kernels that work on `x`; None where a twin has to.
+    """Return the kernels that compute on `x`; None where the references do.
 
-    There are some on the CPU in fp32 or bf16 if a compiler was found, and on CUDA in fp32, bf16 or fp16 if Triton is
-    there and gives what the twins give; not where gradients are taken or a graph is exported.
-    `VSFMANET_NO_KERNELS=1` in the environment says no to all.
+    There are kernels for the CPU in fp32 and bf16 if a compiler is found, and for CUDA in fp32, bf16 and fp16 if Triton
+    is installed and its results agree with the references. None are used where gradients are taken, under autocast,
+    where a graph is exported, or with `VSFMANET_NO_KERNELS=1` in the environment.
+
+    Args:
+        x: Any shape; its device and type decide.
     """
     if (
         type(x) is not Tensor  # a fake tensor has nothing to read
@@ -95,27 +105,28 @@ def kind_for(device: torch.device, dtype: torch.dtype) -> Literal["cpp", "triton
 
 @functools.cache
 def cuda_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
-    """The kernels for a CUDA device, once they were compiled for it and agreed with their twins; a warning if not."""
+    """Compile the kernels for a CUDA device and compare them with the references; None, with a warning, on failure."""
     try:
         from vsfmanet.kernels import gpu
     except ImportError as error:
-        _log.info("kernels: Triton is not there, torch does their work: %s", error)
+        _log.info("no kernels, torch computes in their place: %s", error)
         return None
     kernels = cast(Kernels, gpu)
     try:
         with torch.inference_mode():
             _probe(kernels, device, dtype)
     except Exception as error:  # whatever a driver, a compiler or a C compiler that is missing may raise
-        _log.warning("kernels: not usable on %s, torch does their work: %s", device, str(error).strip() or repr(error))
+        reason = str(error).strip() or repr(error)
+        _log.warning("kernels are not usable on %s, torch computes in their place: %s", device, reason)
         return None
     return kernels
 
 
 def _probe(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
-    """Run every kernel on little.
+    """Compare each kernel with its reference on a small input.
 
     Raises:
-        RuntimeError: One differs from its twin. Others come from Triton, which does not say which.
+        RuntimeError: One differs. Triton raises others, undocumented.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -128,23 +139,28 @@ def _probe(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
     found = {
         "warp_neighbours": (
             kernels.warp_neighbours(feat, pair, flow, 2, (0, 0)),
-            warp_neighbours_reference(feat, pair, flow, 2),
+            reference.warp_neighbours(feat, pair, flow, 2),
         ),
         "feed_forward": (
             kernels.feed_forward(feat, feat, mix, taps, mix[:, :4]),
-            feed_forward_reference(feat, feat, mix, taps, mix[:, :4]),
+            reference.feed_forward(feat, feat, mix, taps, mix[:, :4]),
         ),
         "squared_projection": (
             kernels.squared_projection(feat, mix, taps, 8)[0],
-            squared_projection_reference(feat, mix, taps, 8)[0],
+            reference.squared_projection(feat, mix, taps, 8)[0],
         ),
-        "head_grams": (kernels.head_grams(feat, following, 2), head_grams_reference(feat, following, 2)),
-        "pixel_norm": (kernels.pixel_norm(feat, gain, gain, 1e-5), pixel_norm_reference(feat, gain, gain, 1e-5)),
+        "head_grams": (kernels.head_grams(feat, following, 2), reference.head_grams(feat, following, 2)),
+        "pixel_norm": (kernels.pixel_norm(feat, gain, gain, 1e-5), reference.pixel_norm(feat, gain, gain, 1e-5)),
     }
     for name, (own, twin) in found.items():
         off = (own.float() - twin.float()).abs().max() / twin.float().abs().max()
         if not off <= _PROBE_TOLERANCE[dtype]:  # NaN too
             raise RuntimeError(f"{name} is off by {float(off):.2g} of what torch gives")
+
+
+def _pick(x: Tensor) -> Kernels:
+    """Return the kernels that compute on `x`, or the operations in plain torch."""
+    return kernels_for(x) or cast(Kernels, reference)
 
 
 def warp_neighbours(
@@ -154,59 +170,98 @@ def warp_neighbours(
     num_flows: int,
     origin: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """Frames beside their warped neighbours, ready to be fused; see `warp_neighbours_reference`."""
-    kernels = kernels_for(feat)
-    if kernels is None:
-        return warp_neighbours_reference(feat, neighbours, flow, num_flows, origin)
+    """Put frames and their two neighbours, warped and masked, into one tensor: see `warp_neighbours_reference`.
+
+    Args:
+        feat: (N, C, H, W).
+        neighbours: Next and previous frame, each (N, C, H, W), or larger if `feat` is part of the image.
+        flow: (N, 6n, H, W), fp32, in pixels.
+        num_flows: n, from 1 to C.
+        origin: Row and column of the neighbours where `feat` and `flow` begin.
+
+    Returns:
+        (N, 3C, H, W): own, next, previous; in the dtype of `feat`.
+
+    Raises:
+        ShapeError: The arguments do not fit each other.
+    """
     check_neighbours(feat, neighbours, flow, num_flows, origin)
-    return kernels.warp_neighbours(feat, neighbours, flow, num_flows, origin)
+    return _pick(feat).warp_neighbours(feat, neighbours, flow, num_flows, origin)
 
 
 def feed_forward(shortcut: Tensor, x: Tensor, pointwise: Tensor, depthwise: Tensor, reduce: Tensor) -> Tensor:
-    """A gated network of a pixel and those around it, added to a shortcut; see `feed_forward_reference`."""
-    kernels = kernels_for(x)
-    if kernels is None:
-        return feed_forward_reference(shortcut, x, pointwise, depthwise, reduce)
-    return kernels.feed_forward(shortcut, x, pointwise, depthwise, reduce)
+    """Run a gated feed-forward network and add a shortcut: see `feed_forward_reference`.
+
+    Args:
+        shortcut: (N, D, H, W).
+        x: (N, C, H, W).
+        pointwise: (2h, C, 1, 1).
+        depthwise: (2h, 1, 3, 3).
+        reduce: (D, h, 1, 1).
+
+    Returns:
+        (N, D, H, W).
+    """
+    return _pick(x).feed_forward(shortcut, x, pointwise, depthwise, reduce)
 
 
 def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared: int) -> tuple[Tensor, Tensor]:
-    """Pointwise and depthwise convolution, and sums of squares; see `squared_projection_reference`."""
-    kernels = kernels_for(x)
-    if kernels is None:
-        return squared_projection_reference(x, pointwise, depthwise, squared)
-    return kernels.squared_projection(x, pointwise, depthwise, squared)
+    """Run a pointwise and a depthwise convolution, and sum squares: see `squared_projection_reference`.
+
+    Args:
+        x: (N, C, H, W).
+        pointwise: (D, C, 1, 1).
+        depthwise: (D, 1, 3, 3).
+        squared: Number of the first channels whose squares are summed, 1 ... D.
+
+    Returns:
+        The result (N, D, H, W), and the sums over the image (N, squared), fp32.
+    """
+    return _pick(x).squared_projection(x, pointwise, depthwise, squared)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    """LayerNorm over the channels of each pixel; see `pixel_norm_reference`."""
-    kernels = kernels_for(x)
-    if kernels is None:
-        return pixel_norm_reference(x, weight, bias, epsilon)
-    return kernels.pixel_norm(x, weight, bias, epsilon)
+    """Normalise the channels of each pixel: see `pixel_norm_reference`.
 
+    Args:
+        x: (N, C, H, W).
+        weight: (C,).
+        bias: (C,).
+        epsilon: Added to the variance.
 
-def _is_for_cpu(x: Tensor) -> bool:
-    """Whether the kernels that there are for CPUs alone work on `x`."""
-    return x.device.type == "cpu" and kernels_for(x) is not None
+    Returns:
+        (N, C, H, W).
+    """
+    return _pick(x).pixel_norm(x, weight, bias, epsilon)
 
 
 def add_product(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
-    """A product with a matrix of each image, added to a shortcut; on CUDA torch's. See `add_product_reference`."""
-    if _is_for_cpu(x) and cpu.adds(shortcut, x, matrix):
-        weights = matrix.mT[..., None, None]
-        frames = zip(shortcut.split(1), x.split(1), weights, strict=True)
-        parts = [cpu.add_pointwise(own, frame, weight) for own, frame, weight in frames]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-    return add_product_reference(shortcut, x, matrix)
+    """Mix the channels of each image by a matrix and add a shortcut: see `add_product_reference`.
+
+    Args:
+        shortcut: (N, D, H, W).
+        x: (N, C, H, W).
+        matrix: (N, C, D).
+
+    Returns:
+        (N, D, H, W).
+    """
+    return _pick(x).add_product(shortcut, x, matrix)
 
 
 def head_grams(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """Products of the channels of each head, summed; see `head_grams_reference`."""
-    kernels = kernels_for(query)
-    if kernels is None or query.dtype is not key.dtype:
-        return head_grams_reference(query, key, heads)
-    return kernels.head_grams(query, key, heads)
+    """Multiply the channels of each head and sum over the image: see `head_grams_reference`.
+
+    Args:
+        query: (N, C, H, W), C a multiple of `heads`.
+        key: (N, C, H, W).
+        heads: Number of heads; channels of a head lie side by side.
+
+    Returns:
+        (N, heads, C/heads, C/heads), fp32.
+    """
+    own = _pick(query) if query.dtype is key.dtype else cast(Kernels, reference)
+    return own.head_grams(query, key, heads)
 
 
 def conv3x3(
@@ -218,34 +273,21 @@ def conv3x3(
     slope: float = 1.0,
     shuffle: int = 1,
 ) -> Tensor:
-    """A 3x3 convolution of stride 1 and what follows it: torch's, but on CPUs by Winograd's algorithm where that pays.
+    """Convolve by 3x3, with a leaky ReLU and a pixel shuffle: see `conv3x3_reference`.
 
-    In fp32 the two agree to 1e-5. In bf16, which is rounded after the transforms too, a single convolution is off by
-    1 % (torch's by 0.2 %), and restored frames of `fast` by -66 dB (-68 dB) of what fp32 gives.
+    On CPUs Winograd's algorithm is used where it pays, and parts are not copied into one where all but the last have a
+    multiple of 16 channels. In fp32 it agrees with torch to 1e-5. In bf16, which is rounded after the transforms too, a
+    single convolution is off by 1 % (torch's by 0.2 %), and restored frames of `fast` by -66 dB (-68 dB) of fp32 ones.
 
     Args:
-        parts: (N, C, H, W) each, of one type: what is convolved, in tensors whose channels are read one after the
-            other. They are not copied into one on CPUs, where all but the last have a multiple of 16 channels.
-        weight: (outputs, sum of all C, 3, 3).
-        bias: (outputs,) or None.
-        padding: Zeros outside, 1 or 0.
-        slope: What values below zero are multiplied by, from 0 to 1: a leaky ReLU.
-        shuffle: Factor of a pixel shuffle.
+        parts: (N, C, H, W) each, of one type.
+        weight: (D, sum of all C, 3, 3).
+        bias: (D,), or None.
+        padding: Zeros around the image, 1 or 0.
+        slope: Factor for values below zero, from 0 to 1; 1 for no leaky ReLU.
+        shuffle: Factor of the pixel shuffle; 1 for none.
 
     Returns:
-        (N, outputs, H, W), or (N, outputs, H - 2, W - 2) without padding; shuffled, (N, outputs / shuffle^2,
-        shuffle * height, shuffle * width).
+        (N, D / shuffle^2, shuffle * H, shuffle * W) with padding 1; H - 2 and W - 2 in the place of H and W without.
     """
-    if _is_for_cpu(parts[0]) and cpu.convolves(parts, weight):
-        images = parts if cpu.reads_apart(parts) else [_joined(parts)]
-        at_once = shuffle if cpu.shuffles(weight, shuffle) else 1
-        out = cpu.conv3x3(images, weight, bias, padding, slope, at_once)
-        return out if at_once == shuffle else F.pixel_shuffle(out, shuffle)
-    out = F.conv2d(_joined(parts), weight, bias, padding=padding)
-    if slope != 1:
-        out = F.leaky_relu(out, slope, inplace=True)
-    return F.pixel_shuffle(out, shuffle) if shuffle > 1 else out
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat([*parts], dim=1) if len(parts) > 1 else parts[0]
+    return _pick(parts[0]).conv3x3(parts, weight, bias, padding, slope, shuffle)

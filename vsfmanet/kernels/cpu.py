@@ -1,6 +1,6 @@
-"""The kernels for CPUs, in C++ (the `.cpp` files beside this one): what hands them their tensors.
+"""Python side of the C++ kernels for CPUs, which are the `.cpp` files beside this one.
 
-Arguments are those of the twins in `vsfmanet.ops`.
+Arguments and results are those of the references in `vsfmanet.ops`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vsfmanet.kernels.build import library
+from vsfmanet.ops.convolution import conv3x3_reference, joined
+from vsfmanet.ops.projection import add_product_reference
 
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""What is computed, and how the C++ functions are named."""
+"""Supported types, and the endings of the C++ functions' names."""
 
 _FEWEST_INPUTS = 16
-"""Channels from which Winograd's algorithm saves more than its transforms cost."""
+"""Number of input channels from which Winograd's algorithm saves more than its transforms cost."""
 
 _MOST_LANES = 16
-"""Floats that a register holds, on any processor at most."""
+"""Floats in the widest register of any processor."""
 
 
 def warp_neighbours(
@@ -66,7 +68,17 @@ def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared:
 
 
 def _projected_by(x: Tensor, pointwise: Tensor, depthwise: Tensor, *, matrices: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `projection.cpp` takes: image, packed weights of so many matrices, and taps (9, channels), fp32."""
+    """Prepare the arguments of `projection.cpp`.
+
+    Args:
+        x: (N, C, H, W).
+        pointwise: (D, C, 1, 1).
+        depthwise: (D, 1, 3, 3).
+        matrices: Matrices of equal size into which the rows of `pointwise` are packed.
+
+    Returns:
+        Image (N, C or C + 1, H, W), packed weights, and taps (9, D), fp32.
+    """
     channels, projected = x.shape[1], len(pointwise)
     assert pointwise.shape == (projected, channels, 1, 1)  # a kernel would read beyond it
     assert depthwise.shape == (projected, 1, 3, 3)
@@ -80,13 +92,19 @@ def _projected_by(x: Tensor, pointwise: Tensor, depthwise: Tensor, *, matrices: 
     )
 
 
-def adds(shortcut: Tensor, x: Tensor, weight: Tensor) -> bool:
-    """Whether `add_pointwise` can: bf16 is multiplied by pairs of channels."""
-    return shortcut.dtype is x.dtype is weight.dtype and (x.shape[1] % 2 == 0 or x.dtype is torch.float32)
+def add_product(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+    """See `add_product_reference`."""
+    by_pairs = x.shape[1] % 2 == 0 or x.dtype is torch.float32  # bf16 is multiplied by pairs of channels
+    if not (by_pairs and shortcut.dtype is x.dtype is matrix.dtype):
+        return add_product_reference(shortcut, x, matrix)
+    weights = matrix.mT[..., None, None]
+    frames = zip(shortcut.split(1), x.split(1), weights, strict=True)
+    parts = [_add_pointwise(own, frame, weight) for own, frame, weight in frames]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def add_pointwise(shortcut: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """`shortcut` (N, D, H, W) plus `x` (N, C, H, W) mixed by `weight` (D, C, 1, 1); `adds` has been asked."""
+def _add_pointwise(shortcut: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Add `x` (N, C, H, W), mixed by `weight` (D, C, 1, 1), to `shortcut` (N, D, H, W); returns (N, D, H, W)."""
     n, channels, h, w = x.shape
     outputs = len(weight)
     assert weight.shape == (outputs, channels, 1, 1)
@@ -119,27 +137,35 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     return out
 
 
+def conv3x3(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: int, slope: float, shuffle: int
+) -> Tensor:
+    """See `conv3x3_reference`; by Winograd's algorithm where that pays."""
+    if not convolves(parts, weight):
+        return conv3x3_reference(parts, weight, bias, padding, slope, shuffle)
+    # A register holds channels of one part, and of one pixel after the shuffle.
+    apart = all(part.shape[1] % _MOST_LANES == 0 for part in parts[:-1])
+    shuffled = shuffle == 1 or len(weight) % (_MOST_LANES * shuffle**2) == 0
+    out = _winograd(parts if apart else [joined(parts)], weight, bias, padding, slope, shuffle if shuffled else 1)
+    return out if shuffled else F.pixel_shuffle(out, shuffle)
+
+
 def convolves(parts: Sequence[Tensor], weight: Tensor) -> bool:
-    """Whether `conv3x3` is the quickest for them: not where AMX multiplies, or few channels are read."""
+    """Return whether Winograd's algorithm pays: not where AMX multiplies, or few channels are read.
+
+    Args:
+        parts: (N, C, H, W) each.
+        weight: (D, sum of all C, 3, 3).
+    """
     alike = all(part.dtype is weight.dtype for part in parts)
     by_tiles = weight.dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported()
     return alike and weight.shape[1] >= _FEWEST_INPUTS and not by_tiles
 
 
-def reads_apart(parts: Sequence[Tensor]) -> bool:
-    """Whether `conv3x3` can take `parts` as they are: a register holds channels of one of them."""
-    return all(part.shape[1] % _MOST_LANES == 0 for part in parts[:-1])
-
-
-def shuffles(weight: Tensor, shuffle: int) -> bool:
-    """Whether `conv3x3` can shuffle pixels too: a register holds channels of one of them."""
-    return shuffle == 1 or len(weight) % (_MOST_LANES * shuffle**2) == 0
-
-
-def conv3x3(
+def _winograd(
     parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: int, slope: float, shuffle: int
 ) -> Tensor:
-    """See `vsfmanet.kernels.conv3x3`; `convolves`, `reads_apart` and `shuffles` have been asked."""
+    """Run the kernel; arguments and result are those of `conv3x3_reference`."""
     n, _, h, w = parts[0].shape
     widths = [part.shape[1] for part in parts]
     outputs, less = len(weight), 2 - 2 * padding
@@ -160,11 +186,12 @@ def conv3x3(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Prepared:
-    """Weights as a kernel reads them, and what they were made from."""
+    """A weight in the layout of a kernel."""
 
     values: Tensor
+    """Bytes in that layout."""
     origin: Tensor
-    """Kept, so that no other weight takes its place in memory."""
+    """The weight that was packed; kept, so that no other weight takes its place in memory."""
     made_for: tuple[object, ...]
     """Kernel, shape, and version of the weight."""
 
@@ -173,7 +200,7 @@ _prepared_weights = WeakTensorKeyDictionary()
 
 
 def _prepared(kernel: str, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A weight as `kernel` packs it for a `shape`; made once, and again when it has changed."""
+    """Return a weight in the layout of `kernel` for a `shape`; packed once, and again after it was changed."""
     wanted = (kernel, *shape, 0 if weight.is_inference() else weight._version)
     found: _Prepared | None = _prepared_weights.get(weight)
     if found is None or found.made_for != wanted or found.origin.data_ptr() != weight.data_ptr():
@@ -194,20 +221,20 @@ def _packed(x: Tensor) -> Tensor:
 
 
 def _stepped(x: Tensor) -> tuple[Tensor, int]:
-    """`x` channels-last, and how far its pixels are apart: channels of a wider image are welcome as they lie."""
+    """Return `x` (N, C, H, W) channels-last and its pixels' distance; channels of a wider image are not copied."""
     _, channels, h, w = x.shape
     step = x.stride(3)
     return (x, step) if x.stride() == (h * w * step, 1, w * step, step) else (_packed(x), channels)
 
 
 def _like(x: Tensor, channels: int) -> Tensor:
-    """Uninitialised (N, channels, H, W), channels-last."""
+    """Return an uninitialised tensor (N, channels, H, W), channels-last, for `x` (N, C, H, W)."""
     n, _, h, w = x.shape
     return torch.empty(n, channels, h, w, dtype=x.dtype, memory_format=torch.channels_last)
 
 
 def _call(name: str, x: Tensor, *args: object) -> None:
-    """Run the kernel for the dtype of `x`; tensors go as addresses, integers as C longs, the thread count last."""
+    """Run the kernel for the dtype of `x`; tensors become addresses, integers C longs; the thread count comes last."""
     kernels = library()
     assert kernels is not None
     passed = [

@@ -1,12 +1,12 @@
-"""The kernels for CUDA, in Triton, which comes with torch's wheels for CUDA: nothing else is to be installed.
-One, the products of heads, is cuBLAS's own.
+"""The kernels for CUDA, in Triton, which comes with torch's wheels for CUDA. Products of heads are cuBLAS's own;
+convolutions and products with a matrix are torch's.
 
-Images are channels-last, as on the CPU; sums are taken in fp32 and rounded once. A program does a block of pixels, and
-all of their channels or a block of those. Results do not depend on the order in which programs run. Arguments are those
-of the twins in `vsfmanet.ops`.
+Images are channels-last, as on the CPU; sums are taken in fp32 and rounded once. A program computes a block of pixels,
+with all of their channels or a block of those. Results do not depend on the order in which programs run. Arguments and
+results are those of the references in `vsfmanet.ops`.
 
-Compared with the twins in Triton's interpreter (`TRITON_INTERPRET=1`, set before this is imported), and compiled for
-GPUs of capability 7.5 to 12.0; never run on one.
+Compared with the references in Triton's interpreter (`TRITON_INTERPRET=1`, set before this module is imported), and
+compiled for GPUs of capability 7.5 to 12.0; never run on one.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -22,6 +22,18 @@ import triton.language as tl
 from torch import Tensor
 
 from vsfmanet.ops.attention import head_grams_reference, heads_alone, rows
+from vsfmanet.ops.convolution import conv3x3_reference as conv3x3
+from vsfmanet.ops.projection import add_product_reference as add_product
+
+__all__ = [
+    "add_product",
+    "conv3x3",
+    "feed_forward",
+    "head_grams",
+    "pixel_norm",
+    "squared_projection",
+    "warp_neighbours",
+]
 
 _ELEMENTS = 1024
 """Pixels times channels of one program."""
