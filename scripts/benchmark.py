@@ -48,11 +48,11 @@ from vsfmanet.devices import Worker, pick_device, pick_precision
 from vsfmanet.jobs.supervise import KEPT_BUFFERS
 from vsfmanet.networks import jffra, m2aenet, mmprnn
 from vsfmanet.networks.blocks import channels_last
-from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset
+from vsfmanet.networks.description import RestorationNetwork
+from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.networks.jffra import JFFRA
 from vsfmanet.networks.m2aenet import M2AENet
 from vsfmanet.networks.mmprnn import MMPRNN
-from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.norm import pixel_norm_reference
 from vsfmanet.ops.projection import feed_forward_reference, squared_projection_reference
@@ -146,7 +146,7 @@ class Bench:
         """The file with random weights of a preset."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
-            save_model(deploy(FMANetPP(preset(name))), path)
+            save_model(FMANetPP(preset(name)).deployed_form(), path)
         return path
 
     def restorer(self, name: str) -> Restorer:
@@ -367,9 +367,8 @@ def streaming_section(bench: Bench) -> None:
     """Streaming against whole windows: a segment and its context through all levels, at half the size."""
     height, width = (max(8, side // 2) for side in bench.size)
     for name in bench.presets:
-        network = load_fmanetpp(str(bench.weights(name))).to(bench.device)
-        for part in (network.degradation, network.restoration):
-            part.to(bench.dtype).to(memory_format=torch.channels_last)
+        network = load_fmanetpp(str(bench.weights(name)))
+        network.place(bench.device, bench.dtype)
         source = Noise(height, width)
         length = SEGMENT + 2 * network.config.context
         window = torch.stack([source.frame(n) for n in range(length)])[None].to(bench.device)
@@ -396,8 +395,8 @@ def streaming_section(bench: Bench) -> None:
 def deblurring_section(bench: Bench) -> None:
     """Every kind of network of scale 1 in a stream, with all of the frame blurred; and what is spared where less is."""
     height, width = bench.size
-    networks: dict[str, FMANetPP | SequenceNetwork] = {
-        "fmanetpp fast": deploy(FMANetPP(preset("fast", scale=1))),
+    networks: dict[str, RestorationNetwork] = {
+        "fmanetpp fast": FMANetPP(preset("fast", scale=1)).deployed_form(),
         "mmprnn a3b4c16": MMPRNN(mmprnn.PRESETS["a3b4c16"]),
         "jffra xs": JFFRA(jffra.PRESETS["xs"]),
         "m2aenet deep": M2AENet(replace(m2aenet.PRESETS["deep"], masked=False)),

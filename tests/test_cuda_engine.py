@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.fakes import noise_clip, planes
 from tests.tiny import TINY, NoiseSource, awake
-from vsfmanet.engines.cuda import CudaGraphEngine, Recorded, Run, Transfers
-from vsfmanet.engines.eager import EagerEngine
+from vsfmanet.engines.cuda import Capture, CudaGraphEngine, Recorded, Run, Transfers
 from vsfmanet.filter import restore_with
-from vsfmanet.networks.fmanetpp import FMANetPP, deploy, preset
+from vsfmanet.networks.description import Parts
+from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.restorer import Encode, Restorer
 from vsfmanet.settings import Device, RestoreSettings
 from vsfmanet.weights import save_model
@@ -45,10 +45,10 @@ class Recorder:
 
 
 def network() -> FMANetPP:
-    return deploy(awake(TINY))
+    return awake(TINY).deployed_form()
 
 
-def outcomes(engine: EagerEngine, net: FMANetPP, height: int, width: int, seed: int) -> list[Tensor]:
+def outcomes(engine: Parts, net: FMANetPP, height: int, width: int, seed: int) -> list[Tensor]:
     """What every part gives for one frame."""
     generator = torch.Generator().manual_seed(seed)
     device = next(net.parameters()).device
@@ -76,7 +76,7 @@ def agree(actual: list[Tensor], expected: list[Tensor]) -> None:
 @torch.inference_mode()
 def test_every_part_is_recorded_once_and_gives_what_it_gives_otherwise() -> None:
     net, record = network(), Recorder()
-    engine, eager = CudaGraphEngine(net, record), EagerEngine(net)
+    engine, eager = CudaGraphEngine(net.parts(), record), net.parts()
     first = outcomes(engine, net, 9, 11, seed=1)
     parts = 2 * net.config.num_blocks + 4
     assert record.recorded == parts
@@ -88,7 +88,7 @@ def test_every_part_is_recorded_once_and_gives_what_it_gives_otherwise() -> None
 @torch.inference_mode()
 def test_frames_of_another_size_are_recorded_anew_and_the_old_graphs_released() -> None:
     net, record = network(), Recorder()
-    engine, eager = CudaGraphEngine(net, record), EagerEngine(net)
+    engine, eager = CudaGraphEngine(net.parts(), record), net.parts()
     parts = 2 * net.config.num_blocks + 4
     outcomes(engine, net, 9, 11, seed=1)
     agree(outcomes(engine, net, 8, 12, seed=1), outcomes(eager, net, 8, 12, seed=1))
@@ -112,11 +112,11 @@ class NothingToWaitFor(TorchDispatchMode):
 @torch.inference_mode()
 def test_no_part_waits_for_numbers_of_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VSFMANET_NO_KERNELS", "1")  # those of CUDA are launches and nothing else
-    net = deploy(FMANetPP(preset(name)))
+    net = FMANetPP(preset(name)).deployed_form()
     strict: Callable[[], TorchDispatchMode] = NothingToWaitFor
     with pytest.raises(AssertionError, match="waits"), strict():
         torch.tensor([1.0, 2.0])
-    engine = EagerEngine(net)
+    engine = net.parts()
     lr, following, previous = torch.rand(3, 1, 3, 24, 32)
     flow = engine.initial_flow(lr, (following, previous))
     embed, feat = net.embed(lr), engine.stem(lr)
@@ -138,18 +138,18 @@ def _failing(message: str) -> Callable[[Run], Recorded]:
 @torch.inference_mode()
 def test_where_recording_fails_parts_run_as_they_are_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     net = network()
-    engine = CudaGraphEngine(net, _failing("operation not permitted when stream is capturing\nmore"))
+    engine = CudaGraphEngine(net.parts(), _failing("operation not permitted when stream is capturing\nmore"))
     with caplog.at_level(logging.WARNING, "vsfmanet.engines"):
         found = outcomes(engine, net, 9, 11, seed=1)
-    agree(found, outcomes(EagerEngine(net), net, 9, 11, seed=1))
+    agree(found, outcomes(net.parts(), net, 9, 11, seed=1))
     assert [record.message for record in caplog.records] == [
-        "cuda: no graphs, parts are launched one by one: operation not permitted when stream is capturing"
+        "no CUDA graphs, operations are launched one by one: operation not permitted when stream is capturing"
     ]
 
 
 @torch.inference_mode()
 def test_a_lack_of_memory_while_recording_is_for_the_restorer_to_mend() -> None:
-    engine = CudaGraphEngine(network(), _failing("CUDA out of memory. Tried to allocate 2 GiB"))
+    engine = CudaGraphEngine(network().parts(), _failing("CUDA out of memory. Tried to allocate 2 GiB"))
     with pytest.raises(RuntimeError, match="out of memory"):
         engine.stem(torch.rand(1, 3, 9, 11))
 
@@ -240,8 +240,8 @@ def test_planes_cross_to_a_gpu_and_back(tmp_path: Path) -> None:
 def test_graphs_and_copies_give_what_eager_torch_gives() -> None:
     net = network().cuda()
     agree(
-        outcomes(CudaGraphEngine(net), net, 18, 22, seed=1),
-        outcomes(EagerEngine(net), net, 18, 22, seed=1),
+        outcomes(CudaGraphEngine(net.parts(), Capture(torch.device("cuda"))), net, 18, 22, seed=1),
+        outcomes(net.parts(), net, 18, 22, seed=1),
     )
     transfers, frames = Transfers(torch.device("cuda")), [torch.rand(3, 90, 160) for _ in range(8)]
     buffer = transfers.buffer(frames[0].numel(), torch.float32).view(3, 90, 160)

@@ -26,7 +26,6 @@ from tests.tiny import TINY, awake
 from vsfmanet import restore
 from vsfmanet.cli import main
 from vsfmanet.errors import WeightsError
-from vsfmanet.networks.fmanetpp import deploy
 from vsfmanet.restorer import Encode, Restorer
 from vsfmanet.streams import FrameSource, Restored
 from vsfmanet.weights import METADATA_KEY, load_model, save_model
@@ -46,7 +45,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole and tiny model."""
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(deploy(awake(TINY)), path)
+    save_model(awake(TINY).deployed_form(), path)
     return path
 
 

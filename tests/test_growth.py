@@ -11,7 +11,7 @@ import torch
 from tests.tiny import TINY, awake
 from training.growth import GROWING, begin_as, grown
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, deploy, start_from
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
 from vsfmanet.networks.jffra import JFFRA
 from vsfmanet.networks.jffra import PRESETS as JFFRA_PRESETS
 from vsfmanet.networks.m2aenet import M2AENet, M2AENetConfig
@@ -32,7 +32,7 @@ def clips() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_grown_network_restores_as_before_and_has_more_to_learn_with() -> None:
-    model = deploy(awake(MATCHED))
+    model = awake(MATCHED).deployed_form()
     config = larger(MATCHED)
     network = grown(model, config)
     lr, exposure = clips()
@@ -41,7 +41,7 @@ def test_a_grown_network_restores_as_before_and_has_more_to_learn_with() -> None
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
     assert all(getattr(network.config, name) > getattr(model.config, name) for name in GROWING)
     training = FMANetPP(config).train()
-    assert start_from(training, network) == []
+    assert training.start_from(network) == []
     with torch.no_grad():
         torch.testing.assert_close(training(lr, exposure).frames, before, atol=1e-4, rtol=0)
 
@@ -49,7 +49,7 @@ def test_a_grown_network_restores_as_before_and_has_more_to_learn_with() -> None
 def test_what_was_added_learns() -> None:
     config = larger(MATCHED)
     training = FMANetPP(config).train()
-    start_from(training, grown(deploy(awake(MATCHED)), config))
+    training.start_from(grown(awake(MATCHED).deployed_form(), config))
     lr, exposure = clips()
     training(lr, exposure).frames.square().sum().backward()
     gradients = {name: value.grad for name, value in training.named_parameters()}
@@ -67,7 +67,7 @@ def test_what_was_added_learns() -> None:
 )
 def test_other_changes_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="grown: "):
-        grown(deploy(awake(MATCHED)), replace(MATCHED, **change))  # type: ignore[arg-type]
+        grown(awake(MATCHED).deployed_form(), replace(MATCHED, **change))  # type: ignore[arg-type]
 
 
 def small_m2aenet(depth: int, *, width: int = 8) -> M2AENet:

@@ -13,7 +13,7 @@ from tests.tiny import CELLS, TINY, awake, clip
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks.blocks import ChannelAttention, ExposureModulation
 from vsfmanet.networks.exposure_extractor import anchor_embedding, fit_temperature, read_exposure
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, deploy, preset, start_from
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset
 from vsfmanet.weights import parameter_count
 
 PAPER = preset("paper")
@@ -57,18 +57,18 @@ def test_parameter_counts_are_those_of_the_specification(
 
 
 def test_a_training_form_started_from_a_model_restores_as_it_does() -> None:
-    model = deploy(awake(TINY))
+    model = awake(TINY).deployed_form()
     network = awake(TINY, seed=3)
-    assert start_from(network, model) == []
+    assert network.start_from(model) == []
     lr, exposure = clip(4), torch.tensor([[0.2, torch.nan, 0.7, 1.0]])
     with torch.inference_mode():
         torch.testing.assert_close(network(lr, exposure).frames, model(lr, exposure).frames, atol=1e-5, rtol=0)
 
 
 def test_a_start_from_a_model_of_another_scale_keeps_all_but_the_output() -> None:
-    model = deploy(awake(TINY))
+    model = awake(TINY).deployed_form()
     network = FMANetPP(replace(TINY, scale=1, flow_features=True, learned_exposures=True))
-    afresh = start_from(network, model)
+    afresh = network.start_from(model)
     assert {name.rpartition(".")[0] for name in afresh} == {
         "", "restoration.upsampler.2", *(f"degradation.blocks.{i}.flow_feat" for i in range(2))
     }  # fmt: skip
@@ -231,9 +231,9 @@ def test_the_flow_of_cells_is_told_in_pixels() -> None:
 
 
 def test_a_start_from_a_model_on_pixels_keeps_the_levels() -> None:
-    model = deploy(awake(replace(CELLS, grid=1, detail_width=0)))
+    model = awake(replace(CELLS, grid=1, detail_width=0)).deployed_form()
     network = FMANetPP(CELLS)
-    afresh = {name.rpartition(".")[0] for name in start_from(network, model)}
+    afresh = {name.rpartition(".")[0] for name in network.start_from(model)}
     assert afresh == {
         "degradation.detail.0", "degradation.detail.2", "degradation.stem.0", "restoration.stem.0",
         "restoration.upsampler.0", "restoration.upsampler.2", "restoration.join.0", "restoration.join.2",
@@ -274,12 +274,20 @@ def test_the_deployed_form_equals_the_training_form(config: FMANetPPConfig) -> N
     network = awake(config)
     lr = clip(2, 12, 16)
     with torch.inference_mode():
-        torch.testing.assert_close(deploy(network)(lr).frames, network(lr).frames, atol=1e-5, rtol=0)
+        torch.testing.assert_close(network.deployed_form()(lr).frames, network(lr).frames, atol=1e-5, rtol=0)
 
 
-def test_deploy_refuses_what_is_deployed() -> None:
-    with pytest.raises(ConfigError, match="training form"):
-        deploy(deploy(FMANetPP(TINY)))
+def test_the_deployed_form_of_a_deployed_network_is_itself() -> None:
+    deployed = FMANetPP(TINY).deployed_form()
+    assert deployed.deployed
+    assert deployed.deployed_form() is deployed
+
+
+def test_only_a_training_form_starts_from_a_deployed_one() -> None:
+    training, deployed = FMANetPP(TINY), FMANetPP(TINY).deployed_form()
+    for network, model in ((training, FMANetPP(TINY)), (deployed, deployed)):
+        with pytest.raises(ConfigError, match="training form"):
+            network.start_from(model)
 
 
 def test_a_given_exposure_replaces_the_reading_frame_by_frame() -> None:

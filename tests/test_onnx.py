@@ -22,10 +22,10 @@ from vsfmanet import restore
 from vsfmanet.devices import pick_backend, pick_device, pick_precision
 from vsfmanet.engines import graph
 from vsfmanet.engines.cache import EngineCache, EngineSpec
-from vsfmanet.engines.eager import EagerEngine
-from vsfmanet.engines.graph import GraphEngine, Part, Run
+from vsfmanet.engines.graph import GraphEngine, Run
 from vsfmanet.errors import ConfigError, DeviceError
-from vsfmanet.networks.fmanetpp import FMANetPPConfig, deploy
+from vsfmanet.networks.description import ExportPart
+from vsfmanet.networks.fmanetpp import FMANetPPConfig
 from vsfmanet.restorer import Restorer
 from vsfmanet.weights import save_model
 
@@ -41,7 +41,7 @@ ENGINE = bytes(range(256)) + b"\nengine\n"
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "small.safetensors"
-    save_model(deploy(awake(SMALL)), path)
+    save_model(awake(SMALL).deployed_form(), path)
     return path
 
 
@@ -78,7 +78,7 @@ def test_onnxruntime_restores_what_torch_does_and_finds_its_graphs_again(
     config: FMANetPPConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = tmp_path / "small.safetensors"
-    save_model(deploy(awake(config)), weights)
+    save_model(awake(config).deployed_form(), weights)
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -88,7 +88,7 @@ def test_onnxruntime_restores_what_torch_does_and_finds_its_graphs_again(
     exported: list[str] = []
     real = graph.export
 
-    def export(part: Part) -> bytes:
+    def export(part: ExportPart) -> bytes:
         exported.append(part.name)
         return real(part)
 
@@ -101,10 +101,10 @@ def test_onnxruntime_restores_what_torch_does_and_finds_its_graphs_again(
 
 
 def test_a_part_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = deploy(awake(SMALL))
+    network = awake(SMALL).deployed_form()
     wrong = ""
 
-    def load(part: Part, data: bytes) -> Run:
+    def load(part: ExportPart, data: bytes) -> Run:
         def run(inputs: Sequence[Tensor]) -> list[Tensor]:
             with torch.inference_mode():
                 out = part.module(*inputs)
@@ -122,7 +122,7 @@ def test_a_part_that_computes_something_else_is_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr(graph, "export", lambda part: part.name.encode())
     lr = torch.rand(1, 3, 12, 16)
     with torch.inference_mode():
-        torch.testing.assert_close(engine().stem(lr), EagerEngine(network).stem(lr))
+        torch.testing.assert_close(engine().stem(lr), network.parts().stem(lr))
     wrong = "level 1"
     with pytest.raises(
         DeviceError, match=r'Stub 1 must agree .* feat_out of level 1 is off by .*; use backend="torch"'
@@ -134,10 +134,10 @@ def test_a_part_that_computes_something_else_is_refused(tmp_path: Path, monkeypa
 def test_half_precision_graphs_sample_in_fp32(dtype: torch.dtype) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    network = deploy(awake(SMALL))
+    network = awake(SMALL).deployed_form()
     for part in (network.degradation, network.restoration):
         part.to(dtype)
-    [level] = [part for part in graph.parts(network, 9, 11) if part.name == "level 1"]
+    [level] = [part for part in network.export_parts(9, 11) if part.name == "level 1"]
     model = onnx.load_from_string(graph.export(level))
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.input)}

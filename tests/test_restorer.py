@@ -17,8 +17,7 @@ from tests.tiny import CELLS, CUTS, FRAMES, TINY, NoiseSource, awake, awake_jffr
 from vsfmanet.devices import Worker, has_fast_bf16, pick_device, pick_precision
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.kernels.build import library
-from vsfmanet.networks.fmanetpp import deploy
-from vsfmanet.networks.sequence import SequenceNetwork
+from vsfmanet.networks.description import SequenceNetwork
 from vsfmanet.restorer import Restorer
 from vsfmanet.settings import Precision
 from vsfmanet.weights import file_sha256, load_model, save_model
@@ -29,7 +28,7 @@ CONTEXT = TINY.context
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(deploy(awake(TINY)), path)
+    save_model(awake(TINY).deployed_form(), path)
     return path
 
 
@@ -54,7 +53,7 @@ def test_a_stream_equals_the_whole_sequence_at_once(restorer: Restorer, weights:
 @pytest.mark.parametrize("change", [{}, {"grid": 2, "scale": 2}, {"detail_grid": 2, "scale": 1}, {"detail_width": 0}])
 def test_a_stream_of_a_network_on_cells_equals_the_whole_sequence(change: dict[str, int], tmp_path: Path) -> None:
     path, clip = tmp_path / "cells.safetensors", NoiseSource()
-    save_model(deploy(awake(replace(CELLS, **change))), path)  # type: ignore[arg-type]
+    save_model(awake(replace(CELLS, **change)).deployed_form(), path)  # type: ignore[arg-type]
     with torch.inference_mode():
         whole = load_model(str(path)).network(clip.frames[None], scene_starts=CUTS).frames[0]
     clip.given.clear()

@@ -17,7 +17,7 @@ from tests.fakes import ListSource, noise_clip, same_pixels
 from vsfmanet import restore
 from vsfmanet.engines.cuda import Transfers
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.sequence import Features, SequenceNetwork, State
+from vsfmanet.networks.description import Features, SequenceNetwork, State
 from vsfmanet.restorer import Restorer
 from vsfmanet.segments import Reach
 from vsfmanet.streams.windows import WindowStreams

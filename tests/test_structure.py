@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("vsfmanet.errors", "vsfmanet.atomic"),
-    ("vsfmanet.settings", "vsfmanet.caches", "vsfmanet.devices", "vsfmanet.segments"),
+    ("vsfmanet.settings", "vsfmanet.caches", "vsfmanet.devices", "vsfmanet.segments", "vsfmanet.tiling"),
     ("vsfmanet.ops",),
     ("vsfmanet.kernels",),
     ("vsfmanet.networks",),
     ("vsfmanet.weights",),
-    ("vsfmanet.engines", "vsfmanet.streams", "vsfmanet.tiling"),
+    ("vsfmanet.engines", "vsfmanet.streams"),
     ("vsfmanet.restorer",),
     ("vsfmanet.exposures",),
     ("vsfmanet.clips",),
@@ -47,14 +47,7 @@ MAX_JOBS_FILES = 14
 KNOWN: dict[str, set[str]] = {
     "upward import": set(),
     "circle": set(),
-    "isinstance of a network": {
-        "training.evaluate: FMANetPP",
-        "training.evaluate_exposure: FMANetPP",
-        "training.export: FMANetPP",
-        "training.growth: M2AENet",
-        "vsfmanet.restorer: FMANetPP",
-        "vsfmanet.weights: FMANetPP",
-    },
+    "isinstance of a network": set(),
     "test imports a test": set(),
     "script imports a script": {
         "training.evaluate -> training.build_benchmark",

@@ -16,13 +16,12 @@ from torch import Tensor
 from tests.fakes import ListSource, noise_clip, planes
 from tests.tiny import CELLS, TINY, awake
 from vsfmanet import restore
-from vsfmanet.engines.eager import EagerEngine, TiledEngine
 from vsfmanet.errors import DeviceError
 from vsfmanet.kernels import pixel_norm
-from vsfmanet.networks.fmanetpp import FMANetPPConfig, HRBABlock, deploy, preset
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, HRBABlock, preset
 from vsfmanet.restorer import Restorer
 from vsfmanet.settings import Precision
-from vsfmanet.tiling import MemoryPlan, is_out_of_memory, memory_needed, tiles
+from vsfmanet.tiling import MemoryPlan, is_out_of_memory, tiles
 from vsfmanet.weights import save_model
 
 HEIGHT, WIDTH = 41, 37
@@ -33,7 +32,7 @@ CODE_VALUE = 1 / 255
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(deploy(awake(MATCHED)), path)
+    save_model(awake(MATCHED).deployed_form(), path)
     return path
 
 
@@ -89,8 +88,8 @@ def test_tiles_cover_a_frame_once(tile: tuple[int, int]) -> None:
 @pytest.mark.parametrize("tile", [(16, 64), (17, 16)])
 @torch.inference_mode()
 def test_every_part_of_the_network_is_the_same_in_tiles(config: FMANetPPConfig, tile: tuple[int, int]) -> None:
-    network = deploy(awake(config))
-    eager, tiled = EagerEngine(network), TiledEngine(network, tile)
+    network = awake(config).deployed_form()
+    eager, tiled = network.parts(), network.parts(tile)
     generator = torch.Generator().manual_seed(2)
     lr = torch.rand(1, 3, HEIGHT, WIDTH, generator=generator)
     size = -(-HEIGHT // config.grid), -(-WIDTH // config.grid)
@@ -172,8 +171,10 @@ def test_the_ladder_halves_the_parts_and_then_leaves_the_device() -> None:
     assert first == MemoryPlan(graphs=False)
     assert str(first) == "whole frames without CUDA graphs"
     assert first.smaller(180, 320, has_graphs=True, can_offload=True) == MemoryPlan(graphs=False, tile=(90, 320))
+    with torch.device("meta"):
+        network = FMANetPP(preset("paper"), deployed=True)
     needed = [
-        memory_needed(preset("paper"), 540, 960, torch.bfloat16, plan)
+        network.memory_needed(540, 960, torch.bfloat16, plan)
         for plan in (MemoryPlan(), MemoryPlan(tile=(270, 960)), MemoryPlan(tile=(68, 960), offload=True))
     ]
     assert needed == sorted(needed, reverse=True)

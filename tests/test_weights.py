@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import TINY, awake
 from vsfmanet.errors import ConfigError, WeightsError
-from vsfmanet.networks.fmanetpp import FMANetPP, deploy
+from vsfmanet.networks.fmanetpp import FMANetPP
 from vsfmanet.weights import METADATA_KEY, file_sha256, list_models, load_model, save_model
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(deploy(awake(TINY)), path, about={"step": 5})
+    save_model(awake(TINY).deployed_form(), path, about={"step": 5})
     return path
 
 
@@ -42,7 +42,7 @@ def load_config(path: Path) -> dict[str, object]:
 
 def test_saved_weights_come_back_rounded_to_fp16(path: Path) -> None:
     model = load_model(str(path))
-    wanted = deploy(awake(TINY)).state_dict()
+    wanted = awake(TINY).deployed_form().state_dict()
     assert model.name == "tiny"
     assert model.scale == TINY.scale
     assert model.sha256 == file_sha256(path)
@@ -135,7 +135,7 @@ def test_a_shipped_file_with_another_hash_is_refused(monkeypatch: pytest.MonkeyP
 def test_only_finite_deployed_networks_are_saved(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="deployed form"):
         save_model(FMANetPP(TINY), tmp_path / "x.safetensors")
-    network = deploy(FMANetPP(TINY))
+    network = FMANetPP(TINY).deployed_form()
     with torch.no_grad():
         next(network.parameters()).fill_(1e6)
     with pytest.raises(WeightsError, match="fit fp16"):

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import cast
 
 import cv2
 import numpy as np
@@ -38,12 +39,9 @@ from training.metrics import opw_by_pair
 from training.scenes.render import to_bytes
 from training.scoring import Score, Truth, load_clip, load_truth, score_clip
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPOutput
-from vsfmanet.networks.sequence import Features, SequenceNetwork, State
+from vsfmanet.networks.description import Features, LevelNetwork, RestorationNetwork, SequenceNetwork, State
+from vsfmanet.networks.fmanetpp import FMANetPP
 from vsfmanet.weights import load_model, parameter_count
-
-type Network = FMANetPP | SequenceNetwork
-"""Whatever restores."""
 
 type Restore = Callable[[Tensor, Tensor], Tensor]
 """LR frames (1, T, 3, h, w) in [0, 1] and exposures (1, T) in (0, 1] to frames (1, T, 3, s*h, s*w), near [0, 1]."""
@@ -71,7 +69,7 @@ def main() -> None:
 
     benchmark = load_benchmark(args.benchmark)
     networks = load_networks(args.model, benchmark.scale, args.device)
-    fmanets = {name: network for name, network in networks.items() if isinstance(network, FMANetPP)}
+    fmanets = {name: cast(FMANetPP, network) for name, network in networks.items() if network.kind == FMANetPP.kind}
     if args.guidance and len(fmanets) < len(networks):
         others = ", ".join(name for name in networks if name not in fmanets)
         raise ConfigError(f"evaluate: --guidance is for FMA-Net++ alone, got {others}; leave one of them out")
@@ -111,7 +109,7 @@ def main() -> None:
         print(f"report: {args.report}")
 
 
-def load_networks(names: Sequence[str], scale: int, device: str) -> dict[str, Network]:
+def load_networks(names: Sequence[str], scale: int, device: str) -> dict[str, RestorationNetwork]:
     """Load networks, by the name to show.
 
     Raises:
@@ -130,7 +128,7 @@ def load_networks(names: Sequence[str], scale: int, device: str) -> dict[str, Ne
     return networks
 
 
-def load_method(name_or_path: str) -> tuple[str, Network]:
+def load_method(name_or_path: str) -> tuple[str, RestorationNetwork]:
     """Load a network in eval mode: a model's name, a .safetensors file, or a checkpoint of training (.pt).
 
     Returns:
@@ -179,16 +177,13 @@ def sharpen(frames: Tensor, *, scale: int) -> Tensor:
     return torch.from_numpy(sharp).view(frames.shape)
 
 
-def run_network(lr: Tensor, exposure: Tensor, *, network: Network, give_exposure: bool) -> Tensor:
+def run_network(lr: Tensor, exposure: Tensor, *, network: RestorationNetwork, give_exposure: bool) -> Tensor:
     """Restore (1, T, 3, h, w) in [0, 1] at once on the network's device; exposure (1, T) is used if it may be."""
     device = next(network.parameters()).device
-    if not isinstance(network, FMANetPP):
-        return network(lr.to(device)).cpu()
-    output: FMANetPPOutput = network(lr.to(device), exposure.to(device) if give_exposure else None)
-    return output.frames.cpu()
+    return network.restored(lr.to(device), exposure.to(device) if give_exposure else None).cpu()
 
 
-def about_network(name: str, network: Network, clip: Tensor) -> str:
+def about_network(name: str, network: RestorationNetwork, clip: Tensor) -> str:
     """Say what a network costs: parameters, and multiply-adds of convolutions and matrix products.
 
     Args:
@@ -200,18 +195,9 @@ def about_network(name: str, network: Network, clip: Tensor) -> str:
     kernels = os.environ.get("VSFMANET_NO_KERNELS", "0")
     os.environ["VSFMANET_NO_KERNELS"] = "1"  # they cannot be counted
     with torch.inference_mode():
-        if isinstance(network, FMANetPP):
-            with FlopCounterMode(display=False) as counter:
-                network(clip[:, :1])
-        else:
-            state: State | None = None
-            features: list[Features] = []
-            for t in range(sum(network.window)):
-                encoded, state = network.encode(clip[:, t % clip.shape[1]], state)
-                features.append(encoded)
-            with FlopCounterMode(display=False) as counter:
-                encoded, _ = network.encode(clip[:, len(features) % clip.shape[1]], state)
-                network.decode([*features, encoded])
+        run = network.streamed(levels=partial(_one_of_levels, clip), windows=partial(_one_of_sequence, clip))
+        with FlopCounterMode(display=False) as counter:
+            run()
     os.environ["VSFMANET_NO_KERNELS"] = kernels
     height, width = clip.shape[-2:]
     cost = counter.get_total_flops() / 2e9
@@ -219,6 +205,26 @@ def about_network(name: str, network: Network, clip: Tensor) -> str:
         f"{name}: {parameter_count(network) / 1e6:.2f} M parameters, {cost:.2f} GMAC a frame of {width}x{height}, "
         f"in proportion {cost * 1280 * 720 / (width * height):.0f} at 1280x720."
     )
+
+
+def _one_of_levels(clip: Tensor, network: LevelNetwork) -> Callable[[], object]:
+    """Return a function that restores one frame of a clip (1, T, 3, h, w)."""
+    return lambda: network.restored(clip[:, :1])
+
+
+def _one_of_sequence(clip: Tensor, network: SequenceNetwork) -> Callable[[], object]:
+    """Return a function that restores one frame in the middle of a clip (1, T, 3, h, w), after those before it."""
+    state: State | None = None
+    features: list[Features] = []
+    for t in range(sum(network.window)):
+        encoded, state = network.encode(clip[:, t % clip.shape[1]], state)
+        features.append(encoded)
+
+    def run() -> None:
+        encoded, _ = network.encode(clip[:, len(features) % clip.shape[1]], state)
+        network.decode([*features, encoded])
+
+    return run
 
 
 def score_scene(

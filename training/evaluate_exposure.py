@@ -27,7 +27,6 @@ from training.scoring import TRANSITIONS, Score, load_clip, load_truth, score_cl
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.exposure_estimator import ExposureEstimator
 from vsfmanet.networks.exposure_extractor import LEVELS
-from vsfmanet.networks.fmanetpp import FMANetPP
 
 SOURCES = ("true", "estimate", "network", "wrong")
 SEED = 2512
@@ -62,10 +61,8 @@ def main() -> None:
 
     benchmark, estimator = load_benchmark(args.benchmark), load_estimator_of(args.estimator)
     name, network = load_method(args.model)
-    if not isinstance(network, FMANetPP):
-        raise ConfigError(
-            f"evaluate_exposure: a model of FMA-Net++ is needed, got {name}; no other can be told exposures"
-        )
+    if not network.takes_exposure:
+        raise ConfigError(f"a model that takes exposures is needed, got {name}; choose one of FMA-Net++")
     scores: list[Score] = []
     for number, scene in enumerate(benchmark.scenes):
         folder = args.benchmark / scene.name
@@ -74,7 +71,7 @@ def main() -> None:
         for source in SOURCES:
             known = told(source, lr, exposure, estimator, np.random.default_rng([SEED, number]))
             with torch.inference_mode():
-                output = to_bytes(network(lr[None], known[None]).frames[0])
+                output = to_bytes(network.restored(lr[None], known[None])[0])
             nan = float("nan")
             scores += score_clip(source, scene.name, args.condition, output, truth, exposure, nan)
         print(f"{scene.name} ({number + 1}/{len(benchmark.scenes)})", flush=True)

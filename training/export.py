@@ -22,7 +22,6 @@ from training.fmanet import trained_network
 from training.loop import load_checkpoint
 from training.report import BASELINES
 from training.scoring import METRICS
-from vsfmanet.networks.fmanetpp import FMANetPP, deploy
 from vsfmanet.weights import file_sha256, save_model
 
 
@@ -83,8 +82,9 @@ def main() -> None:
     path = args.models / f"{args.name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        network = deploy(network) if isinstance(network, FMANetPP) else network
-        save_model(network, path, about={"data": args.data, "command": args.command, "steps": state["step"]})
+        save_model(
+            network.deployed_form(), path, about={"data": args.data, "command": args.command, "steps": state["step"]}
+        )
 
     entry = {
         "name": args.name,

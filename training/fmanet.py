@@ -11,8 +11,8 @@ import torch
 
 from training import loop
 from training.growth import grown
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset, start_from
-from vsfmanet.networks.sequence import SequenceNetwork
+from vsfmanet.networks.description import RestorationNetwork
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset
 from vsfmanet.weights import load_fmanetpp
 
 
@@ -37,7 +37,7 @@ def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
         same = {name: getattr(model.config, name) for name in ("scale", *grid)}
         if replace(config, **same) != model.config:
             model = grown(model, replace(config, **same))
-        afresh = start_from(network, model)
+        afresh = network.start_from(model)
         print(f"from {args.start_from}; afresh: {', '.join(afresh) or 'nothing'}")
     else:
         stage_1 = loop.load_checkpoint(args.extractor, device)
@@ -52,7 +52,7 @@ def about_network(args: argparse.Namespace, network: FMANetPP) -> dict[str, Any]
     return {"kind": network.kind, "preset": args.preset, "scale": args.scale, "config": asdict(network.config)}
 
 
-def trained_network(state: Mapping[str, Any]) -> FMANetPP | SequenceNetwork:
+def trained_network(state: Mapping[str, Any]) -> RestorationNetwork:
     """The averaged network of a checkpoint of `Run`, in eval mode; FMA-Net++ in its training form."""
     if state.get("kind") != FMANetPP.kind:
         return loop.trained_network(state)

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.blocks import ChannelAttention, GatedFeedForward, ResidualDenseBlock, zero_init
+from vsfmanet.networks.description import SequenceNetwork
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, HRBABlock
-from vsfmanet.networks.m2aenet import M2AENet
-from vsfmanet.networks.sequence import SequenceNetwork
 
 GROWING = ("num_blocks", "num_flows", "feed_forward_width", "dense_layers")
 """Sizes that may differ; the first two by a whole factor."""
@@ -93,7 +92,7 @@ def begin_as(network: SequenceNetwork, model: nn.Module) -> None:
         name in own and own[name].shape == value.shape for name, value in theirs.items()
     )
     added = [name for name in own if name not in theirs]
-    if not fits or (added and not isinstance(network, M2AENet)):
+    if not fits or (added and network.kind != "m2aenet"):
         kind, sizes = getattr(model, "kind", type(model).__name__), getattr(model, "config", None)
         raise ConfigError(
             f"train: --start-from needs {network.kind} of the sizes that --preset and its options give, "
@@ -127,9 +126,8 @@ def _grow_block(block: nn.Module, source: nn.Module) -> None:
             assert layer.bias is not None
             assert given.bias is not None
             layer.bias.copy_(_repeated(given.bias, block.num_flows, source.num_flows))
-    _grow_gate(block.feed_forward, source.feed_forward)
-    if block.guided:
-        _grow_gate(block.guided_feed_forward, source.guided_feed_forward)
+    for stage, smaller in zip(block.stages, source.stages, strict=True):
+        _grow_gate(stage.feed_forward, smaller.feed_forward)
 
 
 def _repeated(values: Tensor, num_flows: int, given: int) -> Tensor:
@@ -143,10 +141,8 @@ def _shared(weight: Tensor, num_flows: int, given: int) -> Tensor:
     return _repeated(weight.transpose(0, 1), num_flows, given).transpose(0, 1) * (given / num_flows)
 
 
-def _grow_gate(gate: nn.Module, source: nn.Module) -> None:
+def _grow_gate(gate: GatedFeedForward, source: GatedFeedForward) -> None:
     """Give a feed-forward network the function of one with fewer hidden channels."""
-    assert isinstance(gate, GatedFeedForward)
-    assert isinstance(source, GatedFeedForward)
     hidden = source.reduce.weight.shape[1]
     for layer, given in zip(gate.expand, source.expand, strict=True):
         halves = _conv(layer).weight.unflatten(0, (2, -1))

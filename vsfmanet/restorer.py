@@ -1,4 +1,4 @@
-"""Frames in, restored frames out, in any order, with the same pixels. Knows no VapourSynth."""
+"""Restores frames in any order, with the same pixels. Knows no VapourSynth."""
 
 from __future__ import annotations
 
@@ -23,14 +23,10 @@ from vsfmanet.devices import (
     pick_device,
     pick_precision,
 )
-from vsfmanet.engines import Engine
 from vsfmanet.engines.cache import EngineCache
-from vsfmanet.engines.cuda import CudaGraphEngine, Transfers, give_back_memory
-from vsfmanet.engines.eager import EagerEngine, TiledEngine
+from vsfmanet.engines.cuda import Capture, CudaGraphEngine, Transfers, give_back_memory
 from vsfmanet.errors import ConfigError, DeviceError
-from vsfmanet.networks.blocks import channels_last
-from vsfmanet.networks.fmanetpp import FMANetPP
-from vsfmanet.networks.sequence import SequenceNetwork
+from vsfmanet.networks.description import LevelNetwork, Parts, SequenceNetwork
 from vsfmanet.segments import Reach
 from vsfmanet.settings import Backend, Device, Precision, Resolved, Runtime, check_tile
 from vsfmanet.streams import FrameSource, Restored, Streams
@@ -42,7 +38,8 @@ from vsfmanet.weights import load_model
 _log = logging.getLogger(__name__)
 
 type Encode = Callable[[int, Tensor], Tensor]
-"""Of a frame's number and what was restored, (3, H, W) on the device, makes what is to be brought to the host."""
+"""Converts restored frame n, RGB (3, s*H, s*W), fp32, on the device before it is copied to the host, to a tensor of any
+shape and type. It must not wait for the device."""
 
 
 class FrameRestorer(Protocol):
@@ -60,7 +57,7 @@ class FrameRestorer(Protocol):
 
     @property
     def reach(self) -> Reach:
-        """Frames that are read to restore a frame."""
+        """Frames that a restored frame's pixels depend on."""
         ...
 
     @property
@@ -69,7 +66,17 @@ class FrameRestorer(Protocol):
         ...
 
     def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
-        """Restore frames `first` ... `stop - 1` of the source, in order: as RGB, or as `encode` makes of it."""
+        """Restore frames of a clip.
+
+        Args:
+            source: The clip.
+            first: Number of the first frame.
+            stop: Number of the frame after the last.
+            encode: Converts each restored frame on the device; None for RGB.
+
+        Returns:
+            Frames `first` ... `stop - 1` in order, on the CPU.
+        """
         ...
 
     def exact(self) -> FrameRestorer | None:
@@ -77,7 +84,7 @@ class FrameRestorer(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the state, the network and the worker."""
+        """Release state, network and worker; the restorer cannot be used afterwards."""
         ...
 
 
@@ -148,12 +155,12 @@ class Restorer:
         self.name, self.sha256, self.scale = loaded.name, loaded.sha256, loaded.scale
         network = loaded.network
         self.reach = network.reach
-        if self._backend != "torch" and not isinstance(network, FMANetPP):
+        if self._backend != "torch" and not network.has_parts:
             raise ConfigError(f"backend {backend!r} is for FMA-Net++, got model {model!r}; leave it out")
-        self._worker.run(partial(_settle, network, self.device, self.dtype))
+        self._worker.run(partial(network.place, self.device, self.dtype))
         self._network = network
         self.transfers = Transfers(self.device)
-        """To the device and back, for those who give frames that are there already."""
+        """Copies to and from the device."""
         self._streams: Streams | None = self._make_streams()
         self._source = _SourceInUse()
         self._stream: Iterator[Restored] | None = None
@@ -175,9 +182,10 @@ class Restorer:
         return self._streams.steps
 
     def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
-        """Restore frames `first` ... `stop - 1` of `source`, in order; see `FrameRestorer`.
+        """See `FrameRestorer`; `encode` is called in the worker's thread.
 
-        `encode` is called in the worker's thread, between the frames: it should enqueue work, and wait for none.
+        Raises:
+            DeviceError: The device fails, or memory is too small in spite of all measures.
         """
         try:
             return self._worker.run(partial(self._restore, source, first, stop, encode))
@@ -195,7 +203,7 @@ class Restorer:
         return None if self.dtype == torch.float32 else self._fp32()
 
     def close(self) -> None:
-        """Release state, network and worker; the restorer cannot be used after that."""
+        """See `FrameRestorer`."""
         self._worker.close()
         self._stream = self._streams = None
         del self._network
@@ -222,7 +230,7 @@ class Restorer:
             self._source.lent = None
 
     def _frame(self, n: int, encode: Encode | None) -> Restored:
-        """Frame `n`, on its way to the host, by the first plan from the present one on for which memory is enough."""
+        """Restore frame `n` and start its copy to the host; change the plan until memory suffices."""
         while True:
             try:
                 return self._sent(n, encode)
@@ -230,18 +238,18 @@ class Restorer:
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0] or "out of memory"
-            # Not inside the handler: the error would keep alive what is to be released.
+            # Not inside the handler, where the error keeps tensors alive that are to be released.
             self._stream = None
-            self._be_more_sparing(n, reason)
+            self._save_memory(n, reason)
 
     def _sent(self, n: int, encode: Encode | None) -> Restored:
-        """Frame `n`, on its way to the host."""
+        """Restore frame `n` and start its copy to the host."""
         restored = self._advance(n)
         frame = restored.frame if encode is None else encode(n, restored.frame)
         return replace(restored, frame=self.transfers.download(frame))
 
     def _advance(self, n: int) -> Restored:
-        """Frame `n`, by the stream that is there if it comes next."""
+        """Restore frame `n`, with the open stream if `n` comes next there."""
         restored = next(self._stream, None) if self._stream is not None and self._next == n else None
         if restored is None:
             assert self._streams is not None
@@ -251,18 +259,18 @@ class Restorer:
         self._next = n + 1
         return restored
 
-    def _be_more_sparing(self, n: int, reason: str) -> None:
-        """Take the next plan, after frame `n` met a lack of memory.
+    def _save_memory(self, n: int, reason: str) -> None:
+        """Take the plan that needs the next less memory, after it was short at frame `n`.
 
         Raises:
-            DeviceError: There is none.
+            DeviceError: There is no such plan.
         """
         assert self._streams is not None
         on_gpu = self.device.type == "cuda"
         height, width = self._source.size or self._source.frame(n).shape[1:]
         can_offload = on_gpu and self._streams.can_offload
         plan = self._plan.smaller(height, width, has_graphs=self._has_graphs, can_offload=can_offload)
-        needed = self._streams.memory_needed(height, width)
+        needed = self._network.memory_needed(height, width, self.dtype, self._plan)
         self._plan, self._streams = plan or self._plan, None
         if on_gpu:
             give_back_memory()
@@ -277,27 +285,30 @@ class Restorer:
                 f"clip of {_even(width * share)}x{_even(height * share)} fits: scale or crop it, free memory, or use "
                 + ("device='cpu'" if on_gpu else "a machine with more")
             )
-        same = "with the same result up to rounding" if isinstance(self._network, FMANetPP) else "with a slight change"
+        same = "with the same result up to rounding" if self._network.exact_tiles else "with a slight change"
         self._notices.append(f"out of memory at frame {n}: from here on {plan}, {same} ({reason})")
 
     @property
     def _has_graphs(self) -> bool:
-        """Whether graphs are recorded of the network, while memory lasts."""
-        return self.device.type == "cuda" and self._backend == "torch" and isinstance(self._network, FMANetPP)
+        """Whether the network can run as CUDA graphs, while memory lasts."""
+        return self.device.type == "cuda" and self._backend == "torch" and self._network.has_parts
 
     def _make_streams(self) -> Streams:
-        """Streams of the network by the present plan."""
-        if isinstance(self._network, FMANetPP):
-            engine = self._engine(self._network)
-            return LevelStreams(self._network, engine, self.transfers, dtype=self.dtype, plan=self._plan)
-        return WindowStreams(self._network, self.transfers, plan=self._plan)
+        """Build the streams of the network for the current plan."""
+        return self._network.streamed(levels=self._level_streams, windows=self._window_streams)
 
-    def _engine(self, network: FMANetPP) -> Engine:
-        """What runs the parts of FMA-Net++."""
-        if self._plan.tile is not None:
-            return TiledEngine(network, self._plan.tile)
+    def _level_streams(self, network: LevelNetwork) -> Streams:
+        return LevelStreams(network, self._parts(network), self.transfers, plan=self._plan)
+
+    def _window_streams(self, network: SequenceNetwork) -> Streams:
+        return WindowStreams(network, self.transfers, plan=self._plan)
+
+    def _parts(self, network: LevelNetwork) -> Parts:
+        """Return what runs the parts of a network."""
         if self._backend == "torch":
-            return CudaGraphEngine(network) if self._has_graphs and self._plan.graphs else EagerEngine(network)
+            parts = network.parts(self._plan.tile)
+            recorded = self._has_graphs and self._plan.graphs and self._plan.tile is None
+            return CudaGraphEngine(parts, Capture(self.device)) if recorded else parts
         cache = EngineCache(cache_folder("engines"))
         if self._backend == "onnx":
             from vsfmanet.engines.onnx import onnx_engine
@@ -308,21 +319,12 @@ class Restorer:
         return tensorrt_engine(network, weights_sha256=self.sha256, cache=cache, device=self.device)
 
 
-def _settle(network: FMANetPP | SequenceNetwork, device: torch.device, dtype: torch.dtype) -> None:
-    """Bring a network to where and to how it computes."""
-    network.to(device)
-    # The extractor stays in fp32: it is cheap, and levels differ by little.
-    parts = (network.degradation, network.restoration) if isinstance(network, FMANetPP) else (network,)
-    for part in parts:
-        channels_last(part.to(dtype))
-
-
 class _SourceInUse:
-    """The source of the request that is being worked on: streams outlive requests."""
+    """The source of the current request, for streams, which outlive requests."""
 
     lent: FrameSource | None = None
     size: tuple[int, int] | None = None
-    """Height and width of the frame that was read last."""
+    """Height and width of the last frame read."""
 
     @property
     def num_frames(self) -> int:
@@ -350,5 +352,5 @@ class _SourceInUse:
 
 
 def _even(side: float) -> int:
-    """The next smaller even number, for chroma's sake; at least 8."""
+    """Round down to an even number of at least 8, so that chroma can be subsampled."""
     return max(8, int(side) // 2 * 2)

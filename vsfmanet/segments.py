@@ -1,6 +1,6 @@
-"""Which frames one run reads and which it returns; pure arithmetic.
+"""Which frames one run of the network reads, and which it returns; pure arithmetic.
 
-A clip is cut into segments on a fixed grid: segment k is frames kL ... (k+1)L - 1, whatever frame was asked for first.
+A clip is cut into segments on a fixed grid: segment k is frames kL ... (k+1)L - 1, whichever frame was requested first.
 Previews, ranges, chunks and resumed jobs therefore run the same windows.
 """
 
@@ -19,10 +19,10 @@ _SEGMENT_BYTES = 384 * 2**20  # of restored fp32 RGB; up to three segments are h
 
 
 def default_length(width: int, height: int, *, devices: int = 1) -> int:
-    """Segment length for restored frames of `width` x `height` pixels: 8, or as many as fit 384 MiB.
+    """Return the segment length for restored frames of `width` x `height` pixels: 8, or as many as fit 384 MiB.
 
-    The length has no effect on pixels. A longer one spares context when frames are asked for out of order; where
-    several devices take segments in turn every segment has its own, so they are twice as long.
+    The length has no effect on pixels. Longer segments save context frames when segments are requested out of order.
+    Several devices take segments in turn, so that every segment needs its context; then segments are twice as long.
     """
     frame_bytes = width * height * 3 * 4
     length = max(1, min(_USUAL_LENGTH, _SEGMENT_BYTES // frame_bytes))
@@ -30,7 +30,7 @@ def default_length(width: int, height: int, *, devices: int = 1) -> int:
 
 
 def scene_around(frame: int, first: int, last: int, starts_scene: Callable[[int], bool]) -> range:
-    """Frames of the scene of `frame` among frames `first` ... `last`, which include it.
+    """Return the frames of the scene of `frame` among frames `first` ... `last`, which include it.
 
     Args:
         frame: Number of a frame.
@@ -48,22 +48,22 @@ def scene_around(frame: int, first: int, last: int, starts_scene: Callable[[int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reach:
-    """Which frames of a clip the pixels of a restored frame depend on, before cuts are looked at."""
+    """Frames of a clip that the pixels of a restored frame depend on, without regard to cuts."""
 
     before: int
     """Frames before a frame, or before the last multiple of `period`."""
     after: int
     """Frames after a frame."""
     period: int = 1
-    """Frames between those at which a state that goes from frame to frame is built up anew; 1 without such a state."""
+    """Frames after which a state that is carried from frame to frame is rebuilt; 1 without such a state."""
 
     def of(self, frame: int) -> tuple[int, int]:
-        """First and last frame that `frame` depends on; they may lie outside the clip."""
+        """Return the first and last frame that `frame` depends on; they may lie outside the clip."""
         return frame - frame % self.period - self.before, frame + self.after
 
     @property
     def furthest(self) -> int:
-        """Frames before a frame at most."""
+        """Largest number of frames before a frame that it depends on."""
         return self.before + self.period - 1
 
 
@@ -80,7 +80,7 @@ class SegmentGrid:
     length: int
     """Frames that a segment returns, 1 ... `MAX_SEGMENT`; the last one may return fewer."""
     reach: Reach
-    """Frames that a window has beside its segment."""
+    """Frames that a restored frame depends on."""
 
     def __post_init__(self) -> None:
         assert 1 <= self.num_frames <= MAX_FRAMES
@@ -90,30 +90,30 @@ class SegmentGrid:
 
     @property
     def count(self) -> int:
-        """Segments of the clip."""
+        """Number of segments of the clip."""
         return -(-self.num_frames // self.length)
 
     @property
     def slots(self) -> int:
-        """Frames of a window, with those outside the clip."""
+        """Number of frames of a window, including those outside the clip."""
         return self.reach.furthest + self.length + self.reach.after
 
     @property
     def padding(self) -> tuple[int, int]:
-        """Repeats of the clip's first frame and of its last one."""
+        """Number of repeats of the clip's first frame, and of its last one."""
         return self.reach.furthest, self.count * self.length - self.num_frames + self.reach.after
 
     def bounds(self, segment: int) -> tuple[int, int]:
-        """First frame of `segment`, and the frame after its last."""
+        """Return the first frame of `segment`, and the frame after its last."""
         first = segment * self.length
         return first, min(first + self.length, self.num_frames)
 
     def window(self, segment: int) -> range:
-        """Frames of the clip that the window of `segment` holds."""
+        """Return the frames of the clip in the window of `segment`."""
         first = segment * self.length
         return range(max(0, first - self.reach.furthest), min(self.num_frames, first + self.length + self.reach.after))
 
     def slot(self, segment: int, frame: int) -> int:
-        """Slot that carries `frame` in the window of `segment`."""
+        """Return the number of the slot of `frame` in the window of `segment`."""
         assert frame in self.window(segment)
         return frame - (segment * self.length - self.reach.furthest)

@@ -1,6 +1,6 @@
-"""Weights files and the models they make: safetensors with their configuration inside, listed in a manifest.
+"""Weights files and the models in them: safetensors that hold their configuration, listed in a manifest.
 
-A file holds the deployed form in fp16. Its metadata says what it is, so that a file alone is enough:
+A file holds the deployed form in fp16. Its metadata names the network and its configuration, so a file alone suffices:
 `{"vsfmanet": '{"network": "fmanetpp", "config": {...}, ...}'}`.
 """
 
@@ -21,33 +21,38 @@ from safetensors.torch import save
 
 from vsfmanet.atomic import replacing
 from vsfmanet.errors import ConfigError, WeightsError
+from vsfmanet.networks.description import RestorationNetwork
 from vsfmanet.networks.exposure_estimator import ExposureEstimator
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
 from vsfmanet.networks.jffra import JFFRA, JFFRAConfig
 from vsfmanet.networks.m2aenet import M2AENet, M2AENetConfig
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig
 from vsfmanet.networks.mmprnn import MMPRNN, MMPRNNConfig
-from vsfmanet.networks.sequence import SequenceNetwork
 
 METADATA_KEY = "vsfmanet"
 
-MODELS: Mapping[str, Callable[[Mapping[str, Any]], FMANetPP | SequenceNetwork]] = {
-    "fmanetpp": lambda config: FMANetPP(FMANetPPConfig(**config), deployed=True),
+
+def _fmanetpp(config: Mapping[str, Any]) -> FMANetPP:
+    return FMANetPP(FMANetPPConfig(**config), deployed=True)
+
+
+MODELS: Mapping[str, Callable[[Mapping[str, Any]], RestorationNetwork]] = {
+    "fmanetpp": _fmanetpp,
     "mmprnn": lambda config: MMPRNN(MMPRNNConfig(**config)),
     "jffra": lambda config: JFFRA(JFFRAConfig(**config)),
     "m2aenet": lambda config: M2AENet(M2AENetConfig(**config)),
 }
-"""How each kind of network that restores is built from the configuration in a weights file."""
+"""Builders of the networks that restore, by the name in a weights file; they take its configuration."""
 
 _COUNTS = ("blocks", "layers", "depth")
-"""Endings of the names of sizes that say how often something is built; each has at least one tensor in the file."""
+"""Endings of the names of sizes that count modules; each module has at least one tensor in the file."""
 
 _NOT_NEGATIVE = ("running_var",)
 _POSITIVE = ("reading_temperature", "spread")
-"""Endings of the names of tensors with such values; they are put under roots and fractions."""
+"""Endings of the names of tensors that must not be negative, or must be positive: the network divides by them."""
 
 _FLOATS = ("F16", "BF16", "F32")
-"""Types of numbers that weights may have in a file."""
+"""Data types of weights in a file, as safetensors names them."""
 
 _SHOWN = 3
 """Names of tensors that an error message lists."""
@@ -55,7 +60,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelEntry:
-    """A model that ships with the package, as its manifest describes it."""
+    """A model that ships with the package, from the manifest."""
 
     name: str
     """`<network>_x<scale>[_<preset>]`."""
@@ -66,46 +71,53 @@ class ModelEntry:
     path: Path
     """The weights file."""
     size: int
-    """Bytes."""
+    """Size of the file, bytes."""
     sha256: str
-    """Of the file, in hexadecimal."""
+    """Sha256 of the file, in hexadecimal."""
     licence: str
-    """Of the weights."""
+    """Licence of the weights."""
     description: str
-    """One line."""
+    """One line for the user."""
     scores: Mapping[str, float]
-    """Measured scores by name, e.g. `psnr_5_5` and `bicubic_psnr_5_5`, dB; the card says by which command."""
+    """Measured scores by name, e.g. `psnr_5_5` and `bicubic_psnr_5_5`, dB; the card names the command."""
 
     def gain(self, condition: str) -> float | None:
-        """PSNR in dB above bicubic, or at scale 1 above the input, at "5_1" to "5_5" or "re"; None if not measured."""
+        """Return the gain in PSNR, dB, over bicubic or, at scale 1, over the input.
+
+        Args:
+            condition: "5_1" to "5_5", or "re".
+
+        Returns:
+            The gain; None if it was not measured.
+        """
         baseline = self.scores.get(f"{'input' if self.scale == 1 else 'bicubic'}_psnr_{condition}")
         psnr = self.scores.get(f"psnr_{condition}")
         return None if psnr is None or baseline is None else psnr - baseline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedModel:
+class LoadedModel[N: RestorationNetwork]:
     """A network with its weights."""
 
     name: str
     """Name in the manifest, or the file's stem."""
     sha256: str
-    """Of the weights file."""
+    """Sha256 of the weights file, in hexadecimal."""
     scale: int
     """Output size over input size."""
-    network: FMANetPP | SequenceNetwork
+    network: N
     """Deployed form, fp32, in eval mode, on the CPU."""
 
 
 def models_folder() -> Path:
-    """Where the shipped weights are: inside the installed package, or in a checkout beside it."""
+    """Return the folder of the shipped weights: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     installed = package / "models"
     return installed if installed.is_dir() else package.parent / "models"
 
 
 def list_models() -> list[ModelEntry]:
-    """Models of the manifest, in its order.
+    """Return the models of the manifest, in its order.
 
     Raises:
         WeightsError: The manifest is missing or cannot be read.
@@ -134,7 +146,7 @@ def list_models() -> list[ModelEntry]:
 
 
 def find_model(name_or_path: str) -> tuple[str, Path, str | None]:
-    """Name, file and expected sha256 (None for a file of the user's) of a model.
+    """Return name, file and expected sha256 of a model; None for the sha256 of a user's file.
 
     Raises:
         WeightsError: There is neither a model nor a file of this name.
@@ -153,23 +165,42 @@ def find_model(name_or_path: str) -> tuple[str, Path, str | None]:
 
 
 def file_sha256(path: Path) -> str:
-    """Sha256 of a file, in hexadecimal."""
+    """Return the sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_model(name_or_path: str) -> LoadedModel:
+def load_model(name_or_path: str) -> LoadedModel[RestorationNetwork]:
     """Read, check and build a model.
 
-    The sha256 is checked against the manifest before anything is parsed; names, shapes and finiteness of all tensors
-    are checked before the network is returned. Nothing in a weights file is code.
+    The sha256 of a shipped file is checked before it is parsed; names, shapes, types and values of all tensors are
+    checked before the network is returned. Nothing in a weights file is executed.
 
     Args:
         name_or_path: A model of the manifest, or the path of a safetensors file with our metadata.
 
     Raises:
-        WeightsError: Missing, damaged, of another architecture, or with values that are not finite.
+        WeightsError: The file is missing, damaged, of another architecture, or holds values that are not finite.
     """
+    return _load(name_or_path, MODELS)
+
+
+def load_fmanetpp(name_or_path: str) -> FMANetPP:
+    """Read, check and build a model of FMA-Net++.
+
+    Args:
+        name_or_path: As for `load_model`.
+
+    Raises:
+        WeightsError: As for `load_model`, or the model is another network.
+    """
+    return _load(name_or_path, {"fmanetpp": _fmanetpp}).network
+
+
+def _load[N: RestorationNetwork](
+    name_or_path: str, kinds: Mapping[str, Callable[[Mapping[str, Any]], N]]
+) -> LoadedModel[N]:
+    """Do as `load_model`, for some kinds of networks."""
     name, path, expected = find_model(name_or_path)
     try:
         digest = file_sha256(path)
@@ -177,24 +208,12 @@ def load_model(name_or_path: str) -> LoadedModel:
         raise WeightsError(f"{name} needs {path.name}, which cannot be read ({error}); reinstall") from error
     if expected is not None and digest != expected:
         raise WeightsError(f"{path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
-    network = _read(path, MODELS)
+    network = _read(path, kinds)
     return LoadedModel(name=name, sha256=digest, scale=network.scale, network=network)
 
 
-def load_fmanetpp(name_or_path: str) -> FMANetPP:
-    """The network of `load_model`, where only FMA-Net++ will do.
-
-    Raises:
-        WeightsError: As of `load_model`, or the model is another network.
-    """
-    network = load_model(name_or_path).network
-    if not isinstance(network, FMANetPP):
-        raise WeightsError(f"a model of FMA-Net++ is needed, got {name_or_path!r}, a {network.kind}")
-    return network
-
-
 def load_analyser() -> BlurAnalyser:
-    """Read, check and build the blur analyser that ships with the package, as `load_model` does with a model.
+    """Read, check and build the blur analyser that ships with the package; see `load_model`.
 
     Returns:
         Folded form, fp32, in eval mode, on the CPU.
@@ -206,12 +225,12 @@ def load_analyser() -> BlurAnalyser:
 
 
 def load_estimator() -> ExposureEstimator:
-    """Read, check and build the network that estimates exposures; see `load_analyser`."""
+    """Read, check and build the network that estimates exposures; see `load_model`."""
     return _shipped("estimator", "shutter", lambda config: ExposureEstimator(**config))
 
 
 def _shipped[Network: torch.nn.Module](table: str, kind: str, build: Callable[[Any], Network]) -> Network:
-    """The network in the first entry of a table of the manifest."""
+    """Load the network in the first entry of a table of the manifest."""
     manifest = models_folder() / "manifest.toml"
     try:
         entry = tomllib.loads(manifest.read_text(encoding="utf-8"))[table][0]
@@ -330,31 +349,32 @@ def _check_tensors(
         )
 
 
-def save_model(network: FMANetPP | SequenceNetwork, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
-    """Write a network that restores as fp16 safetensors, beside and renamed.
+def save_model(network: RestorationNetwork, path: Path, *, about: Mapping[str, Any] | None = None) -> None:
+    """Write a network as fp16 safetensors, whole or not at all.
 
     Args:
-        network: FMA-Net++ in deployed form, or another network.
-        path: Ends in .safetensors.
-        about: More for the metadata: data, command, step.
+        network: Deployed form.
+        path: File that ends in .safetensors.
+        about: Further metadata: data, command, step.
 
     Raises:
+        ConfigError: The network is not in deployed form.
         WeightsError: A value does not fit fp16.
     """
-    if isinstance(network, FMANetPP) and not network.deployed:
-        raise ConfigError("network must be in deployed form; call deploy() first")
+    if not network.deployed:
+        raise ConfigError("the network must be in deployed form; call deployed_form() first")
     _save(network, path, {"network": network.kind, "config": asdict(network.config), **(about or {})})
 
 
 def save_analyser(analyser: BlurAnalyser, path: Path, *, about: Mapping[str, Any]) -> None:
-    """Write a folded blur analyser; arguments and errors as of `save_model`."""
+    """Write a folded blur analyser; arguments and errors are those of `save_model`."""
     if not analyser.folded:
         raise ConfigError("the analyser must be in folded form; call fold() first")
     _save(analyser, path, {"network": "blur", "config": asdict(analyser.config), **about})
 
 
 def save_estimator(estimator: ExposureEstimator, path: Path, *, about: Mapping[str, Any]) -> None:
-    """Write a network that estimates exposures; arguments and errors as of `save_model`."""
+    """Write an exposure estimator; arguments and errors are those of `save_model`."""
     config = {"inputs": estimator.hidden.in_features, "hidden": estimator.hidden.out_features}
     _save(estimator, path, {"network": "shutter", "config": config, **about})
 
@@ -373,5 +393,5 @@ def _save(network: torch.nn.Module, path: Path, description: Mapping[str, Any]) 
 
 
 def parameter_count(network: torch.nn.Module) -> int:
-    """Number of trained values."""
+    """Return the number of trained values."""
     return sum(value.numel() for value in network.parameters())

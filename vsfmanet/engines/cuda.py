@@ -1,6 +1,6 @@
-"""FMA-Net++ on CUDA: every part as a CUDA graph, one launch instead of hundreds; and copies beside the computing.
+"""Networks on CUDA: parts as CUDA graphs, one launch instead of hundreds; and copies that run beside the computation.
 
-Never run on a GPU: what does not need one (keys, buffers, fallback, the order of waiting) is tested with stand-ins.
+Never run on a GPU; keys, buffers, the fallback and the order of waiting are tested with stand-ins.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vsfmanet.engines.eager import EagerEngine
-from vsfmanet.networks.fmanetpp import FMANetPP
+from vsfmanet.networks.description import Parts
 from vsfmanet.tiling import is_out_of_memory
 
 _WARM_UPS = 2  # the first compiles kernels and chooses algorithms, which a capture must not meet
 
 type Run = Callable[[], tuple[Tensor, ...]]
 type Recorded = tuple[Callable[[], None], tuple[Tensor, ...]]
-"""What computes anew, and the tensors in which the results then are."""
+"""A function that computes again, and the tensors that hold its results afterwards."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,24 +31,28 @@ _capturing = threading.Lock()
 
 
 def give_back_memory() -> None:
-    """Give back what torch keeps of CUDA's memory for later, but not while another thread records."""
+    """Release the CUDA memory that torch keeps cached, but not while another thread records a graph."""
     with _capturing:
         torch.cuda.empty_cache()
 
 
 class Capture:
-    """Records what CUDA is asked to do. All graphs share memory: no two run at once, and results are copied out.
+    """Records CUDA graphs. All of one capture share memory: no two run at once, and results are copied out.
 
     Args:
-        device: The one that the calling thread works on.
+        device: Current device of the calling thread.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._aside = torch.cuda.Stream(device)  # torch's own for captures is of the device that was the first
+        self._aside = torch.cuda.Stream(device)  # torch's own capture stream belongs to the first device that captured
 
     def __call__(self, run: Run) -> Recorded:
-        """Record `run`, which must read and write the same addresses every time."""
+        """Record a graph of `run`, which must read and write the same addresses every time.
+
+        Raises:
+            RuntimeError: The operations cannot be recorded, or memory is short.
+        """
         now = torch.cuda.current_stream()
         self._aside.wait_stream(now)
         with torch.cuda.stream(self._aside):
@@ -57,13 +60,13 @@ class Capture:
                 run()
         now.wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
-        # What other threads do with CUDA meanwhile, such as another filter, is their own affair.
+        # Other threads, such as those of another filter, may use CUDA meanwhile.
         recording = torch.cuda.graph(graph, pool=self._pool, stream=self._aside, capture_error_mode="thread_local")
         try:
             with _capturing, recording:
                 results = run()
         except BaseException:
-            # Before 2.12, torch does not take these two back from a recording that failed at its end.
+            # Before 2.12, torch does not undo these two when a capture fails at its end.
             torch.cuda.set_stream(now)
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(now.device_index, self._pool)
@@ -79,32 +82,33 @@ class _Graph:
     results: tuple[Tensor, ...]
 
 
-class CudaGraphEngine(EagerEngine):
-    """The modules of the network, each part recorded when it is first run with inputs of some shape.
+class CudaGraphEngine:
+    """Runs parts as CUDA graphs, each recorded when it is first run with inputs of some shape; see `Parts`.
 
-    Where recording fails, for another reason than a lack of memory, all parts run as in `EagerEngine`, with a warning.
+    If recording fails for another reason than a lack of memory, all parts are launched operation by operation, and a
+    warning is logged.
 
     Args:
-        network: As for `EagerEngine`, on a CUDA device.
-        record: Makes a graph of a function; `Capture` by default.
+        parts: The parts in torch, on a CUDA device.
+        record: Records a graph of a function; a `Capture`.
     """
 
-    def __init__(self, network: FMANetPP, record: Callable[[Run], Recorded] | None = None) -> None:
-        super().__init__(network)
-        self._record: Callable[[Run], Recorded] | None = record or Capture(next(network.parameters()).device)
+    def __init__(self, parts: Parts, record: Callable[[Run], Recorded]) -> None:
+        self._parts = parts
+        self._record: Callable[[Run], Recorded] | None = record
         self._graphs: dict[str, _Graph] = {}
         self._buffers: dict[tuple[object, ...], Tensor] = {}
 
     def stem(self, lr: Tensor) -> Tensor:
-        """See `Engine`."""
-        [feat] = self._run("stem", lambda lr: (super(CudaGraphEngine, self).stem(lr),), lr)
+        """See `Parts`."""
+        [feat] = self._run("stem", lambda lr: (self._parts.stem(lr),), lr)
         return feat
 
     def initial_flow(self, lr: Tensor, neighbours: tuple[Tensor, Tensor]) -> Tensor:
-        """See `Engine`."""
+        """See `Parts`."""
 
         def run(lr: Tensor, following: Tensor, previous: Tensor) -> tuple[Tensor]:
-            return (super(CudaGraphEngine, self).initial_flow(lr, (following, previous)),)
+            return (self._parts.initial_flow(lr, (following, previous)),)
 
         [flow] = self._run("initial flow", run, lr, *neighbours)
         return flow
@@ -118,10 +122,10 @@ class CudaGraphEngine(EagerEngine):
         embed: Tensor | None,
         guide: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """See `Engine`."""
+        """See `Parts`."""
         out, flow = self._run(
             f"level {index}",
-            lambda feat, following, previous, flow, embed, guide: super(CudaGraphEngine, self).level(
+            lambda feat, following, previous, flow, embed, guide: self._parts.level(
                 index, feat, (following, previous), flow, embed, guide
             ),
             feat,
@@ -133,25 +137,25 @@ class CudaGraphEngine(EagerEngine):
         return out, flow
 
     def bridge(self, lr: Tensor, feat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See `Engine`."""
+        """See `Parts`."""
 
         def run(lr: Tensor, feat: Tensor) -> tuple[Tensor, ...]:
-            out, guides = super(CudaGraphEngine, self).bridge(lr, feat)
+            out, guides = self._parts.bridge(lr, feat)
             return out, *guides
 
         out, *guides = self._run("bridge", run, lr, feat)
         return out, tuple(guides)
 
     def finish(self, lr: Tensor, feat: Tensor) -> Tensor:
-        """See `Engine`."""
-        [frame] = self._run("finish", lambda lr, feat: (super(CudaGraphEngine, self).finish(lr, feat),), lr, feat)
+        """See `Parts`."""
+        [frame] = self._run("finish", lambda lr, feat: (self._parts.finish(lr, feat),), lr, feat)
         return frame
 
     def _run(self, name: str, part: Callable[..., tuple[Tensor, ...]], *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        """Run a part by its graph, which is recorded first if need be."""
+        """Replay the graph of a part; record it first if there is none for these shapes."""
         key = tuple(None if given is None else (given.shape, given.dtype) for given in inputs)
         graph = self._graphs.get(name)
-        if graph is not None and graph.key != key:  # frames of another size: nothing of the old ones is of use
+        if graph is not None and graph.key != key:  # frames of another size: the old graphs are useless
             self._graphs.clear()
             self._buffers.clear()
             graph = None
@@ -163,7 +167,7 @@ class CudaGraphEngine(EagerEngine):
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
-                _log.warning("cuda: no graphs, parts are launched one by one: %s", str(error).partition("\n")[0])
+                _log.warning("no CUDA graphs, operations are launched one by one: %s", str(error).partition("\n")[0])
                 self._record = None
                 self._graphs.clear()
                 self._buffers.clear()
@@ -173,11 +177,11 @@ class CudaGraphEngine(EagerEngine):
             return part(*inputs)
         _fill(graph.inputs, inputs)
         graph.replay()
-        # Copies, because the frame waits for its neighbours while the graph is run for others.
+        # Copies, because the frame waits for its neighbours while the graph is replayed for others.
         return tuple(result.clone() for result in graph.results)
 
     def _buffer(self, place: int, given: Tensor) -> Tensor:
-        """Where input number `place` of any part lies; parts are run one after the other."""
+        """Return the buffer for input number `place`, which all parts share, for they run one after the other."""
         key = (place, given.shape, given.dtype)
         if key not in self._buffers:
             self._buffers[key] = torch.empty_like(given)
@@ -191,13 +195,12 @@ def _fill(buffers: tuple[Tensor | None, ...], inputs: tuple[Tensor | None, ...])
 
 
 class Transfers:
-    """Frames to the device and results back, on two streams beside that which computes; on a CPU nothing to do.
+    """Copies frames to the device and results back, on two streams beside the computing one; no copies on the CPU.
 
-    Memory of the host that takes part is page-locked. torch keeps it for the next frame once the copy is done, so that
-    a few buffers go round.
+    The host memory of the copies is page-locked. torch reuses it once a copy is done, so that a few buffers suffice.
 
     Args:
-        device: Where the network computes.
+        device: Device on which the network computes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -206,11 +209,15 @@ class Transfers:
         self._down = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def buffer(self, size: int, dtype: torch.dtype) -> Tensor:
-        """Uninitialised vector on the CPU, from which an upload need not copy first."""
+        """Return an uninitialised vector (size,) on the CPU, page-locked if the device is CUDA."""
         return torch.empty(size, dtype=dtype, pin_memory=self._up is not None)
 
     def upload(self, given: Tensor) -> Tensor:
-        """What is given on the device, if it is not there; what is computed from then on waits for it."""
+        """Copy a tensor of any shape to the device; later work on the current stream waits for the copy.
+
+        Returns:
+            The copy; `given` itself if it is on the device already.
+        """
         if self._up is None or given.is_cuda:
             return given
         with torch.cuda.stream(self._up):
@@ -221,8 +228,12 @@ class Transfers:
         return moved
 
     def download(self, result: Tensor) -> Tensor:
-        """`result` on the CPU, where its values are valid after the next `wait`."""
-        if self._down is None or not result.is_cuda:  # in tiles, frames are put together on the CPU
+        """Copy a tensor of any shape to the CPU.
+
+        Returns:
+            The copy, whose values are valid after the next `wait`; `result` itself if it is on the CPU already.
+        """
+        if self._down is None or not result.is_cuda:  # frames in tiles are assembled on the CPU
             return result
         self._down.wait_stream(torch.cuda.current_stream(self.device))
         host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
@@ -232,6 +243,6 @@ class Transfers:
         return host
 
     def wait(self) -> None:
-        """Until all downloads so far are done."""
+        """Wait until all downloads so far are done."""
         if self._down is not None:
             self._down.synchronize()

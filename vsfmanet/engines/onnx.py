@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from vsfmanet.engines.cache import EngineCache
-from vsfmanet.engines.graph import GraphEngine, Part, Run
+from vsfmanet.engines.graph import GraphEngine, Run
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.fmanetpp import FMANetPP
+from vsfmanet.networks.description import ExportPart, LevelNetwork
 
 
-def onnx_engine(network: FMANetPP, *, weights_sha256: str, cache: EngineCache) -> GraphEngine:
-    """An engine that runs the network's parts in onnxruntime.
+def onnx_engine(network: LevelNetwork, *, weights_sha256: str, cache: EngineCache) -> GraphEngine:
+    """Return an engine that runs a network's parts in onnxruntime.
 
     Args:
         network: Deployed form, fp32, on the CPU.
-        weights_sha256: Of the weights file.
-        cache: Where exported graphs are kept.
+        weights_sha256: Sha256 of the weights file, in hexadecimal.
+        cache: Cache of exported graphs.
 
     Raises:
         ConfigError: A package is missing.
@@ -30,11 +30,10 @@ def onnx_engine(network: FMANetPP, *, weights_sha256: str, cache: EngineCache) -
         import onnxscript  # noqa: F401 (torch exports with it)
     except ImportError as error:
         raise ConfigError(
-            f'restore: backend="onnx" needs onnx, onnxscript and onnxruntime, got none ({error}); '
-            "pip install vsfmanet[onnx]"
+            f'backend="onnx" needs onnx, onnxscript and onnxruntime, got none ({error}); pip install vsfmanet[onnx]'
         ) from error
 
-    def load(part: Part, data: bytes) -> Run:
+    def load(part: ExportPart, data: bytes) -> Run:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor
 
 from vsfmanet.engines.cache import EngineCache
-from vsfmanet.engines.graph import GraphEngine, Part, Run
+from vsfmanet.engines.graph import GraphEngine, Run
 from vsfmanet.errors import ConfigError, DeviceError
-from vsfmanet.networks.fmanetpp import FMANetPP
+from vsfmanet.networks.description import ExportPart, LevelNetwork
 
 _log = logging.getLogger(__name__)
 
 
-def tensorrt_engine(network: FMANetPP, *, weights_sha256: str, cache: EngineCache, device: torch.device) -> GraphEngine:
-    """An engine that runs the network's parts in TensorRT. To build it takes minutes; the next time it is there.
+def tensorrt_engine(
+    network: LevelNetwork, *, weights_sha256: str, cache: EngineCache, device: torch.device
+) -> GraphEngine:
+    """Return an engine that runs a network's parts in TensorRT. Building takes minutes; the result is cached.
 
     The graphs carry their types (features half, sampling positions and flow fp32), and TensorRT keeps to them.
 
     Args:
-        network: Deployed form on a CUDA device, its two networks in the type that computes.
-        weights_sha256: Of the weights file.
-        cache: Where built engines are kept.
+        network: Deployed form on a CUDA device, in the type that computes.
+        weights_sha256: Sha256 of the weights file, in hexadecimal.
+        cache: Cache of built engines.
         device: The CUDA device.
 
     Raises:
@@ -36,7 +38,7 @@ def tensorrt_engine(network: FMANetPP, *, weights_sha256: str, cache: EngineCach
         import tensorrt as trt
     except ImportError as error:
         raise ConfigError(
-            f'restore: backend="tensorrt" needs tensorrt, onnx and onnxscript, got none ({error}); '
+            f'backend="tensorrt" needs tensorrt, onnx and onnxscript, got none ({error}); '
             "pip install vsfmanet[tensorrt]"
         ) from error
     logger = trt.Logger(trt.Logger.ERROR)
@@ -49,14 +51,14 @@ def tensorrt_engine(network: FMANetPP, *, weights_sha256: str, cache: EngineCach
         parser = trt.OnnxParser(definition, logger)
         if not parser.parse(model):
             reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-            raise DeviceError(f'restore: TensorRT must read the network, got {reasons}; use backend="torch"')
+            raise DeviceError(f'TensorRT must read the network, got {reasons}; use backend="torch"')
         with torch.cuda.device(device):
             made = builder.build_serialized_network(definition, builder.create_builder_config())
         if made is None:
-            raise DeviceError('restore: TensorRT must build the network, but gave nothing; use backend="torch"')
+            raise DeviceError('TensorRT must build the network, but gave nothing; use backend="torch"')
         return bytes(made)
 
-    def load(part: Part, data: bytes) -> Run:
+    def load(part: ExportPart, data: bytes) -> Run:
         with torch.cuda.device(device):
             engine = trt.Runtime(logger).deserialize_cuda_engine(data)
             if engine is None:
@@ -75,7 +77,7 @@ def tensorrt_engine(network: FMANetPP, *, weights_sha256: str, cache: EngineCach
     )
 
 
-def _runner(engine: Any, context: Any, part: Part, device: torch.device, types: dict[Any, torch.dtype]) -> Run:
+def _runner(engine: Any, context: Any, part: ExportPart, device: torch.device, types: dict[Any, torch.dtype]) -> Run:
     """A part on torch's memory and torch's stream."""
     name, read, written = part.name, tuple(part.inputs), part.outputs  # not the examples, which take memory
 
@@ -89,7 +91,7 @@ def _runner(engine: Any, context: Any, part: Part, device: torch.device, types: 
             context.set_tensor_address(each, tensor.data_ptr())
         # `given` may be copies; torch gives their memory away again only in the order of this stream.
         if not context.execute_async_v3(torch.cuda.current_stream(device).cuda_stream):
-            raise DeviceError(f'restore: TensorRT must run {name}, but failed; use backend="torch"')
+            raise DeviceError(f'TensorRT must run {name}, but failed; use backend="torch"')
         return out
 
     return run

@@ -1,4 +1,4 @@
-"""Parts that FMA-Net++ is made of. Feature maps are (N, C, H, W) with N = B*T, best kept channels-last."""
+"""Modules of which the networks are built. Feature maps are (N, C, H, W) with N = B*T, best channels-last."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vsfmanet import kernels
+from vsfmanet.errors import ShapeError
+from vsfmanet.tiling import Box
 
 
 class Conv3x3(nn.Conv2d):
@@ -17,18 +19,24 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_width, out_width, 3, padding=1, bias=bias)
 
     def forward(self, *parts: Tensor, slope: float = 1.0, shuffle: int = 1) -> Tensor:
-        """Convolve `parts` (N, C, H, W), whose channels are read one after the other; returns (N, outputs, H, W).
+        """Convolve, then apply a leaky ReLU and a pixel shuffle; see `kernels.conv3x3`.
 
-        A leaky ReLU of this `slope` and a pixel shuffle by this factor follow; see `kernels.conv3x3`.
+        Args:
+            parts: (N, C, H, W) each; their channels are read one part after the other.
+            slope: Slope of the leaky ReLU; 1 for none.
+            shuffle: Factor of the pixel shuffle; 1 for none.
+
+        Returns:
+            (N, outputs / shuffle^2, shuffle * H, shuffle * W).
         """
         return kernels.conv3x3(parts, self.weight, self.bias, slope=slope, shuffle=shuffle)
 
 
 class Layers(nn.Sequential):
-    """Layers in turn; a 3x3 convolution does the pixel shuffle and the leaky ReLU that follow it, in one pass."""
+    """Layers in sequence; a 3x3 convolution and the pixel shuffle and leaky ReLU that follow it run in one pass."""
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """Give `parts` (N, C, H, W) to the first layer, and what it gives to the next one."""
+        """Run the layers, the first one on all `parts` (N, C, H, W); returns the last one's result (N, D, H', W')."""
         layers = [*self]
         while layers:
             layer, factor, slope = layers.pop(0), 1, 1.0
@@ -44,22 +52,22 @@ class Layers(nn.Sequential):
 
 
 def leaky_relu() -> nn.LeakyReLU:
-    """Between convolutions, of slope 0.1; in place, for nothing else reads what goes in."""
+    """Build a leaky ReLU of slope 0.1. It works in place, so nothing else may read its input."""
     return nn.LeakyReLU(0.1, inplace=True)
 
 
 def zero_init(layer: nn.Conv2d | nn.Linear) -> None:
-    """Make a layer return zero, so that the branch it ends starts as nothing."""
+    """Set a layer's weight and bias to zero, so that the branch that it ends starts as zero."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 def keep_scale(network: nn.Module) -> None:
-    """Begin with convolutions that neither damp nor raise what they read.
+    """Initialise all convolutions so that they preserve the variance of their input.
 
-    Those that torch begins with damp it to a third each: what little detail tells blurred from sharp would be lost
-    before anything is learnt, and layers without normalisation learn later.
+    torch's default reduces it to a third at each convolution: the little detail that distinguishes blurred from sharp
+    would be lost, and layers without normalisation would learn later.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
@@ -71,14 +79,22 @@ def keep_scale(network: nn.Module) -> None:
 
 
 def at_multiples(frames: Tensor, multiple: int) -> Tensor:
-    """Frames (..., H, W) whose border is repeated to the right and below, up to sides that `multiple` divides."""
+    """Pad frames at the right and bottom by repeating the border.
+
+    Args:
+        frames: (N, C, H, W), any range.
+        multiple: Number that is to divide both sides.
+
+    Returns:
+        (N, C, H', W'), H and W rounded up to multiples; `frames` itself if they are multiples.
+    """
     height, width = frames.shape[-2:]
     padding = (0, -width % multiple, 0, -height % multiple)
     return F.pad(frames, padding, mode="replicate") if any(padding) else frames
 
 
 def channels_last(network: nn.Module) -> None:
-    """Lay out what 2D convolutions multiply with as their inputs are; for 3D convolutions there is no such format."""
+    """Convert the weights of 2D convolutions to the channels-last format; 3D convolutions have no such format."""
     for value in network.parameters():
         if value.dim() == 4:
             value.data = value.data.contiguous(memory_format=torch.channels_last)
@@ -88,7 +104,7 @@ class PixelNorm(nn.LayerNorm):
     """LayerNorm over the channels of each pixel, with weight and bias."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (N, C, H, W); same shape."""
+        """Normalise the channels of each pixel of `x` (N, C, H, W); returns (N, C, H, W)."""
         return kernels.pixel_norm(x, self.weight, self.bias, self.eps)
 
 
@@ -101,7 +117,7 @@ class ResidualDenseBlock(nn.Module):
         self.last = Conv3x3(width + layers * growth, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Refine `x` (N, C, H, W); same shape."""
+        """Refine `x` (N, C, H, W); returns (N, C, H, W)."""
         feats = [x]
         for conv in self.convs:
             feats.append(conv(*feats, slope=0.2))
@@ -126,29 +142,83 @@ class ChannelAttention(nn.Module):
         self.temperature = nn.Parameter(torch.ones(heads))
         self.to_out = nn.Conv2d(width, width, 1, bias=False)
 
+    margin = 1
+    """Pixels around a tile that its result depends on, once the sums are known."""
+
     def forward(self, shortcut: Tensor, x: Tensor, guide: Tensor | None = None) -> Tensor:
-        """Mix the channels of `x` (N, C, H, W), guided by `guide` (N, C, H, W) if built so, and add `shortcut`."""
+        """Mix the channels of an image and add a shortcut.
+
+        Args:
+            shortcut: (N, C, H, W).
+            x: (N, C, H, W).
+            guide: (N, C, H, W); without effect unless the attention is guided.
+
+        Returns:
+            (N, C, H, W).
+
+        Raises:
+            ShapeError: The attention is guided, and there is no guide.
+        """
         query, key, value, squares = self.project(x, guide)
         grams = kernels.head_grams(query, key, self.heads)
         return kernels.add_product(shortcut, value, self.matrix(grams, squares).to(value.dtype))
 
+    def sums(self, x: Tensor, guide: Tensor | None, inner: Box) -> tuple[Tensor, ...]:
+        """Compute the sums over the part `inner` of a tile; those of all tiles are added before `mix`.
+
+        Args:
+            x: (N, C, H, W), the tile and `margin` pixels around it.
+            guide: (N, C, H, W), alike.
+            inner: The tile in it.
+
+        Returns:
+            Arguments of `matrix`.
+        """
+        query, key, _, _ = self.project(x, guide)
+        query, key = inner.of(query), inner.of(key)
+        squares = torch.cat([query, key], dim=1).float().square().sum(dim=(2, 3))
+        return kernels.head_grams(query, key, self.heads), squares
+
+    def mix(self, shortcut: Tensor, x: Tensor, guide: Tensor | None, sums: tuple[Tensor, ...]) -> Tensor:
+        """Do as `forward`, on a tile, with the sums over the whole frame.
+
+        Args:
+            shortcut: (N, C, H, W), a tile.
+            x: (N, C, H, W), alike.
+            guide: (N, C, H, W), alike.
+            sums: Sums of the results of `sums`.
+
+        Returns:
+            (N, C, H, W).
+        """
+        _, _, value, _ = self.project(x, guide)
+        return kernels.add_product(shortcut, value, self.matrix(*sums).to(value.dtype))
+
     def project(self, x: Tensor, guide: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Query, key and value, (N, C, H, W) each, and the sums of squares (N, 2C), fp32, of query and key."""
+        """Compute query, key and value; arguments are those of `forward`.
+
+        Returns:
+            Query, key and value, (N, C, H, W) each, and the sums of squares (N, 2C), fp32, of query and key.
+        """
         channels = x.shape[1]
         if self.to_query is None:
             projected = [_project(self.to_rest, x, 2 * channels)]
         else:
-            assert guide is not None
+            if guide is None:
+                raise ShapeError("a guided block needs the kernel guide, got none; pass that of its level")
             projected = [_project(self.to_query, guide, channels), _project(self.to_rest, x, channels)]
         query, key, value = (part for feat, _ in projected for part in feat.split(channels, dim=1))
         return query, key, value, torch.cat([squares for _, squares in projected], dim=1)
 
     def matrix(self, grams: Tensor, squares: Tensor) -> Tensor:
-        """What the channels of the values are multiplied by, (N, C in, C out), fp32.
+        """Compute the matrix by which the channels of the values are multiplied.
 
         Args:
             grams: (N, heads, C/heads, C/heads), fp32: products of query and key, summed over the frame.
             squares: (N, 2C), fp32: squares of query and key, summed over the frame.
+
+        Returns:
+            (N, C in, C out), fp32.
         """
         with torch.autocast(grams.device.type, enabled=False):
             # Clamped before the root, whose gradient at 0 is infinite.
@@ -160,13 +230,13 @@ class ChannelAttention(nn.Module):
 
 
 def _project(projection: nn.Sequential, x: Tensor, squared: int) -> tuple[Tensor, Tensor]:
-    """Run `projection` on `x` (N, C, H, W); also the sums of squares (N, squared), fp32, of its first channels."""
+    """Run `projection` on `x` (N, C, H, W); returns (N, D, H, W), and the sums of squares of the first channels."""
     pointwise, depthwise = projection.parameters()
     return kernels.squared_projection(x, pointwise, depthwise, squared)
 
 
 def _projection(in_width: int, out_width: int) -> nn.Sequential:
-    """A pointwise, then a depthwise 3x3 convolution, both without bias."""
+    """Build a pointwise, then a depthwise 3x3 convolution, both without bias."""
     return nn.Sequential(
         nn.Conv2d(in_width, out_width, 1, bias=False),
         nn.Conv2d(out_width, out_width, 3, padding=1, groups=out_width, bias=False),
@@ -182,13 +252,13 @@ class GatedFeedForward(nn.Module):
         self.reduce = nn.Conv2d(hidden, width, 1, bias=False)
 
     def forward(self, shortcut: Tensor, x: Tensor) -> Tensor:
-        """Transform `x` (N, C, H, W) and add `shortcut`; same shape."""
+        """Transform `x` (N, C, H, W) and add `shortcut` (N, C, H, W); returns (N, C, H, W)."""
         pointwise, depthwise = self.expand.parameters()
         return kernels.feed_forward(shortcut, x, pointwise, depthwise, self.reduce.weight)
 
 
 class FeatureModulation(nn.Module):
-    """Scale and shift features by the kernel guide: the paper's ablation in the place of DA attention.
+    """Scale and shift features by the kernel guide: the paper's ablation of DA attention.
 
     Source: FMA-Net++ (arXiv 2512.04390), Table 8, "SFT instead of DA"; layer sizes fit its 13.2 M parameters.
     """
@@ -197,10 +267,35 @@ class FeatureModulation(nn.Module):
         super().__init__()
         self.to_affine = Layers(Conv3x3(width, width // 2), leaky_relu(), Conv3x3(width // 2, 2 * width))
 
-    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """Modulate `x` (N, C, H, W) by `guide` (N, C, H, W); same shape."""
+    margin = 2
+    """Pixels around a tile that its result depends on."""
+
+    def forward(self, shortcut: Tensor, x: Tensor, guide: Tensor | None = None) -> Tensor:
+        """Modulate `x`; the interface is that of `ChannelAttention`.
+
+        Args:
+            shortcut: Without effect: the paper's SFT has none.
+            x: (N, C, H, W).
+            guide: (N, C, H, W).
+
+        Returns:
+            (N, C, H, W).
+
+        Raises:
+            ShapeError: There is no guide.
+        """
+        if guide is None:
+            raise ShapeError("a guided block needs the kernel guide, got none; pass that of its level")
         scale, shift = self.to_affine(guide).chunk(2, dim=1)
         return x * (1 + scale) + shift
+
+    def sums(self, x: Tensor, guide: Tensor | None, inner: Box) -> tuple[Tensor, ...]:
+        """See `ChannelAttention`; there are none."""
+        return ()
+
+    def mix(self, shortcut: Tensor, x: Tensor, guide: Tensor | None, sums: tuple[Tensor, ...]) -> Tensor:
+        """See `ChannelAttention`."""
+        return self(shortcut, x, guide)
 
 
 class ExposureModulation(nn.Module):
@@ -217,7 +312,28 @@ class ExposureModulation(nn.Module):
         )
         zero_init(last)
 
-    def forward(self, feat: Tensor, embed: Tensor) -> Tensor:
-        """Modulate `feat` (N, C, H, W) by `embed` (N, U); returns (N, C, H, W)."""
+    def forward(self, feat: Tensor, embed: Tensor | None) -> Tensor:
+        """Modulate features by their frames' exposure.
+
+        Args:
+            feat: (N, C, H, W).
+            embed: (N, U).
+
+        Returns:
+            (N, C, H, W).
+
+        Raises:
+            ShapeError: There is no embedding.
+        """
+        if embed is None:
+            raise ShapeError("an exposure-aware block needs the exposure embedding, got none; pass that of the frames")
         scale, shift = rearrange(self.to_affine(embed), "n (two c) -> two n c 1 1", two=2)
         return torch.addcmul(shift, feat, 1 + scale)
+
+
+class NoModulation(nn.Module):
+    """Takes the place of `ExposureModulation` in a network that is not exposure-aware."""
+
+    def forward(self, feat: Tensor, embed: Tensor | None) -> Tensor:
+        """Return `feat` (N, C, H, W) unchanged; returns (N, C, H, W)."""
+        return feat

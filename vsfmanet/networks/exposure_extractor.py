@@ -1,4 +1,4 @@
-"""The exposure-time-aware feature extractor (ETE), and the reading of an exposure from its embedding."""
+"""The exposure-time-aware feature extractor (ETE), and the estimate of an exposure from its embedding."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in, H, W) -> (N, out, ceil(H/stride), ceil(W/stride))."""
+        """Transform `x` (N, in, H, W); returns (N, out, ceil(H/stride), ceil(W/stride))."""
         return F.relu(self.body(x) + self.shortcut(x))
 
 
 class ExposureExtractor(nn.Module):
-    """Embed how long the shutter was open for one blurred frame, as a unit vector.
+    """Embed the exposure of a blurred frame as a unit vector.
 
     Source: FMA-Net++ (arXiv 2512.04390), ETE, Sec. 3.3 and S1: a ResNet-18 trained by supervised contrast and then
     frozen. Departures: width 8 to 32 instead of an unnamed one (the published counts allow no ResNet-18 of width 64),
     a 3x3 stem of stride 1 without pooling (levels differ by a few pixels of blur, which an early reduction would
-    destroy), no projection head, and a BatchNorm without parameters before the length is set to 1: means of ReLU
-    features all point one way (cosine 0.99), from where the contrastive loss collapses.
+    destroy), no projection head, and a BatchNorm without parameters before the vector is normalised: means of ReLU
+    features all point in one direction (cosine 0.99), from which the contrastive loss collapses.
     """
 
     def __init__(self, width: int, blocks: int) -> None:
@@ -63,20 +63,20 @@ class ExposureExtractor(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         """Embed frames `lr` (N, 3, H, W) in [0, 1]; returns (N, U) of length 1, fp32."""
-        if not torch.is_grad_enabled():  # backward from it, torch 2.15 writes beyond its memory on CPUs
+        if not torch.is_grad_enabled():  # torch 2.15 writes out of bounds in its backward pass on CPUs
             lr = lr.contiguous(memory_format=torch.channels_last)
         return F.normalize(self.centre(self.stages(self.stem(lr)).float().mean(dim=(2, 3))), dim=1)
 
 
 def anchor_embedding(anchors: Tensor, exposure: Tensor) -> Tensor:
-    """Embedding that stands for a known exposure: between the mean embeddings of the two nearest levels.
+    """Return the embedding of a known exposure: interpolated between the mean embeddings of the two nearest levels.
 
     Args:
         anchors: (5, U), unit mean embeddings of levels 5:1 ... 5:5.
-        exposure: Any shape; open-shutter time over frame interval, in (0, 1]. Below 0.2 the first level answers.
+        exposure: Any shape; open-shutter time over frame interval, in (0, 1]. Below 0.2 it is taken as 0.2.
 
     Returns:
-        (*shape of `exposure`, U), length 1.
+        (*shape of `exposure`, U), of length 1.
     """
     position = (exposure.float() * LEVELS - 1).clamp(0, LEVELS - 1)
     low = position.floor().clamp(max=LEVELS - 2).long()
@@ -85,17 +85,17 @@ def anchor_embedding(anchors: Tensor, exposure: Tensor) -> Tensor:
 
 
 def read_exposure(anchors: Tensor, embed: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """Exposure that an embedding speaks of, and how clearly.
+    """Estimate the exposure from an embedding.
 
     Args:
         anchors: (5, U), unit mean embeddings of levels 5:1 ... 5:5.
         embed: (N, U), unit embeddings from the extractor.
-        temperature: Scalar, at which a softmax over cosine similarities gives the probability of each level; fitted
-            to pictures that the extractor was not trained on.
+        temperature: Scalar above 0: temperature of the softmax that turns cosine similarities into probabilities of
+            the levels. Fitted to pictures that the extractor was not trained on.
 
     Returns:
-        Exposure (N,) in [0.2, 1], the mean over the levels by their probability, and confidence (N,) in [0, 1]: how
-        far the most probable level stands above chance.
+        Exposure (N,) in [0.2, 1], the mean of the levels weighted by probability, and confidence (N,) in [0, 1], the
+        excess of the most probable level over chance.
     """
     probability = (embed.float() @ anchors.float().T / temperature.float()).softmax(dim=1)
     level = torch.arange(1, LEVELS + 1, device=embed.device)
@@ -104,12 +104,12 @@ def read_exposure(anchors: Tensor, embed: Tensor, temperature: Tensor) -> tuple[
 
 
 def fit_temperature(anchors: Tensor, embed: Tensor, label: Tensor) -> Tensor:
-    """Temperature for `read_exposure` that makes known levels most probable.
+    """Return the temperature for `read_exposure` that makes known levels most probable.
 
     Args:
         anchors: (5, U), unit mean embeddings.
         embed: (N, U), unit embeddings of pictures never trained on.
-        label: (N,), their levels, 0 ... 4.
+        label: (N,), int64, their levels, 0 ... 4.
 
     Returns:
         Scalar, from 0.01 to 10.

@@ -1,11 +1,11 @@
 """JFFRA: joint flow and feature refinement by attention, for deblurring at the input's size.
 
-Three frames give the middle one. On the way down and up a U-Net, flow and features refine each other at every level:
-the neighbours are moved by the present flow, a cost volume says how well they fit, the flow is corrected, the
-neighbours are moved again, and attention over the three frames refines the features.
+The middle one of three frames is restored. On the way down and up a U-Net, flow and features refine each other at every
+level: the neighbours are warped by the current flow, a cost volume measures how well they fit, the flow is corrected,
+the neighbours are warped again, and attention over the three frames refines the features.
 
 Source: "Joint Flow And Feature Refinement Using Attention For Video Restoration", arXiv 2505.16434. The paper publishes
-neither code nor sizes: sizes, heads and order of layers are ours, so its figures are none of this network.
+neither code nor sizes: sizes, heads and order of layers are ours, so its figures do not apply to this network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks.blocks import Conv3x3, Layers, at_multiples, keep_scale, leaky_relu, zero_init
 from vsfmanet.networks.checks import check_fields
-from vsfmanet.networks.sequence import Features, SequenceNetwork, State
+from vsfmanet.networks.description import Features, SequenceNetwork, State
 from vsfmanet.ops.matching import match_frames
 from vsfmanet.ops.warp import flow_warp
 from vsfmanet.segments import Reach
@@ -33,18 +33,18 @@ WINDOW = 8
 """Side of the windows of attention, in pixels of the level."""
 
 SEARCH = 4
-"""Pixels to each side that the cost volume looks at."""
+"""Search range of the cost volume, pixels to each side."""
 
 MULTIPLE_OF = 64
-"""Frames are filled up to multiples of this, a window of the lowest level, by repeating the border, and cropped."""
+"""Sides are padded to multiples of this, a window of the lowest level, by repeating the border, and cropped back."""
 
 MIN_SIDE = 8
 """Smallest height and width of a frame, in pixels."""
 
 _STEM_WIDTH = 32
 _FLOW_UNIT = 8.0  # pixels of the level: a usual motion; larger ones approach 1, so that none drowns the features
-_MASKED = -1e4  # added to a logit: nothing is left of it after the softmax, and fp16 can hold it
-_VOLUME_BYTES = 64 * 2**20  # of products that the cost volume holds at once, as far as whole rows of windows allow
+_MASKED = -1e4  # added to a logit: zero after the softmax, and within the range of fp16
+_VOLUME_BYTES = 64 * 2**20  # products that the cost volume holds at once; whole rows of windows may need more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +60,10 @@ class JFFRAConfig:
     flow_width: int = 96
     """Channels of the heads that correct the flow; even."""
     refine_flow: bool = True
-    """Correct the flow at every level; False, for comparison, keeps the initial one."""
+    """Correct the flow at every level; False, an ablation, keeps the initial one."""
     flow_features: bool = False
-    """Tell the features the flow too, not in the paper: a frame is blurred along its motion, and short trainings do
-    not find that out from pictures alone."""
+    """Add the flow to the features. Not in the paper: a frame is blurred along its motion, which short trainings do
+    not learn from pictures alone."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -93,11 +93,11 @@ PRESETS = {
 
 
 class WindowAttention(nn.Module):
-    """Attention among the 192 pixels that three frames have in a window of 8x8.
+    """Attention among the 192 pixels of three frames in a window of 8x8.
 
-    Windows lie side by side, or shifted by half of one, then wrapped around the border: what is not adjacent in the
-    frame does not see each other. Only the windows of the last row and column hold such pixels, so they alone are
-    given a mask: one for all windows would take 850 MB per block at 720p.
+    Windows are side by side, or shifted by half a window and wrapped around the border, where pixels that are not
+    adjacent in the frame do not see each other. Only the windows of the last row and column hold such pixels, so only
+    they have a mask: one for all windows would take 850 MB per block at 720p.
 
     Source: JFFRA (arXiv 2505.16434), its attention over the aligned frames; windows, shift and relative position bias
     as in Swin (arXiv 2103.14030), the bias also by the distance in time, as in Video Swin (arXiv 2106.13230).
@@ -122,7 +122,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("mask", _shift_mask(place, self.shift), persistent=False)  # (2, 2, 192, 192)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend within `x` (N, 3, H, W, C), H and W multiples of 8; same shape."""
+        """Attend within `x` (N, 3, H, W, C), H and W multiples of 8; returns the same shape."""
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (2, 3))
         windows = rearrange(x, "n t (r a) (s b) c -> n r s (t a b) c", a=WINDOW, b=WINDOW)
@@ -145,7 +145,15 @@ class WindowAttention(nn.Module):
 
     @staticmethod
     def _attend(qkv: Tensor, bias: Tensor) -> Tensor:
-        """Attention of (3, N, R, S, heads, L, D), R by S windows, with bias (heads, L, L); (N, R, S, heads, L, D)."""
+        """Attend within R by S windows.
+
+        Args:
+            qkv: (3, N, R, S, heads, L, D), query, key and value.
+            bias: (heads, L, L), added to the logits.
+
+        Returns:
+            (N, R, S, heads, L, D).
+        """
         shape = qkv.shape[1:]
         if not qkv.numel():
             return qkv.new_empty(shape)
@@ -154,11 +162,14 @@ class WindowAttention(nn.Module):
 
 
 def _shift_mask(place: Tensor, shift: int) -> Tensor:
-    """What is added to the logits of shifted windows: (2, 2, L, L), by last row or not, last column or not.
+    """Return the mask that is added to the logits of shifted windows.
 
     Args:
         place: (L, 3), frame, row and column in the window of each pixel.
-        shift: Pixels; those of the last row that were wrapped around are its last so many rows.
+        shift: Pixels. In windows of the last row, the last `shift` rows were wrapped around; columns alike.
+
+    Returns:
+        (2, 2, L, L): by whether the window is in the last row, and whether it is in the last column.
     """
     wrapped = place[:, 1:] >= WINDOW - shift  # (L, 2)
     apart = wrapped[:, None] != wrapped[None, :]  # (L, L, 2)
@@ -168,7 +179,7 @@ def _shift_mask(place: Tensor, shift: int) -> Tensor:
 
 
 class AttentionBlock(nn.Module):
-    """Window attention, then two layers per pixel; both after a LayerNorm and around a shortcut."""
+    """Window attention, then two layers per pixel, each after a LayerNorm and around a shortcut."""
 
     def __init__(self, width: int, *, shifted: bool) -> None:
         super().__init__()
@@ -178,13 +189,13 @@ class AttentionBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Refine `x` (N, 3, H, W, C); same shape."""
+        """Refine `x` (N, 3, H, W, C); returns the same shape."""
         x = x + self.attention(self.norm_1(x))
         return x + self.mlp(self.norm_2(x))
 
 
 class FlowHead(nn.Module):
-    """Correct the flow to one neighbour by how well it fits there and nearby; starts as no correction.
+    """Corrects the flow by the fit of a neighbour at the flow's target and nearby; starts as no correction.
 
     Source: JFFRA (arXiv 2505.16434): D_{i+1} = D_i + FlowHead(CV, F_t, D_i).
     """
@@ -201,7 +212,7 @@ class FlowHead(nn.Module):
         zero_init(last)
 
     def forward(self, feat: Tensor, flow: Tensor) -> Tensor:
-        """Refine the flow of both neighbours, by the same weights.
+        """Refine the flow of both neighbours, with the same weights.
 
         Args:
             feat: (N, 3, C, H, W).
@@ -218,7 +229,7 @@ class FlowHead(nn.Module):
 
 
 class JFFR(nn.Module):
-    """Refine flow and features of one level together. Source: JFFRA (arXiv 2505.16434), the module of this name."""
+    """Refines flow and features of one level together. Source: JFFRA (arXiv 2505.16434), the module of this name."""
 
     def __init__(self, width: int, depth: int, config: JFFRAConfig) -> None:
         super().__init__()
@@ -229,15 +240,15 @@ class JFFR(nn.Module):
         zero_init(self.last)
 
     def forward(self, feat: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Refine.
+        """Refine flow and features.
 
         Args:
-            feat: (N, 3, C, H, W), each frame where it is; H and W multiples of 8.
+            feat: (N, 3, C, H, W), frames not aligned; H and W multiples of 8.
             flow: (N, 2, 2, H, W), fp32, from the middle frame to the previous and to the next, pixels of this level.
 
         Returns:
-            The frames as the middle one sees them (N, 3, C, H, W), what is to be added to them there (same shape), and
-            the refined flow.
+            The frames aligned with the middle one (N, 3, C, H, W), their residual (same shape), and the refined flow
+            (N, 2, 2, H, W).
         """
         if self.flow_head is not None:
             flow = self.flow_head(feat, flow)
@@ -251,20 +262,20 @@ class JFFR(nn.Module):
 
 
 class JFFRA(SequenceNetwork):
-    """The network whole. Without a state: a frame is restored from itself and its two neighbours.
+    """The network as a whole. It has no state: a frame is restored from itself and its two neighbours.
 
-    The initial flow is that of `match_frames`, which has no weights: there is no second model to ship or to train, its
-    answer is the same on every machine, and the network is made to tolerate poor flow. It runs at half size, where the
-    flow is used; what that loses in detail the blur has lost already.
+    The initial flow is that of `match_frames`, which has no weights: there is no second model to ship or train, its
+    result is the same on every machine, and the network tolerates poor flow. It runs at half size, where the flow is
+    used; the detail that this loses is lost in the blur already.
 
-    Where the paper says "F + R" and leaves open where the frames are, the residual of a neighbour is carried back along
-    the flow to where that neighbour is, so that features stay in one place from level to level; to first order (the
-    flow at the other end is taken to be the same), which is exact where the flow is constant. The output layers read
-    the three frames as the middle one sees them. Pictures are centred on 0, so that what lies beyond the border in the
-    convolutions is mid-grey, and the first convolutions keep the scale of what they read (`keep_scale`).
+    The paper's "F + R" leaves open where the frames are. Here the residual of a neighbour is warped back along the
+    flow, so that features stay in place from level to level; to first order (the same flow is assumed at the other
+    end), which is exact for constant flow. The output layers read the three frames aligned with the middle one.
+    Pictures are centred on 0, so that the zero padding of convolutions is mid-grey, and the first convolutions
+    preserve the variance of their input (`keep_scale`).
 
-    Of a frame in parts, each with `halo` around it, the result differs a little from that of the whole: windows lie
-    elsewhere, and attention reaches further.
+    With tiles, the result differs slightly from that of whole frames: windows lie elsewhere, and attention reaches
+    beyond `halo`.
     """
 
     config: JFFRAConfig
@@ -297,30 +308,35 @@ class JFFRA(SequenceNetwork):
         zero_init(last)  # a fresh network returns the middle frame
 
     def encode(self, frame: Tensor, state: State | None) -> tuple[Features, State | None]:
-        """Frames are kept as they are: all that is computed depends on the window, or on its middle frame.
+        """See `SequenceNetwork`; the feature is `frame` (N, 3, H, W) itself, for all results depend on the window.
 
         Raises:
             ShapeError: `frame` is not (N, 3, H >= 8, W >= 8).
         """
         if frame.dim() != 4 or frame.shape[1] != 3 or min(frame.shape[-2:]) < MIN_SIDE:
-            raise ShapeError(
-                f"JFFRA: frames must be (N, 3, H >= {MIN_SIDE}, W >= {MIN_SIDE}), got {tuple(frame.shape)}"
-            )
+            raise ShapeError(f"frames must be (N, 3, H >= {MIN_SIDE}, W >= {MIN_SIDE}), got {tuple(frame.shape)}")
         return (frame,), state
 
     def decode(self, window: Sequence[Features]) -> Tensor:
-        """Restored middle frame (N, 3, H, W), fp32, of three frames from `encode`."""
+        """See `SequenceNetwork`; restores the middle one of three frames; returns (N, 3, H, W)."""
         return self.restore(torch.stack([frame for (frame,) in window], dim=1))
 
     def restore(self, frames: Tensor) -> Tensor:
-        """Restored middle frame (N, 3, H, W), fp32, of `frames` (N, 3, 3, H, W): N times previous, own, next."""
+        """Restore middle frames.
+
+        Args:
+            frames: (N, 3, 3, H, W) RGB in [0, 1]: N times previous, own and next frame.
+
+        Returns:
+            (N, 3, H, W), fp32, nominal range [0, 1], not clamped.
+        """
         height, width = frames.shape[-2:]
         own = frames[:, 1].float()
         residual = self._residual(at_multiples(frames.flatten(0, 1), MULTIPLE_OF).unflatten(0, (-1, FRAMES)))
         return own + residual[..., :height, :width].float()
 
     def _residual(self, frames: Tensor) -> Tensor:
-        """What is to be added to the middle one of `frames` (N, 3, 3, H, W), sides multiples of 64."""
+        """Compute the change of the middle frame of `frames` (N, 3, 3, H, W), sides multiples of 64; (N, 3, H, W)."""
         flow = initial_flow(frames)
         volume = (frames - 0.5).transpose(1, 2).to(next(self.parameters()).dtype)
         feat = self.stem(volume.contiguous(memory_format=torch.channels_last_3d)).transpose(1, 2)
@@ -342,13 +358,13 @@ class JFFRA(SequenceNetwork):
 
 @torch.no_grad()
 def initial_flow(frames: Tensor) -> Tensor:
-    """Flow to the neighbours at half size.
+    """Estimate the flow to the neighbours at half size.
 
     Args:
         frames: (N, 3, 3, H, W), N times previous, own and next frame, H and W even.
 
     Returns:
-        (N, 2, 2, H/2, W/2), fp32: to the previous and to the next, channels right, down, in pixels of that size.
+        (N, 2, 2, H/2, W/2), fp32: to previous and next frame, channels right and down, in pixels of that size.
     """
     half = F.avg_pool2d(frames.float().flatten(0, 1), 2).unflatten(0, (-1, FRAMES))
     own = half[:, 1:2].expand(-1, 2, -1, -1, -1)
@@ -356,11 +372,10 @@ def initial_flow(frames: Tensor) -> Tensor:
 
 
 def cost_volume(own: Tensor, other: Tensor) -> Tensor:
-    """How alike each pixel's features are to those around the same place in another image.
+    """Correlate each pixel's features with those around the same place in another image.
 
-    Products are made of windows of 8x8 pixels with the 16x16 around them, a matrix product each, and the 81 that are
-    asked for are taken from the 256: on a CPU, with gradients, 2 to 5 times as fast as 81 products of
-    shifted images.
+    Windows of 8x8 pixels are multiplied with the 16x16 around them, a matrix product each, and the 81 needed products
+    are taken from the 256: on a CPU, with gradients, 2 to 5 times as fast as 81 products of shifted images.
 
     Args:
         own: (N, C, H, W), H and W multiples of 8.
@@ -388,7 +403,7 @@ def cost_volume(own: Tensor, other: Tensor) -> Tensor:
 
 
 def _window_products(own: Tensor, padded: Tensor) -> Tensor:
-    """Cost volume (N, 81, H, W) of `own` (N, C, H, W) and the other image with 4 pixels more to each side."""
+    """Compute the cost volume (N, 81, H, W) of `own` (N, C, H, W) and `padded` (N, C, H + 8, W + 8)."""
     count, _, height, width = own.shape
     around = WINDOW + 2 * SEARCH
     query = rearrange(own, "n c (r a) (s b) -> (n r s) (a b) c", a=WINDOW, b=WINDOW)
@@ -402,30 +417,30 @@ def _window_products(own: Tensor, padded: Tensor) -> Tensor:
 
 
 def _diagonals(products: Tensor) -> Tensor:
-    """From (..., 8, 16) take [..., a, a + u] for u = 0 ... 8: (..., 8, 9). Rows one longer turn them into columns."""
+    """Return [..., a, a + u] for u = 0 ... 8 of `products` (..., 8, 16): (..., 8, 9), by rows made one longer."""
     rows, columns = products.shape[-2:]
     longer = F.pad(products.flatten(-2), (0, rows)).unflatten(-1, (rows, columns + 1))
     return longer[..., : 2 * SEARCH + 1]
 
 
 def _moved(feat: Tensor, flow: Tensor) -> Tensor:
-    """Previous and next frame of `feat` (N, 3, C, H, W) as the middle one sees them by `flow`: (N, 2, C, H, W)."""
+    """Warp previous and next frame of `feat` (N, 3, C, H, W) by `flow` (N, 2, 2, H, W); returns (N, 2, C, H, W)."""
     return flow_warp(feat[:, ::2].flatten(0, 1), flow.flatten(0, 1), padding="border").unflatten(0, (-1, 2))
 
 
 def _refined(level: nn.Module, feat: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Features and flow after `level`, each frame's features where that frame is."""
+    """Run `level`; returns features (N, 3, C, H, W), not aligned, and flow (N, 2, 2, H, W)."""
     _, residual, flow = level(feat, flow)
     back = _moved(residual, -flow)
     return feat + torch.stack([back[:, 0], residual[:, 1], back[:, 1]], dim=1), flow
 
 
 def _frame_by_frame(layer: nn.Module, feat: Tensor) -> Tensor:
-    """Apply a layer to each frame of `feat` (N, 3, C, H, W)."""
+    """Apply a layer to each frame of `feat` (N, 3, C, H, W); returns (N, 3, D, h, w)."""
     return layer(feat.flatten(0, 1)).unflatten(0, (-1, FRAMES))
 
 
 def _rescaled(flow: Tensor, factor: float) -> Tensor:
-    """Flow (N, 2, 2, H, W) of another level, its values scaled alike."""
+    """Resize `flow` (N, 2, 2, H, W) by a factor, and scale its values by it."""
     scaled = F.interpolate(flow.flatten(0, 1), scale_factor=factor, mode="bilinear", align_corners=False)
     return factor * scaled.unflatten(0, (-1, 2))

@@ -1,4 +1,4 @@
-"""M2AENet: single frames deblurred where they are blurred, along the paths of the exposure."""
+"""M2AENet: deblurs single frames where they are blurred, along the motion paths within the exposure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.blocks import Conv3x3, keep_scale, zero_init
 from vsfmanet.networks.checks import check_fields
+from vsfmanet.networks.description import Features, SequenceNetwork, State
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig
 from vsfmanet.networks.pruning import (
     Area,
@@ -21,27 +22,26 @@ from vsfmanet.networks.pruning import (
     residual_blocks,
     sample_rows,
 )
-from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.ops.warp import flow_warp
 from vsfmanet.segments import Reach
 
 MULTIPLE_OF = 8
-"""Sides are filled up to multiples of this by repeating the border, and cropped back."""
+"""Sides are padded to multiples of this by repeating the border, and cropped back."""
 
 MIN_SIDE = 24
-"""Least side after filling up: the reflected borders at an eighth of the size take three pixels."""
+"""Smallest side after padding: the reflected borders at an eighth of the size take three pixels."""
 
 DILATION = 3
-"""Pixels around what is blurred that are restored with it."""
+"""Pixels around a blurred pixel that are restored with it."""
 
 POINTS = (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""Times at which features are sampled along a path, from the opening of the shutter (-1) to its closing (1)."""
+"""Times at which features are sampled along a path, from shutter opening (-1) to shutter closing (1)."""
 
 MEMORY = 8
-"""Frames before a frame whose blur decides with its own on what is restored."""
+"""Frames before a frame whose blur extent influences its mask."""
 
 HELD = 3
-"""Frames in a row that have to be sharp at a pixel before it is left alone."""
+"""Consecutive frames in which a pixel must be sharp before it is no longer restored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,13 +55,13 @@ class M2AENetConfig:
     motion_width: int = 16
     """Channels of the motion analyser at half size; 16 gives 1.18 million parameters."""
     trajectories: bool = True
-    """Whether motion is analysed and features are gathered along it; False is for comparison."""
+    """Analyse motion and gather features along it; False is an ablation."""
     masked: bool = True
-    """Whether only what is blurred is restored; False is for comparison."""
+    """Restore blurred pixels only; False is an ablation."""
     on_above: float = 1.25
-    """Blur extent in pixels from which a pixel is restored."""
+    """Blur extent in pixels above which a pixel is restored."""
     off_below: float = 0.75
-    """Blur extent in pixels under which, for `HELD` frames, it is no longer."""
+    """Blur extent in pixels below which, for `HELD` frames, it is no longer restored."""
     blur_width: int = 16
     """`BlurConfig.width` of the blur analyser."""
     blur_max_extent: float = 64.0
@@ -85,36 +85,34 @@ PRESETS: Mapping[str, M2AENetConfig] = {
     "base": M2AENetConfig(),
     "large": M2AENetConfig(width=48),
 }
-"""Sizes of the specification; and "fast", which half an hour on a CPU is enough to train, and "deep", which may begin
-as it and gain more."""
+"""Sizes by name. "fast" can be trained in half an hour on a CPU; "deep" can start from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class M2AENetOutput:
-    """What the network makes of frames."""
+    """The results of one pass."""
 
     frames: Tensor
-    """(N, 3, H, W), fp32; where the mask is 0, exactly the input."""
+    """(N, 3, H, W) RGB, fp32, nominal range [0, 1], not clamped; where the mask is 0, exactly the input."""
     offsets: Tensor | None
-    """(N, 4, H, W), fp32, input pixels: where the point that is at a pixel in the middle of the exposure was when the
-    shutter opened (right, down), and where it was when it closed. Which is which cannot be seen in one frame."""
+    """(N, 4, H, W), fp32, input pixels: offsets (right, down) of a point at shutter opening, and at shutter closing,
+    from its position in the middle of the exposure. One frame does not show which is which. None if not computed."""
 
 
 class M2AENet(SequenceNetwork):
-    """Deblurring of what is blurred.
+    """Deblurs the blurred pixels of each frame.
 
-    A frozen blur analyser gives the blur extent, and so the mask of what is to be restored; a motion analyser gives
-    paths; the restorer, a U-Net of three sizes, samples features along the paths and refines them, inside the mask
-    only. What is sharp comes back bit by bit as it was. Both read the extent as a fourth channel of the frame: it is
-    known anyway, and says how long the paths are.
+    A frozen blur analyser estimates the blur extent, and with it the mask of pixels to restore; a motion analyser
+    estimates paths; the restorer, a U-Net of three sizes, samples features along the paths and refines them inside the
+    mask. Sharp pixels are returned bit by bit. Both parts read the extent as a fourth channel of the frame, because it
+    is known and tells how long the paths are.
 
-    To keep pixels from flickering between the two, a pixel is restored from `on_above` on, until it was below
-    `off_below` for `HELD` frames; only the extents of `MEMORY` frames before are looked at, so that a frame depends on
-    these alone.
+    To avoid flicker, a pixel is restored from an extent above `on_above` until it was below `off_below` for `HELD`
+    frames. Only the extents of the `MEMORY` frames before count, so that a frame depends on no others.
 
-    Source: M2AENet (arXiv 2507.07708), of whose abstract this is a re-design: mask predictor, pruning of sharp pixels,
+    Source: M2AENet (arXiv 2507.07708); a re-design from its abstract: mask predictor, pruning of sharp pixels,
     intra-frame motion analyser with trajectories, reblurring. Layers and sizes are ours. A masked convolution reads
-    what lies outside the mask (sharp neighbours are worth reading) and writes inside.
+    outside the mask too (sharp neighbours are informative) and writes inside.
 
     Args:
         config: Sizes.
@@ -130,28 +128,28 @@ class M2AENet(SequenceNetwork):
         super().__init__()
         self.config = config
         self.pruning: Pruning = "tile"
-        """How the mask is obeyed; the result is the same up to rounding."""
+        """How the mask is applied; the result is the same up to rounding."""
         blur = BlurConfig(width=config.blur_width, max_extent=config.blur_max_extent)
         self.blur = BlurAnalyser(blur, folded=True).requires_grad_(False)
         self.motion = MotionAnalyser(config.motion_width) if config.trajectories else None
         self.restorer = Restorer(config.width, config.depth, trajectories=config.trajectories)
 
     def encode(self, frame: Tensor, state: State | None) -> tuple[Features, State | None]:
-        """The frame itself, and its blur extent (N, 1, H, W), fp32, in pixels."""
+        """See `SequenceNetwork`; the features are `frame` (N, 3, H, W) and its blur extent (N, 1, H, W) in pixels."""
         return (frame, self.blur.extent(frame.to(self.dtype))), None
 
     def decode(self, window: Sequence[Features]) -> Tensor:
-        """Restore the last frame."""
+        """See `SequenceNetwork`; restores the last frame of `window`."""
         frame, extent = window[-1]
         return self.restore(frame, extent, self.mask([extent for _, extent in window])).frames
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type in which the network computes."""
+        """Data type in which the network computes."""
         return self.restorer.enter.weight.dtype
 
     def mask(self, extents: Sequence[Tensor]) -> Tensor:
-        """What is restored of the last of some frames.
+        """Compute the mask of the pixels to restore in the last of some frames.
 
         Args:
             extents: Blur extents of frames in order, (N, 1, H, W) pixels each.
@@ -169,12 +167,15 @@ class M2AENet(SequenceNetwork):
         return dilated(on.float())
 
     def restore(self, frame: Tensor, extent: Tensor, mask: Tensor) -> M2AENetOutput:
-        """Restore frames where a mask says so; dense in training, with gradients or autocast, and else by `pruning`.
+        """Restore frames inside a mask: densely in training, with gradients or autocast, otherwise by `pruning`.
 
         Args:
             frame: (N, 3, H, W) RGB in [0, 1].
-            extent: (N, 1, H, W), blur in pixels.
+            extent: (N, 1, H, W), blur extent in pixels.
             mask: (N, 1, H, W), 1 or 0, or see `Area`.
+
+        Returns:
+            Restored frames, and the paths if they were computed.
         """
         inference = not torch.is_grad_enabled() and not torch.is_autocast_enabled(frame.device.type)
         pruning = self.pruning if inference else "none"
@@ -190,13 +191,25 @@ class M2AENet(SequenceNetwork):
         )
 
     def paths(self, frame: Tensor, extent: Tensor) -> Tensor:
-        """Offsets as in `M2AENetOutput`, of frames that are not restored; arguments as in `restore`."""
+        """Estimate the paths only.
+
+        Args:
+            frame: (N, 3, H, W) RGB in [0, 1].
+            extent: (N, 1, H, W), blur extent in pixels.
+
+        Returns:
+            Offsets (N, 4, H, W) as in `M2AENetOutput`.
+        """
         assert self.motion is not None
         height, width = frame.shape[-2:]
         return _enlarged(self.motion(self._inputs(frame, extent)[0]))[..., :height, :width]
 
     def _inputs(self, frame: Tensor, extent: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
-        """What both parts of the network read, (N, 4, H, W) about 0, and the padding that was put around it."""
+        """Build the input of both parts from `frame` (N, 3, H, W) and `extent` (N, 1, H, W).
+
+        Returns:
+            (N, 4, H', W'), centred on 0, and the padding (left, right, top, bottom).
+        """
         height, width = (max(MIN_SIDE, -(-side // MULTIPLE_OF) * MULTIPLE_OF) - side for side in frame.shape[-2:])
         padding = (0, width, 0, height)
         both = torch.cat([frame, self.blur.scaled(extent)], dim=1) - 0.5
@@ -205,12 +218,12 @@ class M2AENet(SequenceNetwork):
 
 
 def dilated(mask: Tensor) -> Tensor:
-    """Largest value within `DILATION` pixels; (N, 1, H, W) stays so."""
+    """Replace each value of `mask` (N, 1, H, W) by the largest within `DILATION` pixels; returns (N, 1, H, W)."""
     return F.max_pool2d(mask, 2 * DILATION + 1, stride=1, padding=DILATION)
 
 
 def _unit_gain(network: nn.Module) -> None:
-    """Keep the scale from layer to layer; the ends of residual branches start at less, as a sum of many grows."""
+    """Initialise layers to preserve variance; the ends of residual branches start smaller, as sums of many grow."""
     keep_scale(network)
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and ("second" in name or name.endswith("fuse")):
@@ -219,16 +232,19 @@ def _unit_gain(network: nn.Module) -> None:
 
 
 def _enlarged(offsets: Tensor) -> Tensor:
-    """Offsets at twice the size; they are in pixels of that already."""
+    """Enlarge offsets (N, 4, h, w) to (N, 4, 2h, 2w); their values are in pixels of that size already."""
     return F.interpolate(offsets, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def path(offsets: Tensor, time: float) -> Tensor:
-    """Where on its path a point is: (N, 2, H, W), pixels from where it is in the middle of the exposure.
+    """Return the position of points on their paths.
 
     Args:
         offsets: (N, 4, H, W), see `M2AENetOutput`.
-        time: -1 for the opening of the shutter, 0 for the middle, 1 for its closing.
+        time: From -1 at shutter opening over 0 in the middle to 1 at shutter closing.
+
+    Returns:
+        (N, 2, H, W), pixels right and down from the position in the middle of the exposure.
 
     Source: Motion-ETR's quadratic trajectory: the parabola through start, 0 and end.
     """
@@ -237,10 +253,10 @@ def path(offsets: Tensor, time: float) -> Tensor:
 
 
 class MotionAnalyser(nn.Module):
-    """Paths within the exposure, from one frame.
+    """Estimates the motion paths within the exposure from one frame.
 
-    Source: M2AENet (arXiv 2507.07708), whose abstract alone is known; the layers are in the manner of Motion-ETR and
-    VIDUE (arXiv 2303.15043), of about their 1.13 million parameters.
+    Source: M2AENet (arXiv 2507.07708), of which only the abstract is known; the layers are in the manner of Motion-ETR
+    and VIDUE (arXiv 2303.15043), with about their 1.13 million parameters.
     """
 
     def __init__(self, width: int) -> None:
@@ -263,14 +279,14 @@ class MotionAnalyser(nn.Module):
         zero_init(self.last)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Offsets at half size, see `M2AENetOutput`.
+        """Estimate offsets at half size, see `M2AENetOutput`.
 
         Args:
-            frames: (N, 4, H, W), RGB and scaled extent about 0; sides are multiples of `MULTIPLE_OF`, and at least
-                `MIN_SIDE`.
+            frames: (N, 4, H, W), RGB and scaled extent, centred on 0; sides are multiples of `MULTIPLE_OF` and
+                at least `MIN_SIDE`.
 
         Returns:
-            (N, 4, H/2, W/2), fp32, in pixels of the frames: motion is smooth, and half the size a quarter of the work.
+            (N, 4, H/2, W/2), fp32, in pixels of the frames. Motion is smooth; half the size is a quarter of the work.
         """
         feat = F.pixel_unshuffle(frames, 2)
         skips: list[Tensor] = []
@@ -288,14 +304,14 @@ def _reflected(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Conv
 
 
 class _Residual(nn.Module):
-    """Two 5x5 convolutions around a shortcut; (N, C, H, W) stays so."""
+    """Two 5x5 convolutions around a shortcut."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = _reflected(width, width, 5), _reflected(width, width, 5)
 
     def forward(self, feat: Tensor) -> Tensor:
-        """Refine `feat`."""
+        """Refine `feat` (N, C, H, W); returns (N, C, H, W)."""
         return feat + self.second(F.relu(self.first(feat)))
 
 
@@ -304,7 +320,7 @@ def _residuals(width: int) -> list[nn.Module]:
 
 
 def _bottlenecks(inputs: int, width: int) -> nn.Sequential:
-    """Twice a 1x1 convolution to double the width and a 3x3 one back: (N, inputs, H, W) to (N, width, H, W)."""
+    """Build two pairs of a 1x1 convolution to 2 width and a 3x3 one to width: (N, inputs, H, W) to (N, width, H, W)."""
     layers: list[nn.Module] = []
     for before in (inputs, width):
         layers += [nn.Conv2d(before, 2 * width, 1), nn.LeakyReLU(0.2)]
@@ -315,7 +331,7 @@ def _bottlenecks(inputs: int, width: int) -> nn.Sequential:
 class Restorer(nn.Module):
     """A U-Net at full, half and quarter size that refines features inside a mask.
 
-    Convolutions that change the size, join the skips or read the frame are dense; all others are pruned.
+    Convolutions that change the size, join the skips or read the frame are dense; the others are pruned.
     """
 
     def __init__(self, width: int, depth: int, *, trajectories: bool) -> None:
@@ -333,16 +349,16 @@ class Restorer(nn.Module):
         zero_init(self.leave)
 
     def forward(self, frames: Tensor, mask: Tensor, offsets: Tensor | None, pruning: Pruning) -> Tensor:
-        """Change of frames, zero outside the mask.
+        """Compute the change of frames.
 
         Args:
             frames: (N, 4, H, W), as for `MotionAnalyser`.
             mask: (N, 1, H, W), 1 or 0, or see `Area`.
             offsets: (N, 4, H/2, W/2), fp32, pixels of the frames.
-            pruning: How the mask is obeyed.
+            pruning: How the mask is applied.
 
         Returns:
-            (N, 3, H, W).
+            (N, 3, H, W), zero outside the mask.
         """
         feat = self.enter(frames)
         mask = mask.to(feat.dtype)
@@ -368,7 +384,7 @@ class Restorer(nn.Module):
 
 
 class Stage(nn.Module):
-    """Features gathered along paths, then residual blocks, inside a mask."""
+    """Gathers features along paths, then runs residual blocks, inside a mask."""
 
     def __init__(self, width: int, depth: int, *, trajectories: bool) -> None:
         super().__init__()
@@ -378,7 +394,7 @@ class Stage(nn.Module):
         self.second = nn.ModuleList(Conv3x3(width, width) for _ in range(depth))
 
     def blocks(self) -> list[Pair]:
-        """Convolutions of the residual blocks."""
+        """Return the convolutions of the residual blocks."""
         pairs: list[Pair] = []
         for first, second in zip(self.first, self.second, strict=True):
             assert isinstance(first, nn.Conv2d)
@@ -387,13 +403,23 @@ class Stage(nn.Module):
         return pairs
 
     def forward(self, feat: Tensor, area: Area, offsets: Tensor | None, pruning: Pruning) -> Tensor:
-        """Refine `feat` (N, C, H, W); `offsets` (N, 4, H, W) are in its pixels."""
+        """Refine features.
+
+        Args:
+            feat: (N, C, H, W).
+            area: Active part of maps of this size.
+            offsets: (N, 4, H, W), in pixels of `feat`; None without paths.
+            pruning: How the mask is applied.
+
+        Returns:
+            (N, C, H, W).
+        """
         if offsets is not None:
             feat = (self._along if pruning == "none" else self._along_pixels)(feat, area, offsets)
         return residual_blocks(feat, self.blocks(), area, pruning)
 
     def _along(self, feat: Tensor, area: Area, offsets: Tensor) -> Tensor:
-        """Add what lies along the paths."""
+        """Add features sampled along the paths."""
         assert self.reduce is not None
         assert self.fuse is not None
         small = area.mask * self.reduce(feat)
@@ -401,7 +427,7 @@ class Stage(nn.Module):
         return feat + area.mask * self.fuse(torch.cat(samples, dim=1))
 
     def _along_pixels(self, feat: Tensor, area: Area, offsets: Tensor) -> Tensor:
-        """The same, by pixels: a convolution of 1x1 needs no tiles."""
+        """Do as `_along`, by pixels: 1x1 convolutions need no tiles."""
         assert self.reduce is not None
         assert self.fuse is not None
         count, width, height, columns = feat.shape

@@ -1,4 +1,4 @@
-"""How blurred a picture is, pixel by pixel, from that picture alone: MMP-Net, and the blur analyser made of it."""
+"""Estimates of the blur of each pixel from one picture: MMP-Net, and the blur analyser based on it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vsfmanet.networks.blocks import Conv3x3, at_multiples
 from vsfmanet.networks.checks import check_fields
 
 MULTIPLE_OF = 16
-"""Sides are filled up to multiples of this by repeating the border, and cropped back."""
+"""Sides are padded to multiples of this by repeating the border, and cropped back."""
 
 SHARP_BELOW = 1.0
-"""Blur extent in pixels under which the analyser's second head calls a pixel sharp."""
+"""Blur extent in pixels below which a pixel counts as sharp for the analyser's second head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class BlurConfig:
     width: int = 16
     """Channels at full size; the paper has 16."""
     max_extent: float = 64.0
-    """Blur extent in pixels that an output of 1 stands for."""
+    """Blur extent in pixels that corresponds to an output of 1."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -42,8 +42,8 @@ class BlurConfig:
 class MMPNet(nn.Module):
     """The motion magnitude prior (MMP) of one blurred frame.
 
-    The prior is a speed: the mean motion between the sharp frames of 240 fps that were averaged, over 15 pixels. It is
-    the same for any exposure time, so it says nothing about exposure: that is what `BlurAnalyser` is for.
+    The prior is a speed: the mean motion between the averaged sharp frames of 240 fps, divided by 15 pixels. It does
+    not depend on the exposure time, unlike the blur extent of `BlurAnalyser`.
 
     Source: Wang et al., Efficient Video Deblurring Guided by Motion Magnitude (arXiv 2207.13374), Sec. 3.2; the layers,
     which the paper does not list, follow the behaviour of the authors' public code (851,417 parameters).
@@ -55,21 +55,21 @@ class MMPNet(nn.Module):
         self.to_prior = nn.Conv2d(width, 1, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Prior in (0, 1), (N, 1, H, W), of `frames` (N, 3, H, W), RGB in [0, 1]."""
+        """Estimate the prior of `frames` (N, 3, H, W), RGB in [0, 1]; returns (N, 1, H, W) in (0, 1)."""
         return torch.sigmoid(_of_any_size(self.trunk, self.to_prior, frames))
 
 
 class BlurAnalyser(nn.Module):
-    """Blur extent of one frame in pixels, and whether each pixel is sharp: MMP-Net, version 2.
+    """Estimates the blur extent of each pixel, and whether it is sharp: MMP-Net, version 2.
 
-    Layers and width are those of `MMPNet`. What differs, and why:
+    Layers and width are those of `MMPNet`. Differences:
 
     - The target is the blur extent, the length of the path that a point travels while the shutter is open, in pixels,
-      as log1p(extent) / log1p(max_extent). The paper's prior does not know the exposure, and errs by 3 pixels.
-    - A second head with 17 parameters tells whether the extent is below 1 pixel (851,434 parameters in all).
+      as log1p(extent) / log1p(max_extent). The paper's prior does not depend on the exposure, and errs by 3 pixels.
+    - A second head with 17 parameters estimates whether the extent is below 1 pixel (851,434 parameters in all).
     - It is trained on any exposure from none (sharp) to the whole frame interval, small and large frames.
-    - Upsampling has `align_corners=False`: with True the result depends on the size of the frame, so that tiles would
-      differ from the whole.
+    - Upsampling has `align_corners=False`: with True the result depends on the size of the frame, and tiles
+      would differ from whole frames.
 
     Source: `MMPNet`; all departures are ours.
     """
@@ -78,7 +78,7 @@ class BlurAnalyser(nn.Module):
         super().__init__()
         self.config = config
         self.folded = folded
-        """Whether normalisations are part of the convolutions: the form that is shipped and run."""
+        """Whether normalisations are folded into the convolutions, the form that is run and shipped."""
         self.trunk = _Trunk(config.width, align_corners=False, folded=folded)
         self.heads = nn.Conv2d(config.width, 2, 1)  # log extent, sharpness
 
@@ -95,20 +95,20 @@ class BlurAnalyser(nn.Module):
         return torch.sigmoid(scaled), sharp
 
     def extent(self, frames: Tensor) -> Tensor:
-        """Blur extent in pixels, (N, 1, H, W), fp32, of `frames` (N, 3, H, W), RGB in [0, 1]."""
+        """Estimate the blur extent of `frames` (N, 3, H, W), RGB in [0, 1]; returns (N, 1, H, W), fp32, pixels."""
         return self.in_pixels(self(frames)[0])
 
     def in_pixels(self, scaled: Tensor) -> Tensor:
-        """Blur extent in pixels of the first answer, any shape."""
+        """Convert the first output of `forward`, in (0, 1), any shape, to pixels; returns the same shape."""
         return torch.expm1(scaled * math.log1p(self.config.max_extent))
 
     def scaled(self, extent: Tensor) -> Tensor:
-        """What the network is to answer for an extent in pixels, any shape: in [0, 1], cut off at `max_extent`."""
+        """Convert an extent in pixels, any shape, to the output for it in [0, 1]; returns the same shape."""
         return torch.log1p(extent.clamp(0, self.config.max_extent)) / math.log1p(self.config.max_extent)
 
 
 def fold(analyser: BlurAnalyser) -> BlurAnalyser:
-    """The same analyser in eval mode with each normalisation folded into the convolution before it."""
+    """Return a copy in eval mode with each normalisation folded into the convolution before it."""
     folded = BlurAnalyser(analyser.config, folded=True).eval()
     folded.heads.load_state_dict(analyser.heads.state_dict())
     folded.trunk.first.load_state_dict(analyser.trunk.first.state_dict())
@@ -123,7 +123,7 @@ def fold(analyser: BlurAnalyser) -> BlurAnalyser:
 
 
 class _Trunk(nn.Module):
-    """A U-Net of four levels with a dense block at its end: frames (N, 3, H, W) to features (N, C, H, W)."""
+    """A U-Net of four levels with a dense block at its end."""
 
     def __init__(self, width: int, *, align_corners: bool, folded: bool) -> None:
         super().__init__()
@@ -139,13 +139,13 @@ class _Trunk(nn.Module):
         self.refine = DenseBlock(width, width // 2)
 
     def stages(self) -> Iterable[_TwoConvolutions]:
-        """All pairs of convolutions, in order."""
+        """Yield all pairs of convolutions, in order."""
         for stage in (*self.down, *self.up):
             assert isinstance(stage, _TwoConvolutions)
             yield stage
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Height and width are multiples of `MULTIPLE_OF`."""
+        """Turn `frames` (N, 3, H, W), sides multiples of `MULTIPLE_OF`, into features; returns (N, C, H, W)."""
         feat = self.first(frames - 0.5)
         skips: list[Tensor] = []
         for stage in self.down:
@@ -169,12 +169,12 @@ class _TwoConvolutions(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, feat: Tensor) -> Tensor:
-        """(N, before, H, W) -> (N, after, H, W)."""
+        """Transform `feat` (N, before, H, W); returns (N, after, H, W)."""
         return self.layers(feat)
 
 
 class DenseBlock(nn.Module):
-    """Three dense convolutions with GELU, then one of 1x1, around a shortcut; (N, C, H, W) stays so."""
+    """Three dense convolutions with GELU, then one of 1x1, around a shortcut."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class DenseBlock(nn.Module):
         self.last = nn.Conv2d(width + 3 * growth, width, 1)
 
     def forward(self, feat: Tensor) -> Tensor:
-        """Refine `feat`."""
+        """Refine `feat` (N, C, H, W); returns (N, C, H, W)."""
         feats = [feat]
         for conv in self.convs:
             feats.append(F.gelu(conv(torch.cat(feats, dim=1))))
@@ -190,6 +190,6 @@ class DenseBlock(nn.Module):
 
 
 def _of_any_size(trunk: _Trunk, head: nn.Conv2d, frames: Tensor) -> Tensor:
-    """Head of the features of `frames`, whose sides may be of any length."""
+    """Run trunk and head on `frames` (N, 3, H, W) of any size; returns (N, D, H, W)."""
     height, width = frames.shape[-2:]
     return head(trunk(at_multiples(frames, MULTIPLE_OF)))[..., :height, :width]

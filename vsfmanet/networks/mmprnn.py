@@ -1,4 +1,4 @@
-"""MMP-RNN: recurrent deblurring at the input's size, guided by how much each pixel moves."""
+"""MMP-RNN: recurrent deblurring at the input's size, guided by the motion of each pixel."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from vsfmanet.networks.blocks import Conv3x3, at_multiples, keep_scale, zero_init
 from vsfmanet.networks.checks import check_fields
+from vsfmanet.networks.description import Features, SequenceNetwork, State
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, DenseBlock, MMPNet
-from vsfmanet.networks.sequence import Features, SequenceNetwork, State
 from vsfmanet.segments import Reach
 
 MULTIPLE_OF = 4
-"""Sides are filled up to multiples of this by repeating the border, and cropped back."""
+"""Sides are padded to multiples of this by repeating the border, and cropped back."""
 
 REDUCTION = 16
 """Channels per hidden channel of the attention in the fusion."""
@@ -25,16 +25,16 @@ REDUCTION = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MMPRNNConfig:
-    """Size of the network, and what tells it how much each pixel moves. AnBmCk in the paper is n, m and k here."""
+    """Size of the network, and the source of its motion prior. AnBmCk in the paper is n, m and k here."""
 
     cell_blocks: int = 3
     """Dense blocks of the recurrent cell."""
     decoder_blocks: int = 4
-    """Dense blocks behind the fusion of five frames."""
+    """Dense blocks after the fusion of five frames."""
     width: int = 16
     """Feature channels C at full size."""
     fusion_attention: bool = False
-    """Channel attention before the fusion: the authors' code has it, the parameter counts of the paper do not."""
+    """Channel attention before the fusion: in the authors' code, but not in the paper's parameter counts."""
     prior: Literal["extent", "speed", "none"] = "extent"
     """"extent": the blur extent by our `BlurAnalyser`; "speed": the paper's `MMPNet`; "none": no prior."""
     prior_width: int = 16
@@ -49,20 +49,20 @@ PRESETS: Mapping[str, MMPRNNConfig] = {
     "a8b9c18": MMPRNNConfig(cell_blocks=8, decoder_blocks=9, width=18),
     "a9b10c18": MMPRNNConfig(cell_blocks=9, decoder_blocks=10, width=18),
 }
-"""The sizes of the paper whose parameter counts can be confirmed."""
+"""Sizes of the paper with confirmed parameter counts."""
 
 
 class MMPRNN(SequenceNetwork):
     """A recurrent cell reads each frame once; five frames of its features are fused into the restored middle one.
 
-    How much each pixel moves, the prior, gates the features of the frame; the network that tells it is frozen: its
-    parameters ask for no gradient, and it stays in eval mode whatever `train` says. It differs from the paper's where
-    `MMPRNNConfig.prior` is "extent": blur extent, which unlike a speed knows the exposure.
+    A motion prior gates the features of the frame. The network that estimates it is frozen: its parameters have no
+    gradient, and it stays in eval mode. Departure with `prior="extent"`: the prior is the blur extent, which unlike
+    the paper's speed depends on the exposure.
 
-    The convolution of the blurred frame stands for the difference from the identity; it and the last one of the
-    features start as zero, so that a fresh network returns its input. All others start such that features keep their
-    variance, of which torch's default leaves a third at each of a dozen convolutions in a row. The paper says nothing
-    of it; it makes short trainings possible.
+    The convolution of the blurred frame is the difference from the identity; it and the last convolution of the
+    features start at zero, so that a fresh network returns its input. All others start such that features keep their
+    variance, of which torch's default leaves a third at each of a dozen convolutions in a row. The paper is silent on
+    it; it makes short trainings possible.
 
     Source: Wang et al., Efficient Video Deblurring Guided by Motion Magnitude (arXiv 2207.13374); the layers follow the
     behaviour of the authors' public code.
@@ -92,20 +92,20 @@ class MMPRNN(SequenceNetwork):
         zero_init(self.skip)
 
     def train(self, mode: bool = True) -> MMPRNN:
-        """Set training mode, for all but the prior: its normalisations keep their statistics."""
+        """Switch modes, except for the prior, whose normalisations keep their statistics."""
         super().train(mode)
         if self.prior is not None:
             self.prior.eval()
         return self
 
     def motion_magnitude(self, frames: Tensor) -> Tensor:
-        """The prior in (0, 1), (N, 1, H, W), of `frames` (N, 3, H, W) in [0, 1]; there has to be one."""
+        """Estimate the prior of `frames` (N, 3, H, W) RGB in [0, 1]; returns (N, 1, H, W) in (0, 1)."""
         assert self.prior is not None
         answer = self.prior(frames)
         return answer[0] if isinstance(answer, tuple) else answer
 
     def encode(self, frame: Tensor, state: State | None) -> tuple[Features, State | None]:
-        """Read the next frame: its features are (f_t, the frame), the state is (l_t, h_t); see `SequenceNetwork`."""
+        """See `SequenceNetwork`; the features are f_t (N, 5C, H/4, W/4) and the frame, the state is l_t and h_t."""
         padded = at_multiples(frame, MULTIPLE_OF)
         magnitude: Tensor | None = None
         if self.prior is not None:
@@ -115,12 +115,12 @@ class MMPRNN(SequenceNetwork):
         return (feat, frame), (left, hidden)
 
     def decode(self, window: Sequence[Features]) -> Tensor:
-        """Restore the third of five frames; see `SequenceNetwork`."""
+        """See `SequenceNetwork`; restores the third of five frames; returns (N, 3, H, W)."""
         change = self.decoder(torch.cat([feat for feat, _ in window], dim=1))
         frame = window[len(window) // 2][1]
         height, width = frame.shape[-2:]
         assert self.skip.bias is not None
-        with torch.autocast(frame.device.type, enabled=False):  # 8 bits of mantissa would show in the picture
+        with torch.autocast(frame.device.type, enabled=False):  # 8 bits of mantissa would be visible in the picture
             padded = at_multiples(frame, MULTIPLE_OF) - 0.5
             weight, bias = self.skip.weight.float(), self.skip.bias.float()
             blurred = F.conv2d(padded, weight, bias, padding=self.skip.padding)
@@ -128,7 +128,7 @@ class MMPRNN(SequenceNetwork):
 
 
 class _Cell(nn.Module):
-    """Features of a frame, of it and of all before it."""
+    """Computes features from a frame and all frames before it."""
 
     def __init__(self, config: MMPRNNConfig) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class _Cell(nn.Module):
 
 
 class _MotionGate(nn.Module):
-    """Motion magnitude attentive module: the more motion, the more (or less) each channel is to count.
+    """Motion magnitude attentive module: scales each channel by a function of the motion.
 
     Source: Wang et al., Eq. 6; the gate is g + 1 as in the authors' code, not g, and so the identity at g = 0.
     """
@@ -175,12 +175,12 @@ class _MotionGate(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(1, width // 2, 1), nn.LeakyReLU(0.1), nn.Conv2d(width // 2, width, 1))
 
     def forward(self, feat: Tensor, magnitude: Tensor) -> Tensor:
-        """Gate `feat` (N, C, H, W) by `magnitude` (N, 1, H, W)."""
+        """Gate `feat` (N, C, H, W) by `magnitude` (N, 1, H, W); returns (N, C, H, W)."""
         return feat * (self.layers(magnitude.to(feat.dtype)) + 1)
 
 
 class _DenseChain(nn.Module):
-    """Dense blocks in a row; all that they return is merged. (N, C, H, W) stays so."""
+    """Dense blocks in a row, whose results are all merged."""
 
     def __init__(self, width: int, growth: int, count: int) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class _DenseChain(nn.Module):
         self.merge = nn.Sequential(nn.Conv2d(count * width, width, 1), Conv3x3(width, width))
 
     def forward(self, feat: Tensor) -> Tensor:
-        """Refine `feat`."""
+        """Refine `feat` (N, C, H, W); returns (N, C, H, W)."""
         feats = []
         for block in self.blocks:
             feat = block(feat)
@@ -197,7 +197,7 @@ class _DenseChain(nn.Module):
 
 
 class _Attention(nn.Module):
-    """A factor in (0, 1) for each channel, by the means of all."""
+    """Scales each channel by a factor in (0, 1), computed from the means of all channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -205,12 +205,12 @@ class _Attention(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(width, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, width, 1), nn.Sigmoid())
 
     def forward(self, feat: Tensor) -> Tensor:
-        """Weigh the channels of `feat` (N, C, H, W)."""
+        """Scale the channels of `feat` (N, C, H, W); returns (N, C, H, W)."""
         return feat * self.layers(feat.mean(dim=(2, 3), keepdim=True))
 
 
 class _Decoder(nn.Module):
-    """What five frames of features change in the middle one: (N, 25C, H/4, W/4) -> (N, 3, H, W)."""
+    """Computes the change of the middle frame from the features of five frames."""
 
     def __init__(self, config: MMPRNNConfig) -> None:
         super().__init__()
@@ -222,12 +222,12 @@ class _Decoder(nn.Module):
         self.last = nn.Conv2d(width, 3, 5, padding=2)
 
     def forward(self, feats: Tensor) -> Tensor:
-        """Fuse and enlarge `feats`."""
+        """Fuse and enlarge `feats` (N, 25C, H/4, W/4); returns (N, 3, H, W)."""
         return self.last(self.up(self.blocks(self.fuse(self.attention(feats)))))
 
 
 def _keep_variance(part: nn.Module) -> None:
-    """Draw the weights of all convolutions so that features keep their variance, or nearly so in dense blocks."""
+    """Initialise all convolutions so that features keep their variance, nearly so in dense blocks."""
     keep_scale(part)
     for module in part.modules():
         if isinstance(module, DenseBlock):

@@ -1,7 +1,7 @@
-"""Convolutions that are computed only where a mask asks for them: every pixel by itself, tile by tile, or dense.
+"""Convolutions that are computed only inside a mask: pixel by pixel, tile by tile, or densely.
 
-All three give the same values up to rounding: `y = mask * conv3x3(x)`, whose cost in the first two falls with the area
-of the mask. What lies outside the mask is read, but never written.
+All three have the same result up to rounding, `y = mask * conv3x3(x)`; the cost of the first two is proportional to the
+area of the mask. Pixels outside the mask are read, but never written.
 
 Source: M2AENet (arXiv 2507.07708) prunes sharp pixels by turning convolutions of 3x3 into convolutions of 1x1. The form
 here is ours: a weight (Co, Ci, 3, 3) is a weight (9 Ci, Co) on nine gathered neighbours, which is exact.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vsfmanet import kernels
 
 type Pruning = Literal["none", "pixel", "tile"]
-"""How a mask is obeyed: on a dense result, by gathering pixels, or by gathering tiles (dense where most are active)."""
+"""How a mask is applied: to a dense result, by gathering pixels, or by gathering tiles (dense if most are active)."""
 
 type Pair = tuple[nn.Conv2d, nn.Conv2d]
 """Two 3x3 convolutions of a residual block."""
@@ -30,13 +30,13 @@ TILE = 32
 """Side of a tile in pixels of the feature map."""
 
 _TILES_AT_ONCE = 32
-"""Tiles that go through a residual block together: few enough for the caches, many enough for a device."""
+"""Tiles that pass a residual block together: few enough for the caches, many enough for a device."""
 
 _DENSE_FROM = 0.6
-"""Part of the tiles from which a dense result costs less than to gather them."""
+"""Proportion of active tiles from which a dense result costs less than gathering."""
 
 _PIXELS_AT_ONCE = 2**15
-"""Pixels whose neighbours are gathered together; nine times their features are held."""
+"""Pixels whose neighbours are gathered together, which takes nine times their memory."""
 
 _REACH = 2
 """Pixels around a tile that a residual block of two 3x3 convolutions reads."""
@@ -46,7 +46,7 @@ class Area:
     """The active part of feature maps of one size.
 
     Args:
-        mask: (N, 1, H, W), of the type of the features: 1 or 0. Between them, and with gradients, for "none" alone.
+        mask: (N, 1, H, W), of the type of the features: 1 or 0. Values between, and gradients, only with "none".
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -54,11 +54,11 @@ class Area:
 
     @cached_property
     def pixels(self) -> Tensor:
-        """Numbers (P,) of the active pixels of maps (N, H, W), in memory order."""
+        """Indices (P,) of the active pixels in maps (N, H, W), flattened."""
         return self.mask.flatten().nonzero()[:, 0]
 
     def padded_pixels(self, border: int) -> Tensor:
-        """`pixels` as numbers in maps with `border` pixels more on each side."""
+        """Return the indices (P,) of the active pixels in maps (N, H + 2 border, W + 2 border), flattened."""
         height, width = self.mask.shape[2:]
         row, column = self.pixels // width, self.pixels % width
         frame, row = row // height, row % height
@@ -66,14 +66,14 @@ class Area:
 
     @cached_property
     def tiles(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Frame, row and column (P,) of the tiles that hold an active pixel."""
+        """Frame, row and column (P,) each of the tiles that hold an active pixel."""
         held = F.max_pool2d(self.mask, TILE, ceil_mode=True)[:, 0]
         frame, row, column = held.nonzero().unbind(1)
         return frame, row, column
 
     @cached_property
     def crowded(self) -> bool:
-        """Whether so many tiles are active that they are not worth gathering."""
+        """Whether so many tiles are active that gathering does not pay."""
         count, _, height, width = self.mask.shape
         return len(self.tiles[0]) >= _DENSE_FROM * count * math.ceil(height / TILE) * math.ceil(width / TILE)
 
@@ -85,7 +85,15 @@ class Area:
 
 
 def padded_to_tiles(x: Tensor, border: int) -> Tensor:
-    """Features (N, C, H, W) filled up with zeros to whole tiles and a border: (N, h, w, C)."""
+    """Pad features with zeros to whole tiles and a border.
+
+    Args:
+        x: (N, C, H, W).
+        border: Pixels on each side.
+
+    Returns:
+        (N, h, w, C), h and w multiples of `TILE` plus two borders.
+    """
     count, channels, height, width = x.shape
     rows, columns = (-(-side // TILE) * TILE + 2 * border for side in (height, width))
     out = x.new_zeros(count, rows, columns, channels)
@@ -94,7 +102,11 @@ def padded_to_tiles(x: Tensor, border: int) -> Tensor:
 
 
 def tile_views(padded: Tensor, reach: int) -> Tensor:
-    """Tiles with `reach` pixels around them, of a map (N, h, w, C) with as wide a border.
+    """Return tiles with `reach` pixels around them.
+
+    Args:
+        padded: (N, h, w, C) from `padded_to_tiles`, with a border of `reach`.
+        reach: Pixels around a tile.
 
     Returns:
         A view (N, rows, columns, TILE + 2 reach, TILE + 2 reach, C).
@@ -109,11 +121,11 @@ def residual_blocks(x: Tensor, blocks: Sequence[Pair], area: Area, pruning: Prun
     Args:
         x: (N, C, H, W).
         blocks: 3x3 convolutions C to C with bias.
-        area: Of the size of `x`.
-        pruning: How.
+        area: Active part of maps of the size of `x`.
+        pruning: How the mask is applied.
 
     Returns:
-        (N, C, H, W), channels-last; outside the mask it is `x`.
+        (N, C, H, W), channels-last; equal to `x` outside the mask.
     """
     if pruning == "pixel":
         return _residual_pixels(x, blocks, area)
@@ -125,7 +137,17 @@ def residual_blocks(x: Tensor, blocks: Sequence[Pair], area: Area, pruning: Prun
 
 
 def masked_conv(x: Tensor, conv: nn.Conv2d, area: Area, pruning: Pruning) -> Tensor:
-    """`mask * conv(x)`, (N, Co, H, W), for a 3x3 convolution of `x` (N, Ci, H, W)."""
+    """Compute `mask * conv(x)`.
+
+    Args:
+        x: (N, Ci, H, W).
+        conv: 3x3 convolution Ci to Co.
+        area: Active part of maps of the size of `x`.
+        pruning: How the mask is applied.
+
+    Returns:
+        (N, Co, H, W).
+    """
     count, _, height, width = x.shape
     if pruning == "none" or (pruning == "tile" and area.crowded):
         return area.mask * conv(x)
@@ -152,17 +174,17 @@ def _residual_pixels(x: Tensor, blocks: Sequence[Pair], area: Area) -> Tensor:
 
 
 def _padded(x: Tensor) -> Tensor:
-    """Features (N, C, H, W) with a border of one zero: (N, H + 2, W + 2, C), never those of `x` itself."""
+    """Copy features `x` (N, C, H, W) into a border of one zero; returns (N, H + 2, W + 2, C)."""
     return F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
 
 
 def _at_pixels(rows: Tensor, conv: nn.Conv2d, index: Tensor, stride: int) -> Tensor:
-    """A 3x3 convolution as one of 1x1 on nine neighbours.
+    """Compute a 3x3 convolution as a 1x1 convolution on nine neighbours.
 
     Args:
         rows: (n, Ci), features of pixels in memory order.
         conv: Ci to Co.
-        index: (P,), pixels to compute.
+        index: (P,), indices of the pixels to compute.
         stride: Pixels in a row of the map.
 
     Returns:
@@ -180,8 +202,8 @@ def _at_pixels(rows: Tensor, conv: nn.Conv2d, index: Tensor, stride: int) -> Ten
 
 
 def _residual_tiles(x: Tensor, blocks: Sequence[Pair], area: Area) -> Tensor:
-    # Tiles read what their neighbours were before the block, so that source and target have to be two; what is not
-    # active stays the same in both.
+    # Tiles read their neighbours as they were before the block, so source and target are two maps; inactive pixels are
+    # equal in both.
     source = padded_to_tiles(x, _REACH)
     target = source.clone()
     for first, second in blocks:
@@ -198,28 +220,28 @@ def _residual_tiles(x: Tensor, blocks: Sequence[Pair], area: Area) -> Tensor:
 
 
 def _chunks(area: Area) -> list[tuple[tuple[Tensor, ...], Tensor]]:
-    """Active tiles and their masks, some at a time."""
+    """Split the active tiles and their masks into chunks."""
     splits = (index.split(_TILES_AT_ONCE) for index in area.tiles)
     return list(zip(zip(*splits, strict=True), area.tile_masks.split(_TILES_AT_ONCE), strict=True))
 
 
 def _valid(tiles: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A 3x3 convolution without padding: the result is two pixels smaller."""
+    """Convolve `tiles` (P, Ci, H, W) by 3x3 without padding; returns (P, Co, H - 2, W - 2)."""
     return kernels.conv3x3([tiles], conv.weight, conv.bias, padding=0)
 
 
 def _whole(height: int, width: int) -> tuple[int, int]:
-    """Sides filled up to whole tiles."""
+    """Round height and width up to whole tiles."""
     return -(-height // TILE) * TILE, -(-width // TILE) * TILE
 
 
 def sample_rows(rows: Tensor, position: Tensor, frame: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear samples of maps at single points, zero outside: `flow_warp` where only some points are wanted.
+    """Sample maps at single points, bilinearly, zero outside; as `flow_warp` does for every pixel.
 
     Args:
         rows: (N H W, C), features of pixels in memory order.
         position: (P, 2), fp32: column and row in pixels.
-        frame: (P,), which of the N maps.
+        frame: (P,), index of the map, 0 ... N - 1.
         size: H and W.
 
     Returns:

@@ -33,7 +33,7 @@ _KR_KB = {
 """Share of red and of blue in luma by MatrixCoefficients. Source: ITU-T H.273, table 4."""
 
 MATRICES = (*_KR_KB, YCGCO)
-"""MatrixCoefficients that are computed here; RGB is a family of its own."""
+"""Supported MatrixCoefficients; RGB is a family of its own."""
 
 _DITHER_SIDE = 16
 
@@ -42,16 +42,16 @@ type Matrix = tuple[tuple[float, float, float], tuple[float, float, float], tupl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Coding:
-    """What the code values of a frame mean."""
+    """Meaning of the code values of a frame."""
 
     family: Literal["rgb", "yuv", "gray"]
     """Planes R, G, B; or luma, Cb, Cr (Cg, Co); or luma."""
     bits: int
     """Depth, 8 ... 16; uint8 for 8, else uint16."""
     matrix: int = 1
-    """MatrixCoefficients, one of `MATRICES`; "rgb" has none."""
+    """MatrixCoefficients, one of `MATRICES`; without effect for "rgb"."""
     full: bool
-    """Whether black and white are the ends of the range of code values."""
+    """Whether code values use the full range."""
     subsampling: tuple[int, int] = (0, 0)
     """Binary logarithm of luma width over chroma width, and of the heights."""
     location: int = 0
@@ -59,29 +59,37 @@ class Coding:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the code values."""
+        """Data type of the code values."""
         return torch.uint8 if self.bits == 8 else torch.uint16
 
     def shapes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width of the planes of a frame of this size in pixels, which the subsampling divides."""
+        """Return height and width of each plane of a frame of this size in pixels, which the subsampling divides."""
         across, down = self.subsampling
         chroma = [] if self.family == "gray" else 2 * [(height >> down, width >> across)]
         return [(height, width), *chroma]
 
     def size(self, height: int, width: int) -> int:
-        """Samples of a frame of this size."""
+        """Return the number of samples of a frame of this size in pixels."""
         return sum(rows * columns for rows, columns in self.shapes(height, width))
 
     def planes(self, packed: Tensor, height: int, width: int) -> list[Tensor]:
-        """The planes, as views, of a frame whose planes lie one after the other in a vector that may go on behind.
+        """Return the planes of a frame as views.
+
+        Args:
+            packed: Vector (K,) of `dtype`: the planes one after the other, and perhaps more behind them.
+            height: Height of the frame, pixels.
+            width: Width of the frame, pixels.
+
+        Returns:
+            Planes (rows, columns) of the shapes that `shapes` returns.
 
         Raises:
-            ShapeError: `packed` is not a vector of `dtype` with that many elements.
+            ShapeError: `packed` is not a vector of `dtype` with enough elements.
         """
         size = self.size(height, width)
         if packed.dtype != self.dtype or packed.ndim != 1 or len(packed) < size:
             raise ShapeError(
-                f"Coding.planes: a vector of at least {size} {self.dtype} is needed, "
+                f"a vector of at least {size} {self.dtype} is needed, "
                 f"got {tuple(packed.shape)} {packed.dtype}; give the frame's own coding and size"
             )
         shapes = self.shapes(height, width)
@@ -89,18 +97,18 @@ class Coding:
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def decode(self, packed: Tensor, height: int, width: int) -> Tensor:
-        """RGB of a frame.
+        """Convert the planes of a frame to RGB.
 
         Args:
-            packed: Its planes one after the other, a vector of `dtype`.
-            height: Of the frame, pixels.
-            width: Of the frame, pixels.
+            packed: Vector (K,) of `dtype`: the planes one after the other.
+            height: Height of the frame, pixels.
+            width: Width of the frame, pixels.
 
         Returns:
-            (3, height, width), fp32, nominal range [0, 1]. Nothing is clamped.
+            (3, height, width), fp32, nominal range [0, 1], not clamped.
 
         Raises:
-            ShapeError: `packed` is not what is needed.
+            ShapeError: `packed` is not a vector of `dtype` with enough elements.
         """
         planes = [
             plane.to(torch.float32).sub_(zero).div_(one)
@@ -116,14 +124,14 @@ class Coding:
         return torch.stack([_mixed((luma, *chroma), row) for row in _inverse(_matrix(self.matrix))])
 
     def encode(self, rgb: Tensor) -> Tensor:
-        """The planes of a frame, dithered, and whether it was finite.
+        """Convert RGB to the planes of a frame, with ordered dither.
 
         Args:
-            rgb: (3, H, W), fp32, nominal range [0, 1], whose size the subsampling divides.
+            rgb: (3, H, W), fp32, nominal range [0, 1]; the subsampling divides H and W.
 
         Returns:
-            Vector of `dtype`: the planes one after the other, and behind them a 1, or a 0 if anything in `rgb` is NaN
-            or infinite, for code values cannot tell.
+            Vector of `dtype`: the planes one after the other, then a 1, or a 0 if any value of `rgb` is NaN or
+            infinite, which code values cannot express.
         """
         height, width = rgb.shape[1:]
         packed = torch.empty(self.size(height, width) + 1, dtype=self.dtype, device=rgb.device)
@@ -138,18 +146,18 @@ class Coding:
 
     @property
     def _levels(self) -> list[tuple[float, float]]:
-        """Code value of 0, and distance from there to that of 1, of each plane."""
+        """Code value of 0, and its distance to the code value of 1, for each plane."""
         unit = 2.0 ** (self.bits - 8)
         luma = (0.0, 2.0**self.bits - 1) if self.full else (16 * unit, 219 * unit)
         if self.family != "yuv":
             return [luma] * 3
-        # Of YCgCo, as zimg and H.273 have it, all three planes have the range of luma.
+        # All three planes of YCgCo have the range of luma, as in zimg and H.273.
         span = luma[1] if self.full or self.matrix == YCGCO else 224 * unit
         return [luma, (128 * unit, span), (128 * unit, span)]
 
     @property
     def _chroma_grid(self) -> list[tuple[int, int, float]]:
-        """Dimensions in which chroma is subsampled: which, factor, and shift to the right or down in luma pixels."""
+        """Subsampled dimensions of chroma: dimension, factor, and shift to the right or down in luma pixels."""
         across, down = self.subsampling
         side = -1 if self.location in (0, 2, 4) else 0
         level = {2: -1, 3: -1, 4: 1, 5: 1}.get(self.location, 0)
@@ -157,7 +165,7 @@ class Coding:
         return [(dim, factor, where * (factor - 1) / 2) for dim, factor, where in grid if factor > 1]
 
     def _components(self, rgb: Tensor) -> list[Tensor]:
-        """What the planes stand for, fp32; of chroma in [-0.5, 0.5]."""
+        """Convert `rgb` (3, H, W) to the components of the planes, fp32; chroma is in [-0.5, 0.5]."""
         channels = tuple(rgb)
         if self.family == "rgb":
             return list(channels)
@@ -171,7 +179,7 @@ class Coding:
 
 
 def _matrix(code: int) -> Matrix:
-    """Luma and the two chroma components from R, G and B. Source: ITU-T H.273, equations of MatrixCoefficients."""
+    """Return the matrix from R, G and B to luma and chroma. Source: ITU-T H.273, equations of MatrixCoefficients."""
     if code == YCGCO:
         return (0.25, 0.5, 0.25), (-0.25, 0.5, -0.25), (0.5, 0.0, -0.5)
     red, blue = _KR_KB[code]
@@ -187,7 +195,7 @@ def _matrix(code: int) -> Matrix:
 def _inverse(matrix: Matrix) -> list[list[float]]:
     return [
         [round(weight, 12) for weight in row] for row in torch.tensor(matrix, dtype=torch.float64).inverse().tolist()
-    ]  # rounded, so that what is zero is zero
+    ]  # rounded, so that zeros are exactly zero
 
 
 def _mixed(planes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -208,11 +216,11 @@ def _cubic(x: float) -> float:
 
 
 def _taps(position: float, widening: int) -> list[tuple[int, float]]:
-    """Samples and their weights that make the value at a position, where sample k lies at k + 0.5.
+    """Return the samples and weights of the value at a position, where sample k lies at k + 0.5.
 
     Args:
         position: On the grid of the samples.
-        widening: How much wider than between neighbours the cubic is.
+        widening: Factor by which the cubic is widened.
     """
     first = math.floor(position - 2 * widening + 0.5)
     weights = [(k, _cubic((k + 0.5 - position) / widening)) for k in range(first, first + 4 * widening)]
@@ -221,13 +229,13 @@ def _taps(position: float, widening: int) -> list[tuple[int, float]]:
 
 
 def _mirrored(planes: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """Planes with samples added at both ends of a dimension, mirrored so that the outermost ones are doubled."""
+    """Pad planes (..., H, W) along a dimension by mirrored samples; the outermost ones are doubled."""
     first, last = planes.narrow(dim, 0, before), planes.narrow(dim, planes.shape[dim] - after, after)
     return torch.cat([first.flip(dim), planes, last.flip(dim)], dim=dim)
 
 
 def _filtered(planes: Tensor, dim: int, taps: Sequence[tuple[int, float]], count: int, step: int) -> Tensor:
-    """`count` weighted sums of the samples along a dimension, each `step` samples behind the one before it."""
+    """Return `count` weighted sums of the samples along a dimension, each `step` samples after the one before."""
     before = max(0, -taps[0][0])
     after = max(0, taps[-1][0] + (count - 1) * step + 1 - planes.shape[dim])
     padded = _mirrored(planes, dim, before, after)
@@ -244,13 +252,13 @@ def _filtered(planes: Tensor, dim: int, taps: Sequence[tuple[int, float]], count
 
 
 def _enlarged(planes: Tensor, dim: int, factor: int, shift: float) -> Tensor:
-    """Planes (..., H, W) on a grid `factor` times as fine along a dimension, -1 or -2.
+    """Enlarge planes along a dimension.
 
     Args:
-        planes: Any leading dimensions.
-        dim: Which.
+        planes: (..., H, W).
+        dim: Dimension, -1 or -2.
         factor: 2 or 4.
-        shift: How far the samples lie behind the middle of the `factor` places that they stand for, in those places.
+        shift: Distance of a sample to the middle of its `factor` output samples, in output samples.
     """
     phases = [
         _filtered(planes, dim, _taps((phase + 0.5 - shift) / factor, 1), planes.shape[dim], 1)
@@ -262,13 +270,13 @@ def _enlarged(planes: Tensor, dim: int, factor: int, shift: float) -> Tensor:
 
 
 def _reduced(planes: Tensor, dim: int, factor: int, shift: float) -> Tensor:
-    """Planes (..., H, W) on a grid 1 / `factor` times as fine along a dimension; arguments as of `_enlarged`."""
+    """Reduce planes (..., H, W) along a dimension; arguments are those of `_enlarged`."""
     return _filtered(planes, dim, _taps(0.5 * factor + shift, factor), planes.shape[dim] // factor, factor)
 
 
 @lru_cache(maxsize=24)  # 1 KiB each: three planes on every device of a machine
 def _dither_table(number: int, device: torch.device) -> Tensor:
-    """Bayer's matrix (16, 16) in (-0.5, 0.5), turned differently for each plane, so that they do not stir as one."""
+    """Return Bayer's matrix (16, 16) in (-0.5, 0.5), flipped differently for each plane, so that planes differ."""
     place = torch.arange(_DITHER_SIDE)
     row, column = place[:, None], place[None, :]
     rank = sum(4 ** (3 - k) * (2 * ((row ^ column) >> k & 1) + (column >> k & 1)) for k in range(4))
@@ -278,7 +286,7 @@ def _dither_table(number: int, device: torch.device) -> Tensor:
 
 
 def _dither(number: int, shape: Sequence[int], device: torch.device) -> Tensor:
-    """What is added to plane `number` before it is rounded. Source: zimg, `DitherType::ORDERED`."""
+    """Return the dither (H, W) of plane `number`, to be added before rounding. Source: zimg, `DitherType::ORDERED`."""
     height, width = shape
     table = _dither_table(number, device)
     return table.repeat(-(-height // _DITHER_SIDE), -(-width // _DITHER_SIDE))[:height, :width]

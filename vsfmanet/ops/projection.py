@@ -1,4 +1,4 @@
-"""Pointwise convolutions with what follows them at once: a depthwise one of 3x3, or a shortcut. None has a bias.
+"""Pointwise convolutions with what follows them: a depthwise 3x3 convolution, or a shortcut. None has a bias.
 
 Source: Restormer (arXiv 2111.09881), Eq. 1-3.
 """
@@ -13,10 +13,12 @@ from vsfmanet.ops.attention import rows
 
 
 def feed_forward_reference(shortcut: Tensor, x: Tensor, pointwise: Tensor, depthwise: Tensor, reduce: Tensor) -> Tensor:
-    """Project `x`; mix the GELU of the first half of the channels times the second half, and add it.
+    """Run a gated feed-forward network, and add a shortcut.
+
+    `x` is projected to 2h channels; GELU of the first half times the second half is mixed to D channels.
 
     Args:
-        shortcut: (N, D, H, W).
+        shortcut: (N, D, H, W), any range.
         x: (N, C, H, W), of the same type.
         pointwise: (2h, C, 1, 1).
         depthwise: (2h, 1, 3, 3).
@@ -24,6 +26,8 @@ def feed_forward_reference(shortcut: Tensor, x: Tensor, pointwise: Tensor, depth
 
     Returns:
         (N, D, H, W).
+
+    Source: Restormer (arXiv 2111.09881), Eq. 3.
     """
     gate, content = _project(x, pointwise, depthwise).chunk(2, dim=1)
     return shortcut + F.conv2d(F.gelu(gate) * content, reduce)
@@ -32,16 +36,18 @@ def feed_forward_reference(shortcut: Tensor, x: Tensor, pointwise: Tensor, depth
 def squared_projection_reference(
     x: Tensor, pointwise: Tensor, depthwise: Tensor, squared: int
 ) -> tuple[Tensor, Tensor]:
-    """Project `x`; also the sums over the image of the squares of the first channels.
+    """Run a pointwise and a depthwise convolution, and sum the squares of the first channels over the image.
 
     Args:
         x: (N, C, H, W).
         pointwise: (D, C, 1, 1).
         depthwise: (D, 1, 3, 3).
-        squared: How many channels are squared, 1 ... D.
+        squared: Number of channels whose squares are summed, 1 ... D.
 
     Returns:
         The result (N, D, H, W), and the sums (N, squared), fp32.
+
+    Source: Restormer (arXiv 2111.09881), Eq. 1 and 2.
     """
     out = _project(x, pointwise, depthwise)
     with torch.autocast(x.device.type, enabled=False):
@@ -50,7 +56,7 @@ def squared_projection_reference(
 
 
 def add_product_reference(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
-    """Mix the channels of `x` by a matrix of its own for each image, and add it.
+    """Mix the channels of each image by its own matrix, and add a shortcut.
 
     Args:
         shortcut: (N, D, H, W).
@@ -61,7 +67,7 @@ def add_product_reference(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor
         (N, D, H, W).
     """
     pixels = rows(x)
-    # For one image `bmm` would copy slices first.
+    # For one image, `bmm` would copy slices first.
     product = torch.mm(pixels[0], matrix[0])[None] if len(pixels) == 1 else torch.bmm(pixels, matrix)
     return shortcut + product.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 

@@ -127,7 +127,11 @@ def warp_neighbours_reference(
 def check_neighbours(
     feat: Tensor, neighbours: tuple[Tensor, Tensor], flow: Tensor, num_flows: int, origin: tuple[int, int]
 ) -> None:
-    """Raise ShapeError unless the arguments of `warp_neighbours` fit each other."""
+    """Check that the arguments of `warp_neighbours_reference`, with the shapes listed there, fit each other.
+
+    Raises:
+        ShapeError: They do not.
+    """
     n, channels, h, w = feat.shape
     top, left = origin
     height, width = neighbours[0].shape[2:]

@@ -1,7 +1,6 @@
 """Networks over clips: each module runs one kind of network frame by frame, in order, within a scene.
 
-`levels` is for FMA-Net++, whose levels are stacked; `windows` is for every network with the interface of
-`vsfmanet.networks.sequence`.
+`levels` is for a `LevelNetwork`, `windows` for a `SequenceNetwork`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor
 
 
 class FrameSource(Protocol):
-    """What a restorer reads. It asks only for frames within its reach of those that it is to restore."""
+    """A clip as a restorer reads it: only frames within its reach of the requested ones."""
 
     @property
     def num_frames(self) -> int:
@@ -22,15 +21,15 @@ class FrameSource(Protocol):
         ...
 
     def frame(self, n: int) -> Tensor:
-        """Frame `n`: (3, H, W) RGB, fp32, nominal range [0, 1], on the CPU or on the device that computes."""
+        """Return frame `n`: (3, H, W) RGB, fp32, nominal range [0, 1], on the CPU or on the computing device."""
         ...
 
     def exposure(self, n: int) -> float | None:
-        """Open-shutter time of frame `n` over the frame interval, in (0, 1]; None if unknown."""
+        """Return open-shutter time over frame interval of frame `n`, in (0, 1]; None if unknown."""
         ...
 
     def starts_scene(self, n: int) -> bool:
-        """Whether a cut lies between frames n-1 and n (n >= 1)."""
+        """Return whether a cut lies between frames n-1 and n (n >= 1)."""
         ...
 
 
@@ -41,27 +40,21 @@ class Restored:
     index: int
     """Number of the frame in the clip."""
     frame: Tensor
-    """(3, scale*H, scale*W) RGB, fp32, nominal range [0, 1], where it was computed; or what the restorer was asked to
-    make of it, on the CPU."""
+    """(3, s*H, s*W) RGB, fp32, nominal range [0, 1]; or the result of the restorer's `encode`."""
     exposure: float | None
-    """Exposure the network worked with: the one given, or what it read itself, in (0, 1]. None if the network does not
-    know exposures and none was given."""
+    """Exposure in (0, 1]: the known one, or the network's estimate. None if neither exists."""
     confidence: float
-    """1 for a given exposure; for a reading, how clearly it stands out, in [0, 1]."""
+    """Confidence in the exposure, in [0, 1]; 1 if it is known."""
 
 
 class Streams(Protocol):
-    """Starts streams of restored frames. The pixels of a frame do not depend on where its stream was started."""
+    """Opens streams of restored frames. The pixels of a frame do not depend on where its stream began."""
 
     steps: int
-    """Steps of the network so far (levels, or frames encoded), over all frames."""
+    """Number of steps of the network so far (levels run, or frames encoded), over all frames."""
     can_offload: bool
-    """Whether a plan may keep what waits in the host's memory."""
+    """Whether a plan may keep waiting features in the host's memory."""
 
     def open(self, source: FrameSource, n: int) -> Iterator[Restored]:
-        """Frames `n`, n + 1 ... in order, to the end of the clip, of the scene, or where else a stream has to end."""
-        ...
-
-    def memory_needed(self, height: int, width: int) -> int | None:
-        """About how many bytes of device memory frames of this size take, beside the weights; None where unknown."""
+        """Yield frames `n`, n + 1 ... in order, to the end of the clip or scene, or an earlier end."""
         ...

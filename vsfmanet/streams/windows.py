@@ -1,4 +1,4 @@
-"""Networks that read frames in order, as a stream: each frame is encoded once, and windows of features are decoded."""
+"""A `SequenceNetwork` as a stream: each frame is encoded once, and windows of features are decoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vsfmanet.engines.cuda import Transfers
-from vsfmanet.networks.sequence import Features, SequenceNetwork, State
+from vsfmanet.networks.description import Features, SequenceNetwork, State
 from vsfmanet.segments import scene_around
 from vsfmanet.streams import FrameSource, Restored
 from vsfmanet.tiling import Box, MemoryPlan, tiles
@@ -21,24 +21,24 @@ class _Part:
     """A part of every frame, or all of it."""
 
     inner: Box
-    """What is kept of the result."""
+    """Part of the result that is kept."""
     outer: Box
-    """What is computed."""
+    """Part that is computed."""
 
 
 class WindowStreams:
     """Streams of one `SequenceNetwork`.
 
-    A stream ends with its scene, and where the network's state is forgotten; the next begins with the frames that build
-    it up. So the pixels of a frame depend on its number and its scene alone.
+    A stream ends with its scene, and where the network's state is forgotten; the next one begins with the frames that
+    build the state up. So the pixels of a frame depend only on its number and its scene.
 
-    Frames in parts: each part is a stream of its own with a state of its own, computed with the network's `halo` around
-    it. What lies farther away than that is not seen, so that the result differs a little, unlike that of `levels`.
+    Frames in parts: each part is a stream of its own with its own state, computed with the network's `halo` around it.
+    Pixels farther away are not seen, so the result differs slightly, unlike that of `levels`.
 
     Args:
         network: On the device of `transfers`, in the type that computes.
-        transfers: Bring frames to the device.
-        plan: Parts in which frames are computed.
+        transfers: Copies to the device.
+        plan: How frames are computed.
     """
 
     can_offload = False
@@ -46,7 +46,7 @@ class WindowStreams:
     def __init__(self, network: SequenceNetwork, transfers: Transfers, *, plan: MemoryPlan) -> None:
         self._network, self._transfers, self._plan = network, transfers, plan
         self.steps = 0
-        """Frames encoded so far: one per frame when they come in order, and more where a state is built up."""
+        """Frames encoded so far: one per frame when they come in order, more where a state is built up."""
 
     def open(self, source: FrameSource, n: int) -> Iterator[Restored]:
         """See `Streams`."""
@@ -75,11 +75,8 @@ class WindowStreams:
             if centre == last:
                 return
 
-    def memory_needed(self, height: int, width: int) -> None:
-        """See `Streams`; nobody has counted."""
-
     def _order(self, source: FrameSource, first: int, *, at_start: bool) -> Iterator[int]:
-        """Frames in the order in which they are read: those of the scene, and made-up ones beyond its ends."""
+        """Yield the numbers of the frames to read: those of the scene, and stand-ins beyond its ends."""
         behind, ahead = self._network.window
         beyond = self._network.beyond
         if at_start:
@@ -102,7 +99,7 @@ class WindowStreams:
     def _restored(
         self, source: FrameSource, n: int, parts: Sequence[_Part], window: Sequence[Sequence[Features]]
     ) -> Restored:
-        """Frame `n`, whose features and those around it are `window`, each in parts."""
+        """Decode frame `n`; `window` holds its features and those around it, each in parts."""
         scale = self._network.scale
         given = source.exposure(n)
         last = parts[-1].inner

@@ -1,0 +1,156 @@
+"""NetR of FMA-Net++."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vsfmanet.networks.blocks import Conv3x3, Layers, ResidualDenseBlock, keep_scale, leaky_relu, zero_init
+from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
+from vsfmanet.networks.fmanetpp.degradation import cells
+from vsfmanet.networks.fmanetpp.deploy import fold
+from vsfmanet.networks.fmanetpp.level import GuidedBlock
+
+
+class NetR(nn.Module):
+    """NetR: restores each frame from its features, its motion and its degradation. Source: FMA-Net++, Sec. 3.4.
+
+    Departure with a grid of g > 1: levels are computed once a cell of g x g pixels, and the upsampler ends with a
+    pixel-shuffle. With a detail branch it ends on the branch's grid, where two convolutions join it with the detail.
+
+    Args:
+        config: Sizes.
+        embed_width: Channels U of the exposure embeddings; 0 for no exposure modulation.
+        deployed: Build the folded guide, not the embeddings of kernel logits.
+    """
+
+    def __init__(self, config: FMANetPPConfig, *, embed_width: int, deployed: bool) -> None:
+        super().__init__()
+        width = config.width
+        self.scale, self.grid, self.num_blocks = config.scale, config.grid, config.num_blocks
+        self.stem = Layers(
+            Conv3x3(width + 3 * config.grid**2, width),
+            leaky_relu(),
+            ResidualDenseBlock(width, config.dense_growth, config.dense_layers),
+        )
+        if config.grid > 1:
+            keep_scale(self.stem)
+        last = config.num_blocks - 1
+        self.blocks = nn.ModuleList(
+            GuidedBlock(
+                config,
+                build_flow_update=i < last or (config.last_flow_update and not deployed),
+                embed_width=embed_width,
+            )
+            for i in range(config.num_blocks)
+        )
+        self.kernel_embeds: nn.ModuleList | None = None
+        self.guide: nn.Conv2d | None = None
+        size, guides_width = config.kernel_head_size, config.num_blocks * width
+        if deployed:
+            self.guide = Conv3x3(width, guides_width) if size == 3 else nn.Conv2d(width, guides_width, 1)
+        else:
+            self.kernel_embeds = nn.ModuleList(
+                nn.Conv2d(3 * config.kernel_size**2, width, 1, bias=False) for _ in range(config.num_blocks)
+            )
+        self.upsampler = _upsampler(config)
+        self.join = _join(config) if config.detail_width else None
+
+    def enter(self, lr: Tensor, feat: Tensor) -> Tensor:
+        """Compute the features that the first block reads.
+
+        Args:
+            lr: (N, 3, H, W) in [0, 1], in the dtype of `feat`.
+            feat: (N, C, H/g, W/g), from NetD's last block.
+
+        Returns:
+            (N, C, H/g, W/g).
+        """
+        return self.stem(feat, cells(lr, self.grid))
+
+    def guides(self, kernel_feat: Tensor, head: nn.Conv2d | None) -> tuple[Tensor, ...]:
+        """Compute the guide of each block.
+
+        Args:
+            kernel_feat: (N, C, H/g, W/g), h_K.
+            head: NetD's kernel head in training form; None for the deployed form, which has it folded in.
+
+        Returns:
+            M times (N, C, H/g, W/g).
+        """
+        if self.guide is not None:
+            guides = self.guide(kernel_feat)
+        else:
+            weight, bias = self.folded_guide(head)
+            guides = F.conv2d(kernel_feat, weight.to(kernel_feat.dtype), bias.to(kernel_feat.dtype), padding="same")
+        return guides.chunk(self.num_blocks, dim=1)
+
+    def folded_guide(self, head: nn.Conv2d | None) -> tuple[Tensor, Tensor]:
+        """Multiply the kernel head by the kernel embeddings; see `vsfmanet.networks.fmanetpp.deploy`.
+
+        Args:
+            head: As for `guides`.
+
+        Returns:
+            Weight (M*C, C, k, k) and bias (M*C,).
+        """
+        if self.guide is not None:
+            assert self.guide.bias is not None
+            return self.guide.weight, self.guide.bias
+        assert head is not None
+        assert self.kernel_embeds is not None
+        with torch.autocast(head.weight.device.type, enabled=False):
+            return fold(head, list(self.kernel_embeds.parameters()))
+
+    def finish(self, lr: Tensor, feat: Tensor, detail: Tensor | None) -> Tensor:
+        """Compute restored frames: the residual plus the bilinear image (Eq. 8).
+
+        Args:
+            lr: (N, 3, H, W) in [0, 1], fp32.
+            feat: (N, C, H/g, W/g), from the last block.
+            detail: Result of `NetD.details`; None without a detail branch.
+
+        Returns:
+            (N, 3, s*H, s*W), fp32, nominal range [0, 1], not clamped.
+        """
+        residual = self.upsampler(feat)
+        if self.join is not None:
+            assert detail is not None
+            residual = self.join(residual, detail)
+        residual = residual[..., : self.scale * lr.shape[-2], : self.scale * lr.shape[-1]]  # without the padding to g
+        skip = F.interpolate(lr.float(), scale_factor=self.scale, mode="bilinear", align_corners=False)
+        return skip + residual.float()
+
+
+def _join(config: FMANetPPConfig) -> Layers:
+    """Build the layers from upsampled features and detail to residual image; the last one starts at zero."""
+    width, factor = config.detail_width, config.scale * config.detail_grid
+    layers = Layers(Conv3x3(2 * width, width), leaky_relu(), last := Conv3x3(width, 3 * factor**2))
+    keep_scale(layers)
+    zero_init(last)
+    return Layers(*layers, nn.PixelShuffle(factor))
+
+
+def _upsampler(config: FMANetPPConfig) -> Layers:
+    """Build the layers from features to residual image; with a detail branch, to what `_join` reads.
+
+    The last layer starts at zero, so a fresh network returns the bilinear image.
+    """
+    if config.detail_width:
+        factor = config.grid // config.detail_grid
+        branch = Layers(Conv3x3(config.width, config.detail_width * factor**2), nn.PixelShuffle(factor), leaky_relu())
+        keep_scale(branch)
+        return branch
+    if config.upsampler == "two_stage":
+        layers = [
+            Conv3x3(config.width, 256), nn.PixelShuffle(2), leaky_relu(),
+            Conv3x3(64, 256), nn.PixelShuffle(2), leaky_relu(),
+            Conv3x3(64, 64), leaky_relu(), last := Conv3x3(64, 3),
+        ]  # fmt: skip
+    else:
+        factor = config.scale * config.grid
+        last = Conv3x3(config.width, 3 * factor**2)
+        layers = [Conv3x3(config.width, config.width), leaky_relu(), last, nn.PixelShuffle(factor)]
+    zero_init(last)
+    return Layers(*layers)
