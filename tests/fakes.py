@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import vapoursynth as vs
 from numpy.typing import NDArray
@@ -211,6 +212,19 @@ def noise_clip(
         return scene if exposures is None else {**scene, "FMANetExposure": exposures[n]}
 
     return drawn_clip(draw, length, width=width, height=height, format=format, props=props)
+
+
+def calls_of(owner: object, name: str, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """A list that grows by one with every call of a function."""
+    calls: list[None] = []
+    real = getattr(owner, name)
+
+    def counting(*args: object, **options: object) -> object:
+        calls.append(None)
+        return real(*args, **options)
+
+    monkeypatch.setattr(owner, name, counting)
+    return calls
 
 
 def counted(clip: vs.VideoNode) -> tuple[vs.VideoNode, list[int]]:

@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.fakes import calls_of
 from tests.tiny import CELLS, CUTS, FRAMES, TINY, NoiseSource, awake, awake_jffra, awake_m2aenet, awake_mmprnn
 from vsfmanet.devices import Worker, has_fast_bf16, pick_device, pick_precision
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.kernels.build import library
 from vsfmanet.networks.description import SequenceNetwork
+from vsfmanet.networks.fmanetpp.parts import EagerParts
 from vsfmanet.restorer import Restorer
 from vsfmanet.settings import Precision
 from vsfmanet.weights import file_sha256, load_model, save_model
@@ -62,11 +64,11 @@ def test_a_stream_of_a_network_on_cells_equals_the_whole_sequence(change: dict[s
             torch.testing.assert_close(frames(restorer, clip, 0, FRAMES), whole, atol=2e-5, rtol=0)
 
 
-def test_in_order_every_frame_passes_every_level_once(restorer: Restorer) -> None:
-    clip = NoiseSource()
+def test_in_order_every_frame_passes_every_level_once(restorer: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, levels = NoiseSource(), calls_of(EagerParts, "level", monkeypatch)
     for first in range(0, FRAMES, 4):
         restorer.restore(clip, first, min(first + 4, FRAMES))
-    assert restorer.steps == FRAMES * 2 * TINY.num_blocks
+    assert len(levels) == FRAMES * 2 * TINY.num_blocks
     assert clip.read == list(range(FRAMES))
 
 
@@ -95,13 +97,17 @@ def test_only_frames_within_the_context_are_read(restorer: Restorer) -> None:
         assert clip.read == list(expected)
 
 
-def test_a_jump_costs_no_more_than_the_levels_that_the_frame_depends_on(restorer: Restorer) -> None:
+def test_a_jump_costs_no_more_than_the_levels_that_the_frame_depends_on(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = calls_of(EagerParts, "level", monkeypatch)
+
     class Long(NoiseSource):
         def starts_scene(self, n: int) -> bool:
             return False
 
     restorer.restore(Long(), 9, 10)
-    assert restorer.steps == (2 * TINY.num_blocks) ** 2  # 1 + 3 + 5 + 7, from the top level down
+    assert len(levels) == (2 * TINY.num_blocks) ** 2  # 1 + 3 + 5 + 7, from the top level down
 
 
 def test_a_frame_tells_its_exposure_and_how_sure_it_is(restorer: Restorer) -> None:

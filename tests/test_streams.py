@@ -13,7 +13,7 @@ import torch
 import vapoursynth as vs
 from torch import Tensor, nn
 
-from tests.fakes import ListSource, noise_clip, same_pixels
+from tests.fakes import ListSource, calls_of, noise_clip, same_pixels
 from vsfmanet import restore
 from vsfmanet.engines.cuda import Transfers
 from vsfmanet.errors import ConfigError
@@ -132,22 +132,25 @@ def test_a_stream_from_any_frame_equals_whole_scenes(network: Toy, source: ListS
         torch.testing.assert_close(out[n], frame, atol=1e-6, rtol=0)
 
 
-def test_without_a_state_every_frame_is_encoded_once(source: ListSource) -> None:
-    streams = WindowStreams(Toy(ToyConfig()), Transfers(torch.device("cpu")), plan=MemoryPlan())
+def test_without_a_state_every_frame_is_encoded_once(source: ListSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Toy(ToyConfig())
+    encoded = calls_of(network, "encode", monkeypatch)
+    streams = WindowStreams(network, Transfers(torch.device("cpu")), plan=MemoryPlan())
     source.cuts = ()
     streamed(streams, source, [0], FRAMES)
-    assert streams.steps == FRAMES + 2  # and one made-up frame beyond each end
+    assert len(encoded) == FRAMES + 2  # and one made-up frame beyond each end
 
 
-def test_a_state_is_built_up_anew_once_per_period() -> None:
+def test_a_state_is_built_up_anew_once_per_period(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Toy(ToyConfig(behind=2, ahead=2, warm_up=3, period=6))
+    encoded = calls_of(network, "encode", monkeypatch)
     source = ListSource(frames=list(torch.rand(24, 3, 8, 8)))
     streams = WindowStreams(network, Transfers(torch.device("cpu")), plan=MemoryPlan())
     n = 0
     while n < 24:
         for restored in streams.open(source, n):
             n = restored.index + 1
-    assert streams.steps == 4 * (6 + 2) + 2 + 3 * 3  # look-ahead, the made-up first frames, three warm-ups
+    assert len(encoded) == 4 * (6 + 2) + 2 + 3 * 3  # look-ahead, the made-up first frames, three warm-ups
 
 
 def test_only_frames_within_reach_are_read(network: Toy, source: ListSource) -> None:

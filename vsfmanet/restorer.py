@@ -175,12 +175,6 @@ class Restorer:
             lambda: resolve(self.name, weights_sha256=sha256, backend=backend, device=device, dtype=dtype)
         )
 
-    @property
-    def steps(self) -> int:
-        """Steps of the network so far, over all frames; see `Streams`."""
-        assert self._streams is not None
-        return self._streams.steps
-
     def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
         """See `FrameRestorer`; `encode` is called in the worker's thread.
 

@@ -50,8 +50,6 @@ class Restored:
 class Streams(Protocol):
     """Opens streams of restored frames. The pixels of a frame do not depend on where its stream began."""
 
-    steps: int
-    """Number of steps of the network so far (levels run, or frames encoded), over all frames."""
     can_offload: bool
     """Whether a plan may keep waiting features in the host's memory."""
 

@@ -57,8 +57,6 @@ class LevelStreams:
     def __init__(self, network: LevelNetwork, parts: Parts, transfers: Transfers, *, plan: MemoryPlan) -> None:
         self._network, self._parts, self._transfers, self._plan = network, parts, transfers, plan
         self._device, self._dtype = transfers.device, network.dtype
-        self.steps = 0
-        """Levels run so far, over all frames; L per frame when frames come in order."""
 
     def open(self, source: FrameSource, n: int) -> Iterator[Restored]:
         """See `Streams`."""
@@ -116,7 +114,6 @@ class LevelStreams:
     def _run(self, level: int, before: _Record, own: _Record, after: _Record) -> _Record:
         """Run one level for one frame."""
         bridge, device = self._network.bridge_level, self._device
-        self.steps += 1
         flow = self._parts.initial_flow(own.lr, (after.lr, before.lr)) if own.flow is None else own.flow.to(device)
         guide = own.guides[level - bridge].to(device) if level >= bridge else None
         neighbours = after.feat.to(device), before.feat.to(device)

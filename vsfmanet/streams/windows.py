@@ -45,8 +45,6 @@ class WindowStreams:
 
     def __init__(self, network: SequenceNetwork, transfers: Transfers, *, plan: MemoryPlan) -> None:
         self._network, self._transfers, self._plan = network, transfers, plan
-        self.steps = 0
-        """Frames encoded so far: one per frame when they come in order, more where a state is built up."""
 
     def open(self, source: FrameSource, n: int) -> Iterator[Restored]:
         """See `Streams`."""
@@ -68,7 +66,6 @@ class WindowStreams:
             ]
             states = [state for _, state in read]
             window.append([features for features, _ in read])
-            self.steps += 1
             centre = position - ahead
             if centre >= n:
                 yield self._restored(source, centre, parts, window)
