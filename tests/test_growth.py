@@ -11,7 +11,7 @@ import torch
 from tests.tiny import TINY, awake
 from training.growth import GROWING, begin_as, grown
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, start_from
 from vsfmanet.networks.jffra import JFFRA
 from vsfmanet.networks.jffra import PRESETS as JFFRA_PRESETS
 from vsfmanet.networks.m2aenet import M2AENet, M2AENetConfig
@@ -41,7 +41,7 @@ def test_a_grown_network_restores_as_before_and_has_more_to_learn_with() -> None
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
     assert all(getattr(network.config, name) > getattr(model.config, name) for name in GROWING)
     training = FMANetPP(config).train()
-    assert training.start_from(network) == []
+    assert start_from(training, network) == []
     with torch.no_grad():
         torch.testing.assert_close(training(lr, exposure).frames, before, atol=1e-4, rtol=0)
 
@@ -49,7 +49,7 @@ def test_a_grown_network_restores_as_before_and_has_more_to_learn_with() -> None
 def test_what_was_added_learns() -> None:
     config = larger(MATCHED)
     training = FMANetPP(config).train()
-    training.start_from(grown(awake(MATCHED).deployed_form(), config))
+    start_from(training, grown(awake(MATCHED).deployed_form(), config))
     lr, exposure = clips()
     training(lr, exposure).frames.square().sum().backward()
     gradients = {name: value.grad for name, value in training.named_parameters()}

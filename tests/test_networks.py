@@ -13,7 +13,7 @@ from tests.tiny import CELLS, TINY, awake, clip
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks.blocks import ChannelAttention, ExposureModulation
 from vsfmanet.networks.exposure_extractor import anchor_embedding, fit_temperature, read_exposure
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset, start_from
 from vsfmanet.weights import parameter_count
 
 PAPER = preset("paper")
@@ -59,7 +59,7 @@ def test_parameter_counts_are_those_of_the_specification(
 def test_a_training_form_started_from_a_model_restores_as_it_does() -> None:
     model = awake(TINY).deployed_form()
     network = awake(TINY, seed=3)
-    assert network.start_from(model) == []
+    assert start_from(network, model) == []
     lr, exposure = clip(4), torch.tensor([[0.2, torch.nan, 0.7, 1.0]])
     with torch.inference_mode():
         torch.testing.assert_close(network(lr, exposure).frames, model(lr, exposure).frames, atol=1e-5, rtol=0)
@@ -68,7 +68,7 @@ def test_a_training_form_started_from_a_model_restores_as_it_does() -> None:
 def test_a_start_from_a_model_of_another_scale_keeps_all_but_the_output() -> None:
     model = awake(TINY).deployed_form()
     network = FMANetPP(replace(TINY, scale=1, flow_features=True, learned_exposures=True))
-    afresh = network.start_from(model)
+    afresh = start_from(network, model)
     assert {name.rpartition(".")[0] for name in afresh} == {
         "", "restoration.upsampler.2", *(f"degradation.blocks.{i}.flow_feat" for i in range(2))
     }  # fmt: skip
@@ -233,7 +233,7 @@ def test_the_flow_of_cells_is_told_in_pixels() -> None:
 def test_a_start_from_a_model_on_pixels_keeps_the_levels() -> None:
     model = awake(replace(CELLS, grid=1, detail_width=0)).deployed_form()
     network = FMANetPP(CELLS)
-    afresh = {name.rpartition(".")[0] for name in network.start_from(model)}
+    afresh = {name.rpartition(".")[0] for name in start_from(network, model)}
     assert afresh == {
         "degradation.detail.0", "degradation.detail.2", "degradation.stem.0", "restoration.stem.0",
         "restoration.upsampler.0", "restoration.upsampler.2", "restoration.join.0", "restoration.join.2",
@@ -287,7 +287,7 @@ def test_only_a_training_form_starts_from_a_deployed_one() -> None:
     training, deployed = FMANetPP(TINY), FMANetPP(TINY).deployed_form()
     for network, model in ((training, FMANetPP(TINY)), (deployed, deployed)):
         with pytest.raises(ConfigError, match="training form"):
-            network.start_from(model)
+            start_from(network, model)
 
 
 def test_a_given_exposure_replaces_the_reading_frame_by_frame() -> None:

@@ -12,7 +12,7 @@ import torch
 from training import loop
 from training.growth import grown
 from vsfmanet.networks.description import RestorationNetwork
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset, start_from
 from vsfmanet.weights import load_fmanetpp
 
 
@@ -37,7 +37,7 @@ def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
         same = {name: getattr(model.config, name) for name in ("scale", *grid)}
         if replace(config, **same) != model.config:
             model = grown(model, replace(config, **same))
-        afresh = network.start_from(model)
+        afresh = start_from(network, model)
         print(f"from {args.start_from}; afresh: {', '.join(afresh) or 'nothing'}")
     else:
         stage_1 = loop.load_checkpoint(args.extractor, device)

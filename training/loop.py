@@ -24,8 +24,8 @@ from torch.utils.tensorboard import SummaryWriter
 from training.growth import grown
 from training.scenes.pool import Batch, Pool
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.description import RestorationNetwork
-from vsfmanet.networks.fmanetpp import FMANetPP, preset
+from vsfmanet.networks.fmanetpp import FMANetPP, preset, start_from
+from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.weights import MODELS, load_fmanetpp
 
 
@@ -75,9 +75,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return state
 
 
-def trained_network(state: Mapping[str, Any]) -> RestorationNetwork:
+def trained_network(state: Mapping[str, Any]) -> FMANetPP | SequenceNetwork:
     """The averaged network of a checkpoint of `Run`, in eval mode; FMA-Net++ in its training form."""
-    network: RestorationNetwork
     if "kind" in state:
         network = MODELS[state["kind"]](state["config"])
     else:
@@ -434,7 +433,7 @@ def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
         model = load_fmanetpp(args.start_from).to(device)
         if replace(network.config, scale=model.scale) != model.config:
             model = grown(model, network.config)
-        afresh = network.start_from(model)
+        afresh = start_from(network, model)
         print(f"from {args.start_from}; afresh: {', '.join(afresh) or 'nothing'}")
     else:
         stage_1 = load_checkpoint(args.extractor, device)

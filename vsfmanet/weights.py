@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from vsfmanet.atomic import replacing
 from vsfmanet.errors import ConfigError, WeightsError
-from vsfmanet.networks.description import RestorationNetwork
+from vsfmanet.networks.description import RestorationNetwork, SequenceNetwork
 from vsfmanet.networks.exposure_estimator import ExposureEstimator
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
 from vsfmanet.networks.jffra import JFFRA, JFFRAConfig
@@ -36,7 +36,7 @@ def _fmanetpp(config: Mapping[str, Any]) -> FMANetPP:
     return FMANetPP(FMANetPPConfig(**config), deployed=True)
 
 
-MODELS: Mapping[str, Callable[[Mapping[str, Any]], RestorationNetwork]] = {
+MODELS: Mapping[str, Callable[[Mapping[str, Any]], FMANetPP | SequenceNetwork]] = {
     "fmanetpp": _fmanetpp,
     "mmprnn": lambda config: MMPRNN(MMPRNNConfig(**config)),
     "jffra": lambda config: JFFRA(JFFRAConfig(**config)),

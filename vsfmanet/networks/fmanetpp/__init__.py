@@ -2,6 +2,6 @@
 
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig, preset
 from vsfmanet.networks.fmanetpp.level import HRBABlock
-from vsfmanet.networks.fmanetpp.model import FMANetPP, FMANetPPOutput, neighbour_index
+from vsfmanet.networks.fmanetpp.model import FMANetPP, FMANetPPOutput, neighbour_index, start_from
 
-__all__ = ["FMANetPP", "FMANetPPConfig", "FMANetPPOutput", "HRBABlock", "neighbour_index", "preset"]
+__all__ = ["FMANetPP", "FMANetPPConfig", "FMANetPPOutput", "HRBABlock", "neighbour_index", "preset", "start_from"]

@@ -249,37 +249,40 @@ class FMANetPP(LevelNetwork):
         out.load_state_dict(state)
         return out.eval()
 
-    @torch.no_grad()
-    def start_from(self, model: FMANetPP) -> list[str]:
-        """Start this training form with the weights of a deployed network.
 
-        Tensors of the same name and shape are copied. The folded guide is taken apart into this network's kernel head,
-        which stays as it is, and the kernel embeddings that give the guide again (see `unfold`), so that a network of
-        the same configuration restores as `model` does.
+@torch.no_grad()
+def start_from(network: FMANetPP, model: FMANetPP) -> list[str]:
+    """Start a training form with the weights of a deployed network.
 
-        Args:
-            model: Deployed form. Its scale may be another.
+    Tensors of the same name and shape are copied. The folded guide is taken apart into the network's kernel head, which
+    stays as it is, and the kernel embeddings that give the guide again (see `unfold`), so that a network of the same
+    configuration restores as `model` does.
 
-        Returns:
-            Names of the tensors that exist in one of the networks only, or differ in shape; they start afresh.
+    Args:
+        network: Training form; changed in place.
+        model: Deployed form. Its scale may be another.
 
-        Raises:
-            ConfigError: This network is deployed, or `model` is not.
-        """
-        head, embeds, guide = self.degradation.to_kernels, self.restoration.kernel_embeds, model.restoration.guide
-        if head is None or embeds is None or guide is None:
-            raise ConfigError("a training form must start from a deployed form; call deployed_form() on the model")
-        own, theirs = self.state_dict(), model.state_dict()
-        taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
-        self.load_state_dict(taken, strict=False)
-        left = {name for name in (*own, *theirs) if name not in taken and not name.startswith("degradation.image_flow")}
-        solved = unfold(guide, head, len(embeds))
-        if solved is not None:
-            for target, value in zip(embeds.parameters(), solved, strict=True):
-                target.copy_(value)
-            folded = ("restoration.guide", "restoration.kernel_embeds", "degradation.to_kernels")
-            left = {name for name in left if not name.startswith(folded)}
-        return sorted(left)
+    Returns:
+        Names of the tensors that exist in one of the networks only, or differ in shape; they start afresh.
+
+    Raises:
+        ConfigError: `network` is deployed, or `model` is not.
+    """
+    head, embeds = network.degradation.to_kernels, network.restoration.kernel_embeds
+    guide = model.restoration.guide
+    if head is None or embeds is None or guide is None:
+        raise ConfigError("a training form must start from a deployed form; call deployed_form() on the model")
+    own, theirs = network.state_dict(), model.state_dict()
+    taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
+    network.load_state_dict(taken, strict=False)
+    left = {name for name in (*own, *theirs) if name not in taken and not name.startswith("degradation.image_flow")}
+    solved = unfold(guide, head, len(embeds))
+    if solved is not None:
+        for target, value in zip(embeds.parameters(), solved, strict=True):
+            target.copy_(value)
+        folded = ("restoration.guide", "restoration.kernel_embeds", "degradation.to_kernels")
+        left = {name for name in left if not name.startswith(folded)}
+    return sorted(left)
 
 
 def neighbour_index(
