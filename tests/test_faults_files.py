@@ -414,3 +414,12 @@ def test_an_encoder_that_writes_no_frame_is_refused_before_the_work(
     said = capsys.readouterr().err
     assert "the encoder's output must decode" in said or "the encoder must write each frame" in said
     assert "restoring 1/" not in said
+
+
+def test_matroska_whose_elements_contradict_each_other_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = CASES / "broken-element.webm"  # four bits flipped: FFmpeg reads 2 of 12 frames
+    assert len(times(broken)) == 2
+    assert restore(broken, tmp_path / "made.mkv") == 3
+    assert "its structure is damaged (Element at 0x18c" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def decode(container: InputContainer, track: VideoStream) -> Iterator[Step]:
         FFmpegError: A packet cannot be read.
     """
     track.thread_type = "AUTO"
-    with _logged() as log:
+    with logged() as log:
         try:
             for packet in container.demux(track):
                 error = ""
@@ -204,7 +204,7 @@ def _place(stamp: int | None, time_base: Fraction, before: str) -> str:
 
 
 @contextmanager
-def _logged() -> Iterator[list[tuple[int, str, str]]]:
+def logged() -> Iterator[list[tuple[int, str, str]]]:
     """A list to which FFmpeg's error messages are appended: level, origin and text."""
     level, repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)

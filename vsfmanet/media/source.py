@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import stat
 import statistics
 import struct
@@ -25,7 +26,7 @@ from av.video.stream import VideoStream
 
 from vsfmanet.errors import SourceError
 from vsfmanet.media.bounds import missing_bytes
-from vsfmanet.media.decode import first_frame
+from vsfmanet.media.decode import first_frame, logged
 from vsfmanet.media.demux import demuxer, main_track, open_container
 from vsfmanet.media.hdr import Hdr
 
@@ -37,6 +38,9 @@ CONTIGUOUS = {"avi", "flv", "matroska"}
 
 FRAMING = 1024
 """Most bytes of headers and indexes between two packets of such a file."""
+
+BROKEN = re.compile("exceeds containing master element|Duplicate element|exceeds max length")
+"""Messages of the Matroska demuxer that no whole file causes."""
 
 DIGEST = 8
 """Bytes of the hash of a packet; two hours of sound have 3 MB of hashes."""
@@ -293,7 +297,7 @@ class _Order:
 def _read(path: Path) -> Source:
     """`inspect`, after the checks of the path."""
     identity = _fingerprint(path)
-    with open_container(path) as container:
+    with logged() as log, open_container(path) as container:
         track = main_track(container)
         if track is None:
             raise SourceError(f"{path}: the file has no video track; name a video file")
@@ -306,6 +310,7 @@ def _read(path: Path) -> Source:
         faults += _missing_end(container, track, streams, rate) or _missing_bytes(path)
         if order.cut and not faults and demuxer(container) == "mov":  # elsewhere decoding shows whether it matters
             faults.append(f"{order.cut} packets are cut short; the end is missing")
+        faults += _broken_structure(log)
         faults += _gaps(shown, time_base, hole=order.has_hole if demuxer(container) in CONTIGUOUS else None)
         rotation, hdr = first_frame(path)
         return Source(
@@ -467,6 +472,13 @@ def _missing_end(container: InputContainer, track: VideoStream, streams: Sequenc
             name = "frames" if stream is track else f"packets of {read}"
             return [f"declared {stream.frames} {name}, found {packets}; the end is missing"]
     return []
+
+
+def _broken_structure(log: Sequence[tuple[int, str, str]]) -> list[str]:
+    """Whether the demuxer of Matroska has logged that elements contradict each other; it skips what follows them."""
+    texts = (text.strip() for _, origin, text in log if origin.startswith("matroska") and BROKEN.search(text))
+    first = next(texts, None)
+    return [] if first is None else [f"its structure is damaged ({first})"]
 
 
 def _missing_bytes(path: Path) -> list[str]:
