@@ -32,7 +32,7 @@ from vsfmanet.jobs.job import BatchOptions, RestoreJob
 from vsfmanet.jobs.paths import Selection
 from vsfmanet.jobs.progress import Report
 from vsfmanet.media import clip as clips
-from vsfmanet.settings import RestoreSettings
+from vsfmanet.settings import Resolved, RestoreSettings
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -784,6 +784,16 @@ def test_settings_reach_the_filter(film: Path, tmp_path: Path, monkeypatch: pyte
         seen.append(settings)
         return node
 
+    made_by = Resolved(
+        model="fmanetpp_x2",
+        weights_sha256="0",
+        backend="torch",
+        device="cuda",
+        device_name="none here",
+        precision="fp16",
+        kernels="triton",
+    )
+    monkeypatch.setattr(runner, "resolved", lambda settings, sha256: made_by)
     monkeypatch.setattr(clips, "restore_clip", look)
     options = "--model fmanetpp_x2 --exposure 0.5 --device cuda --device-index 1 --precision fp16 --segment 4"
     assert restore(film, tmp_path / "made.mkv", *options.split(), "--sc-threshold", "0.1", "--skip") == 0

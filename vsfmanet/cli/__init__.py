@@ -11,11 +11,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from itertools import pairwise
 
 from cyclopts import App, CycloptsError
 
+from vsfmanet import __version__
 from vsfmanet.cli.options import PARAMETERS
 from vsfmanet.cli.terminal import print_json, tell, tell_error
 from vsfmanet.errors import ConfigError, OutputError, VsfmanetError
@@ -76,7 +76,7 @@ def _app() -> App:
         name="vsfmanet",
         help="Video super-resolution and deblurring with FMA-Net++, aware of motion and exposure.",
         help_epilogue=EXAMPLES,
-        version=f"vsfmanet {version('vsfmanet')}",
+        version=f"vsfmanet {__version__}",
         default_parameter=PARAMETERS,
         help_format="markdown",
         result_action="return_value",
