@@ -64,16 +64,36 @@ class Cut:
 class Clip:
     """One item of a batch, before it is stacked; the shapes are those of `Batch` without B, bytes not yet scaled."""
 
-    lr: NDArray[np.uint8]
-    hr: NDArray[np.uint8]
-    exposure: NDArray[np.int64]
-    """(T,) levels in 1..5."""
-    flow: NDArray[np.float16]
-    visible: NDArray[np.uint8]
+    lr: Tensor
+    """uint8."""
+    hr: Tensor
+    """uint8."""
+    exposure: Tensor
+    """(T,) levels in 1..5, int64."""
+    flow: Tensor
+    """float16."""
+    visible: Tensor
+    """uint8."""
 
 
-type Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""The fields of a `Clip`."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """A sequence as clips are cut from it: the fields of `training.scenes.render.Sequence` on some device."""
+
+    lr: Tensor
+    hr: Tensor
+    flow: Tensor
+    visible: Tensor
+    green: NDArray[np.uint8]
+    """(T, h, w) of the first level, all that choosing a crop needs: it stays on the host, so that nothing waits."""
+
+
+def held(sequence: Sequence, device: str) -> Held:
+    """Bring a sequence to `device`; on the CPU its memory is shared."""
+    lr, hr, flow, visible = (torch.from_numpy(getattr(sequence, name)).to(device) for name in ARRAYS)
+    green = sequence.lr[0, :, 1]
+    on_host = torch.device(device).type == "cpu"
+    return Held(lr=lr, hr=hr, flow=flow, visible=visible, green=green if on_host else np.ascontiguousarray(green))
 
 
 def sequence_folder(pool: Path, index: int) -> Path:
@@ -115,8 +135,14 @@ class Pool:
         """Return the sequence at `position` in 0..len - 1; its arrays are maps of files, not to be written."""
         path = self._paths[position]
         if path not in self._open:
-            self._open[path] = Sequence(**{name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ARRAYS})
+            # Copied on write, though nobody writes: torch warns about memory that cannot be written.
+            self._open[path] = Sequence(**{name: np.load(path / f"{name}.npy", mmap_mode="c") for name in ARRAYS})
         return self._open[path]
+
+    def held(self, position: int) -> Held:
+        """Return the sequence at `position` as clips are cut from it."""
+        sequence = self.sequence(position)
+        return held(sequence, "cpu")
 
     def sample(
         self,
@@ -153,7 +179,9 @@ class Pool:
         for _ in range(clips):
             position = positions[int(generator.integers(len(positions)))]
             items.append(self.draw(generator, position, frames=frames, crop=crop, exposure_mode=exposure_mode))
-        clean, hr, levels, flow, visible = (torch.stack(parts) for parts in zip(*items, strict=True))
+        clean, hr, levels, flow, visible = (
+            torch.stack([getattr(item, name) for item in items]) for name in ("lr", "hr", "exposure", "flow", "visible")
+        )
         clean, hr, visible = add_bars(generator, bars, clean, hr, visible)
         return Batch(
             lr=degrade_clips(generator, clean, degrade) / 255,
@@ -166,14 +194,10 @@ class Pool:
 
     def draw(
         self, generator: np.random.Generator, position: int, *, frames: int, crop: int, exposure_mode: str
-    ) -> Tensors:
+    ) -> Clip:
         """Draw an item of a batch from the sequence at `position`; arguments as in `sample`."""
-        sequence = self.sequence(position)
-        clip = random_clip(generator, sequence, frames=frames, crop=crop, exposure_mode=exposure_mode)
-        clip = augmented(generator, clip)
-        arrays = (clip.lr, clip.hr, clip.exposure, clip.flow, clip.visible)
-        lr, hr, levels, flow, visible = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
-        return lr, hr, levels, flow, visible
+        clip = random_clip(generator, self.held(position), frames=frames, crop=crop, exposure_mode=exposure_mode)
+        return augmented(generator, clip)
 
 
 class DevicePool(Pool):
@@ -184,45 +208,11 @@ class DevicePool(Pool):
 
     def __init__(self, folder: Path, device: str) -> None:
         super().__init__(folder)
-        self._green: list[NDArray[np.uint8]] = []
-        """(T, h, w) of each sequence, all that choosing a crop needs: it stays on the host, so that nothing waits."""
-        self._held: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for path in self._paths:
-            lr, hr, flow, visible = (np.load(path / f"{name}.npy") for name in ARRAYS)
-            self._green.append(np.ascontiguousarray(lr[0, :, 1]))
-            held = [torch.from_numpy(array).to(device) for array in (lr, hr, flow, visible)]
-            self._held.append((held[0], held[1], held[2], held[3]))
+        self._held = [held(super(DevicePool, self).sequence(position), device) for position in range(len(self))]
 
-    def draw(
-        self, generator: np.random.Generator, position: int, *, frames: int, crop: int, exposure_mode: str
-    ) -> Tensors:
-        """Draw an item of a batch from the sequence at `position`, on the device; arguments as in `sample`."""
-        lr, hr, flow, visible = self._held[position]
-        cut = draw_cut(generator, self._green[position], frames=frames, crop=crop, exposure_mode=exposure_mode)
-        horizontal, vertical, transpose, reverse = draw_symmetries(generator)
-        scale = hr.shape[-1] // lr.shape[-1]
-        stretch = slice(cut.first, cut.first + frames)
-        rows, columns = slice(cut.top, cut.top + crop), slice(cut.left, cut.left + crop)
-        hr_rows, hr_columns = (slice(scale * part.start, scale * part.stop) for part in (rows, columns))
-        chosen = [lr[level - 1, cut.first + t, :, rows, columns] for t, level in enumerate(cut.levels.tolist())]
-        lr, hr = torch.stack(chosen), hr[stretch, :, hr_rows, hr_columns]
-        flow, visible = flow[stretch, ..., rows, columns].clone(), visible[stretch, ..., rows, columns].clone()
-        flow[-1, 0] = flow[0, 1] = 0
-        visible[-1, 0] = visible[0, 1] = 1
-        levels = torch.from_numpy(cut.levels).to(lr.device)
-        mirror = [axis for axis, wanted in ((-1, horizontal), (-2, vertical)) if wanted]
-        lr, hr, flow, visible = (item.flip(mirror) for item in (lr, hr, flow, visible))
-        if horizontal:
-            flow[:, :, 0] *= -1
-        if vertical:
-            flow[:, :, 1] *= -1
-        if transpose:
-            lr, hr, visible = (item.transpose(-1, -2) for item in (lr, hr, visible))
-            flow = flow.flip(2).transpose(-1, -2)
-        if reverse:
-            lr, hr, levels = (item.flip(0) for item in (lr, hr, levels))
-            flow, visible = flow.flip(0, 1), visible.flip(0, 1)
-        return lr, hr, levels, flow, visible
+    def held(self, position: int) -> Held:
+        """Return the sequence at `position`, on the device."""
+        return self._held[position]
 
 
 def open_pool(folder: Path, device: str | None) -> Pool:
@@ -261,24 +251,22 @@ def draw_cut(
     return Cut(levels=levels, first=first, top=top, left=left)
 
 
-def random_clip(
-    generator: np.random.Generator, sequence: Sequence, *, frames: int, crop: int, exposure_mode: str
-) -> Clip:
+def random_clip(generator: np.random.Generator, sequence: Held, *, frames: int, crop: int, exposure_mode: str) -> Clip:
     """Draw a stretch of time, a crop and exposures; arguments as in `Pool.sample`."""
-    cut = draw_cut(generator, sequence.lr[0, :, 1], frames=frames, crop=crop, exposure_mode=exposure_mode)
+    cut = draw_cut(generator, sequence.green, frames=frames, crop=crop, exposure_mode=exposure_mode)
     scale = sequence.hr.shape[-1] // sequence.lr.shape[-1]
-    top, left, instants = cut.top, cut.left, np.arange(cut.first, cut.first + frames)
-    stretch, rows, columns = slice(cut.first, cut.first + frames), slice(top, top + crop), slice(left, left + crop)
-    flow, visible = (
-        sequence.flow[stretch, ..., rows, columns].copy(),
-        sequence.visible[stretch, ..., rows, columns].copy(),
-    )
+    stretch = slice(cut.first, cut.first + frames)
+    rows, columns = slice(cut.top, cut.top + crop), slice(cut.left, cut.left + crop)
+    hr_rows, hr_columns = (slice(scale * part.start, scale * part.stop) for part in (rows, columns))
+    chosen = [sequence.lr[level - 1, cut.first + t, :, rows, columns] for t, level in enumerate(cut.levels.tolist())]
+    flow = sequence.flow[stretch, ..., rows, columns].clone()
+    visible = sequence.visible[stretch, ..., rows, columns].clone()
     flow[-1, 0] = flow[0, 1] = 0  # what was the neighbour is not in this clip
     visible[-1, 0] = visible[0, 1] = 1
     return Clip(
-        lr=sequence.lr[cut.levels - 1, instants, :, rows, columns],
-        hr=sequence.hr[stretch, :, top * scale : (top + crop) * scale, left * scale : (left + crop) * scale],
-        exposure=cut.levels,
+        lr=torch.stack(chosen),
+        hr=sequence.hr[stretch, :, hr_rows, hr_columns],
+        exposure=torch.from_numpy(cut.levels).to(flow.device),
         flow=flow,
         visible=visible,
     )
@@ -321,47 +309,37 @@ def augmented(generator: np.random.Generator, clip: Clip) -> Clip:
 
 def flipped_horizontally(clip: Clip) -> Clip:
     """Mirror left and right."""
-    sign = np.array([-1, 1], dtype=np.float16)[:, None, None]
+    flow = clip.flow.flip(-1)
+    flow[:, :, 0] *= -1
     return Clip(
-        lr=clip.lr[..., ::-1],
-        hr=clip.hr[..., ::-1],
-        exposure=clip.exposure,
-        flow=clip.flow[..., ::-1] * sign,
-        visible=clip.visible[..., ::-1],
+        lr=clip.lr.flip(-1), hr=clip.hr.flip(-1), exposure=clip.exposure, flow=flow, visible=clip.visible.flip(-1)
     )
 
 
 def flipped_vertically(clip: Clip) -> Clip:
     """Mirror top and bottom."""
-    sign = np.array([1, -1], dtype=np.float16)[:, None, None]
+    flow = clip.flow.flip(-2)
+    flow[:, :, 1] *= -1
     return Clip(
-        lr=clip.lr[..., ::-1, :],
-        hr=clip.hr[..., ::-1, :],
-        exposure=clip.exposure,
-        flow=clip.flow[..., ::-1, :] * sign,
-        visible=clip.visible[..., ::-1, :],
+        lr=clip.lr.flip(-2), hr=clip.hr.flip(-2), exposure=clip.exposure, flow=flow, visible=clip.visible.flip(-2)
     )
 
 
 def transposed(clip: Clip) -> Clip:
     """Swap rows and columns."""
     return Clip(
-        lr=clip.lr.swapaxes(-1, -2),
-        hr=clip.hr.swapaxes(-1, -2),
-        exposure=clip.exposure,
-        flow=clip.flow[:, :, ::-1].swapaxes(-1, -2),
-        visible=clip.visible.swapaxes(-1, -2),
+        lr=clip.lr.mT, hr=clip.hr.mT, exposure=clip.exposure, flow=clip.flow.flip(2).mT, visible=clip.visible.mT
     )
 
 
 def reversed_in_time(clip: Clip) -> Clip:
     """Let the clip run backwards; exact because exposure windows are centred on the truth instants."""
     return Clip(
-        lr=clip.lr[::-1],
-        hr=clip.hr[::-1],
-        exposure=clip.exposure[::-1],
-        flow=clip.flow[::-1, ::-1],
-        visible=clip.visible[::-1, ::-1],
+        lr=clip.lr.flip(0),
+        hr=clip.hr.flip(0),
+        exposure=clip.exposure.flip(0),
+        flow=clip.flow.flip(0, 1),
+        visible=clip.visible.flip(0, 1),
     )
 
 
