@@ -423,3 +423,10 @@ def test_matroska_whose_elements_contradict_each_other_is_damaged(
     assert len(times(broken)) == 2
     assert restore(broken, tmp_path / "made.mkv") == 3
     assert "its structure is damaged (Element at 0x18c" in capsys.readouterr().err
+
+
+def test_a_decoder_that_cannot_be_opened_is_damage_and_no_crash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert restore(CASES / "unopened.mkv", tmp_path / "made.mkv") == 3  # bits flipped in the decoder's parameters
+    assert "frames decode with errors" in capsys.readouterr().err

@@ -71,6 +71,7 @@ def decode(container: InputContainer, track: VideoStream) -> Iterator[Step]:
         FFmpegError: A packet cannot be read.
     """
     track.thread_type = "AUTO"
+    name, is_open = track.codec_context.name, False  # a decoder that has closed itself has no name, and PyAV crashes
     with logged() as log:
         try:
             for packet in container.demux(track):
@@ -78,14 +79,16 @@ def decode(container: InputContainer, track: VideoStream) -> Iterator[Step]:
                 frames: list[VideoFrame] = []
                 try:
                     frames = packet.decode()
+                    is_open = bool(frames) or is_open
                 except av.FFmpegError as failure:
                     error = failure.strerror or str(failure)
-                yield Step(
-                    packet=packet, frames=tuple(frames), complaint=_complaint(log, track.codec_context.name) or error
-                )
+                except ValueError as failure:  # the decoder has closed itself
+                    error, is_open = str(failure), False
+                yield Step(packet=packet, frames=tuple(frames), complaint=_complaint(log, name) or error)
                 log.clear()
         finally:
-            track.codec_context.flush_buffers()  # lets its threads end; they would wait for the interpreter to log
+            if is_open:
+                track.codec_context.flush_buffers()  # lets its threads end; they would wait for the interpreter to log
 
 
 def decode_all(path: Path, *, index: int, time_base: Fraction, open_start: bool) -> Decoded:
