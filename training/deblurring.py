@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from training.evaluate import load_method
 from training.growth import begin_as
-from training.loop import Run, ahead, join_workers, panels
+from training.loop import Run, ahead, draw_clips, join_workers, panels
 from training.metrics import psnr
 from training.scenes.pool import Batch, Pool, open_pool
 from training.scenes.render import to_bytes
@@ -89,17 +89,7 @@ def train[N: SequenceNetwork](
         training = moving(pool, training, *args.speed)
 
     def sample(step: int) -> Batch:
-        clips = pool.sample(
-            run.generator(step),
-            clips=args.clips,
-            frames=args.frames,
-            crop=args.crop,
-            exposure_mode=args.exposure_mode,
-            degrade=args.degrade,
-            bars=args.bars,
-            among=training,
-        )
-        return clips.to(workers.device)
+        return draw_clips(pool, args, run.generator(step), among=training).to(workers.device)
 
     def autocast() -> torch.autocast:
         return torch.autocast(workers.device.split(":")[0], torch.bfloat16)

@@ -443,6 +443,22 @@ def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
     return network
 
 
+def draw_clips(
+    pool: Pool, args: argparse.Namespace, generator: np.random.Generator, *, among: Sequence[int] | None = None
+) -> Batch:
+    """Clips of a pool, by the options that all training of networks has; arguments as of `guided_batch`."""
+    return pool.sample(
+        generator,
+        clips=args.clips,
+        frames=args.frames,
+        crop=args.crop,
+        exposure_mode=args.exposure_mode,
+        degrade=args.degrade,
+        bars=args.bars,
+        among=among,
+    )
+
+
 def guided_batch(
     pool: Pool,
     args: argparse.Namespace,
@@ -464,16 +480,7 @@ def guided_batch(
         The batch; the exposures (B, T) that the network is told, on the CPU: the true ones for a part of the clips,
         NaN (ask the extractor) for the rest; and clip and frame of those that are rebuilt, (K, 2).
     """
-    clips = pool.sample(
-        generator,
-        clips=args.clips,
-        frames=args.frames,
-        crop=args.crop,
-        exposure_mode=args.exposure_mode,
-        degrade=args.degrade,
-        bars=args.bars,
-        among=among,
-    )
+    clips = draw_clips(pool, args, generator, among=among)
     rebuilt = generator.integers((args.clips, args.frames), size=(args.degradation_frames, 2))
     told = torch.from_numpy(generator.random(args.clips) < args.known_exposure)
     exposure = torch.where(told[:, None], clips.exposure.cpu(), torch.nan)
