@@ -3,11 +3,12 @@
 #
 #   MINUTES=60 COOLDOWN=1500 training/recipes/fmanetpp_x1_grid.sh PHOTOS [RUNS]
 #
-# The plateau's checkpoint stays as it is, so that the next call goes on from it.
+# The plateau's checkpoint stays as it is, so that the next call goes on from it. In a fresh checkout,
+# START=training/state/fmanetpp_x1_grid.safetensors begins with what the plateau had reached.
 source "$(dirname "$0")/common.sh"
 t render_pool --photos "$photos" --out "$runs/pool_x1_192" --scale 1 --size 192 --count 700 --seed 1
 train() {
-    t train_restoration --pool "$runs/pool_x1_192" --start-from fmanetpp_x1_fast --preset fast --scale 1 --grid 4 \
+    t train_restoration --pool "$runs/pool_x1_192" --start-from "${START:-fmanetpp_x1_fast}" --preset fast --scale 1 --grid 4 \
         --detail-width 64 --detail-grid 2 --clips 2 --frames 4 --crop 96 --learning-rate 1e-3 --muon 0.006 --warmup 100 --max-norm 1 \
         --known-exposure 0.3 --flow-weight 0.01 --degradation-weight 0 --decibels 32 --speed 0.3 14 --degrade 0.5 --bars 0.1 "$@"
 }

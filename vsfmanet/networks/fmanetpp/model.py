@@ -250,13 +250,18 @@ class FMANetPP(LevelNetwork):
         return out.eval()
 
 
+LARGEST_EMBED = 1.0
+"""Largest value of the kernel embeddings after `start_from`. Embeddings that solve for a guide can reach 1e5, where an
+optimizer cannot move them and their product with the kernel head does not fit fp16."""
+
+
 @torch.no_grad()
 def start_from(network: FMANetPP, model: FMANetPP) -> list[str]:
     """Start a training form with the weights of a deployed network.
 
     Tensors of the same name and shape are copied. The folded guide is taken apart into the network's kernel head, which
-    stays as it is, and the kernel embeddings that give the guide again (see `unfold`), so that a network of the same
-    configuration restores as `model` does.
+    stays as it is, and the kernel embeddings that give the guide again (see `unfold`), divided by a number where they
+    are large, so that a network of the same configuration restores as `model` does.
 
     Args:
         network: Training form; changed in place.
@@ -278,8 +283,11 @@ def start_from(network: FMANetPP, model: FMANetPP) -> list[str]:
     left = {name for name in (*own, *theirs) if name not in taken and not name.startswith("degradation.image_flow")}
     solved = unfold(guide, head, len(embeds))
     if solved is not None:
+        factor = 1.0
+        if network.config.guidance == "attention":  # which normalises its queries: their scale does not matter
+            factor = min(1.0, LARGEST_EMBED / max(float(value.abs().max()) for value in solved))
         for target, value in zip(embeds.parameters(), solved, strict=True):
-            target.copy_(value)
+            target.copy_(factor * value)
         folded = ("restoration.guide", "restoration.kernel_embeds", "degradation.to_kernels")
         left = {name for name in left if not name.startswith(folded)}
     return sorted(left)
