@@ -5,21 +5,31 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from training import loop
 from training.growth import grown
+from training.loop import add_loop_arguments, load_checkpoint
 from vsfmanet.networks.description import RestorationNetwork
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset, start_from
-from vsfmanet.weights import load_fmanetpp
+from vsfmanet.networks.sequence import SequenceNetwork
+from vsfmanet.weights import MODELS, load_fmanetpp
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that the training of NetD and of the whole network share, those of the grid among them."""
-    loop.add_run_arguments(parser)
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--extractor", type=Path, help="checkpoint of training.train_extractor")
+    start.add_argument("--start-from", metavar="MODEL", help="a model or .safetensors file, its extractor included")
+    add_loop_arguments(parser)
     add = parser.add_argument
+    add("--preset", default="fast", choices=("paper", "base", "fast"), help="default: %(default)s")
+    add("--scale", type=int, default=4, choices=(4, 2, 1), help="default: %(default)s")
+    add("--known-exposure", type=float, default=0.2, help="part of the clips given their exposure (%(default)s)")
+    add("--degradation-frames", type=int, default=1, help="frames per batch that are rebuilt (default: %(default)s)")
+    add("--flow-weight", type=float, default=0.01, help="weight of the flow loss, per LR pixel (default: %(default)s)")
     add("--grid", type=int, default=1, choices=(1, 2, 4), help="side of a cell of the network (default: %(default)s)")
     add("--detail-width", type=int, default=0, help="channels of the detail branch (default: %(default)s)")
     add("--detail-grid", type=int, default=1, choices=(1, 2), help="side of its cells (default: %(default)s)")
@@ -40,7 +50,7 @@ def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
         afresh = start_from(network, model)
         print(f"from {args.start_from}; afresh: {', '.join(afresh) or 'nothing'}")
     else:
-        stage_1 = loop.load_checkpoint(args.extractor, device)
+        stage_1 = load_checkpoint(args.extractor, device)
         network.extractor.load_state_dict(stage_1["extractor"])
         network.anchors.copy_(stage_1["anchors"])
         network.reading_temperature.copy_(stage_1["reading_temperature"])
@@ -54,8 +64,10 @@ def about_network(args: argparse.Namespace, network: FMANetPP) -> dict[str, Any]
 
 def trained_network(state: Mapping[str, Any]) -> RestorationNetwork:
     """The averaged network of a checkpoint of `Run`, in eval mode; FMA-Net++ in its training form."""
-    if state.get("kind") != FMANetPP.kind:
-        return loop.trained_network(state)
-    network = FMANetPP(FMANetPPConfig(**state["config"]))
+    network: FMANetPP | SequenceNetwork
+    if state["kind"] == FMANetPP.kind:
+        network = FMANetPP(FMANetPPConfig(**state["config"]))
+    else:
+        network = MODELS[state["kind"]](state["config"])
     network.load_state_dict(state["averaged"])
     return network.eval().requires_grad_(False)

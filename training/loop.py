@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
-from training.growth import grown
 from training.scenes.pool import Batch, Pool
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.fmanetpp import FMANetPP, preset, start_from
-from vsfmanet.networks.sequence import SequenceNetwork
-from vsfmanet.weights import MODELS, load_fmanetpp
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup: int, decay: float) -> float:
@@ -73,16 +69,6 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     """Read what `save_checkpoint` wrote; tensors and plain values only, no code."""
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     return state
-
-
-def trained_network(state: Mapping[str, Any]) -> FMANetPP | SequenceNetwork:
-    """The averaged network of a checkpoint of `Run`, in eval mode; FMA-Net++ in its training form."""
-    if "kind" in state:
-        network = MODELS[state["kind"]](state["config"])
-    else:
-        network = FMANetPP(preset(state["preset"], state["scale"]))
-    network.load_state_dict(state["averaged"])
-    return network.eval().requires_grad_(False)
 
 
 STEPS_AHEAD = 4
@@ -408,39 +394,6 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add("--compile", action="store_true", help="compile the network: minutes at the start, then faster steps")
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that the training of NetD and of the whole network share."""
-    start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument("--extractor", type=Path, help="checkpoint of training.train_extractor")
-    start.add_argument("--start-from", metavar="MODEL", help="a model or .safetensors file, its extractor included")
-    add_loop_arguments(parser)
-    add = parser.add_argument
-    add("--preset", default="fast", choices=("paper", "base", "fast"), help="default: %(default)s")
-    add("--scale", type=int, default=4, choices=(4, 2, 1), help="default: %(default)s")
-    add("--known-exposure", type=float, default=0.2, help="part of the clips given their exposure (%(default)s)")
-    add("--degradation-frames", type=int, default=1, help="frames per batch that are rebuilt (default: %(default)s)")
-    add("--flow-weight", type=float, default=0.01, help="weight of the flow loss, per LR pixel (default: %(default)s)")
-
-
-def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
-    """Build the network on `device`, in training mode, with what the options of `add_run_arguments` start it from."""
-    network = FMANetPP(preset(args.preset, args.scale))
-    network.to(device).to(memory_format=torch.channels_last).train()
-    assert network.extractor is not None
-    if args.start_from:
-        model = load_fmanetpp(args.start_from).to(device)
-        if replace(network.config, scale=model.scale) != model.config:
-            model = grown(model, network.config)
-        afresh = start_from(network, model)
-        print(f"from {args.start_from}; afresh: {', '.join(afresh) or 'nothing'}")
-    else:
-        stage_1 = load_checkpoint(args.extractor, device)
-        network.extractor.load_state_dict(stage_1["extractor"])
-        network.anchors.copy_(stage_1["anchors"])
-        network.reading_temperature.copy_(stage_1["reading_temperature"])
-    return network
 
 
 def draw_clips(
