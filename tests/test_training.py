@@ -310,8 +310,11 @@ def test_kernels_are_held_to_the_clean_frame_not_to_its_noise() -> None:
         clean = degradation_loss(network, out, batch, frames)
         noisy = degradation_loss(network, out, dataclasses.replace(batch, lr=torch.rand_like(batch.lr)), frames)
         other = degradation_loss(network, out, dataclasses.replace(batch, clean=torch.rand_like(batch.lr)), frames)
+        without, twice = (degradation_loss(network, out, batch, frames, warp_weight=weight) for weight in (0, 2e-4))
     assert clean == noisy
     assert other != clean
+    assert without < clean
+    torch.testing.assert_close(twice - without, 2 * (clean - without), atol=1e-6, rtol=1e-2)
 
 
 def test_a_ramp_rises_between_its_ends() -> None:
@@ -332,6 +335,11 @@ def test_the_learning_rate_rises_holds_and_falls() -> None:
     assert rate[10] == rate[59] == 1
     assert rate[80] == pytest.approx(0.5)
     assert rate[100] == pytest.approx(0)
+
+
+def test_the_learning_rate_is_halved_where_the_paper_halves_it() -> None:
+    rate = [learning_rate_factor(step, steps=100, warmup=1, decay=0, halvings=(0.7, 0.85, 0.95)) for step in range(100)]
+    assert [rate[step] for step in (0, 69, 70, 84, 85, 94, 95, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
 
 
 def test_neighbours_that_agree_give_full_accuracy() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from training.growth import grown
 from training.loop import add_loop_arguments, load_checkpoint
+from training.losses import WARP_WEIGHT
 from vsfmanet.networks.description import RestorationNetwork
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset, start_from
 from vsfmanet.networks.sequence import SequenceNetwork
@@ -30,6 +31,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--known-exposure", type=float, default=0.2, help="part of the clips given their exposure (%(default)s)")
     add("--degradation-frames", type=int, default=1, help="frames per batch that are rebuilt (default: %(default)s)")
     add("--flow-weight", type=float, default=0.01, help="weight of the flow loss, per LR pixel (default: %(default)s)")
+    add("--warp-weight", type=float, default=WARP_WEIGHT, help="lambda1 of Eq. 9 (default: %(default)s)")
     add("--grid", type=int, default=1, choices=(1, 2, 4), help="side of a cell of the network (default: %(default)s)")
     add("--detail-width", type=int, default=0, help="channels of the detail branch (default: %(default)s)")
     add("--detail-grid", type=int, default=1, choices=(1, 2), help="side of its cells (default: %(default)s)")

@@ -25,7 +25,7 @@ from training.scenes.pool import Batch, Pool
 from vsfmanet.errors import ConfigError
 
 
-def learning_rate_factor(step: int, *, steps: int, warmup: int, decay: float) -> float:
+def learning_rate_factor(step: int, *, steps: int, warmup: int, decay: float, halvings: Sequence[float] = ()) -> float:
     """Part of the full learning rate: a linear rise, a plateau, and a cosine fall to zero at the end.
 
     A plateau lets a run be ended earlier or later than planned by naming other `steps`.
@@ -35,10 +35,12 @@ def learning_rate_factor(step: int, *, steps: int, warmup: int, decay: float) ->
         steps: Length of the run.
         warmup: Steps of the rise.
         decay: Part of the run that falls, in [0, 1].
+        halvings: Parts of the run, in [0, 1], after each of which the rate is halved, as in FMA-Net++.
     """
     rise = min(1.0, (step + 1) / max(1, warmup))
     fall = (steps - step) / max(1.0, steps * decay)
-    return rise * (0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, fall))))
+    halved = 0.5 ** sum(step >= part * steps for part in halvings)
+    return rise * halved * (0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, fall))))
 
 
 class AveragedWeights[N: nn.Module]:
@@ -301,7 +303,10 @@ class Run[N: nn.Module]:
 
     def rate_factor(self, step: int) -> float:
         """Part of the learning rates that a step takes."""
-        return learning_rate_factor(step, steps=self.args.steps, warmup=self.args.warmup, decay=self.args.decay)
+        args = self.args
+        return learning_rate_factor(
+            step, steps=args.steps, warmup=args.warmup, decay=args.decay, halvings=args.halve_at
+        )
 
     def record(self, step: int, values: Mapping[str, Tensor], panels: Callable[[], Mapping[str, Tensor]]) -> bool:
         """Count, draw and save a step that is done.
@@ -389,6 +394,9 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     add("--muon", type=float, metavar="RATE", help="Muon for all but biases, at this learning rate (Adam for all)")
     add("--warmup", type=int, default=500, help="steps of rising learning rate (default: %(default)s)")
     add("--decay", type=float, default=0.3, help="last part of the run, with falling learning rate (%(default)s)")
+    add(
+        "--halve-at", type=float, nargs="*", default=[], metavar="PART", help="halve the rates here, e.g. 0.7 0.85 0.95"
+    )
     add("--max-norm", type=float, default=1.0, help="gradient norm is clipped here (default: %(default)s)")
     add("--save-minutes", type=float, default=4, help="time between checkpoints (default: %(default)s)")
     add("--seed", type=int, default=0, help="default: %(default)s")

@@ -129,6 +129,8 @@ def degradation_loss(
     out: FMANetPPOutput | Degradation,
     batch: Batch,
     frames: Tensor,
+    *,
+    warp_weight: float = WARP_WEIGHT,
 ) -> Tensor:
     """First two terms of Eq. 9, for some frames: the blurred frame rebuilt from sharp ones, and the warped sharp ones.
 
@@ -137,6 +139,7 @@ def degradation_loss(
         out: What it gave for `batch`.
         batch: Clips of T frames.
         frames: (K, 2), integer: clip and frame of those that are rebuilt; the dynamic filter is costly on the CPU.
+        warp_weight: lambda1, of the warped sharp frames.
 
     Returns:
         Scalar.
@@ -146,7 +149,7 @@ def degradation_loss(
     logits = network.degradation.kernels(out.kernel_feat[clip, t])
     rebuilt, warped = rebuild(network, batch.hr, out.image_flow[clip, t], logits, frames)
     own = batch.hr[clip, t][:, None]
-    return (rebuilt - batch.clean[clip, t]).abs().mean() + WARP_WEIGHT * (warped - own).abs().mean()
+    return (rebuilt - batch.clean[clip, t]).abs().mean() + warp_weight * (warped - own).abs().mean()
 
 
 def rebuild(network: FMANetPP, hr: Tensor, image_flow: Tensor, logits: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,7 @@ def main() -> None:
         with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
             out = estimate_degradation(network, clips.lr, exposure)
             assert out.image_flow is not None
-            degradation = degradation_loss(network, out, clips, rebuilt)
+            degradation = degradation_loss(network, out, clips, rebuilt, warp_weight=args.warp_weight)
             flow = image_flow_loss(out.image_flow, clips.flow, clips.visible)
         norm = run.update(step, degradation + args.flow_weight * flow)
         values = {"degradation": degradation, "flow": flow, "norm": norm}

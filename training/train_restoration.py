@@ -90,7 +90,7 @@ def main() -> None:
         loss = restoration + args.flow_weight * flow
         if args.degradation_weight:
             with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
-                values["degradation"] = degradation_loss(network, out, clips, rebuilt)
+                values["degradation"] = degradation_loss(network, out, clips, rebuilt, warp_weight=args.warp_weight)
             loss = loss + args.degradation_weight * values["degradation"]
         if args.temporal_weight:
             values["temporal"] = temporal_loss(out.frames, clips)
