@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ import vapoursynth as vs
 from vsfmanet import doctor, weights
 from vsfmanet.cli import main
 from vsfmanet.errors import WeightsError
+from vsfmanet.kernels import build
 
 
 @pytest.fixture
@@ -68,6 +71,59 @@ def test_a_good_installation_has_all_essentials(
     assert "libx264 libx265" in said
     assert "fmanetpp_x4_fast, checksum as in the manifest" in said
     assert "all essentials are there" in said
+
+
+def test_every_check_is_printed_as_json(
+    install_model: Callable[[bytes], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_model(b"weights")
+    assert main(["doctor", "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert checks["PyTorch"] == {
+        "name": "PyTorch", "found": True, "detail": torch.__version__, "remedy": "", "exit_code": 0,
+    }  # fmt: skip
+    assert {"compiler", "CPU kernels"} <= set(checks)
+
+
+def test_without_a_compiler_the_kernels_are_missing_and_the_command_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build.library.cache_clear()
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    try:
+        found = {check.name: check for check in doctor.examine()}
+    finally:
+        build.library.cache_clear()
+    compiler, kernels = found["compiler"], found["CPU kernels"]
+    assert (compiler.found, compiler.exit_code, kernels.found, kernels.exit_code) == (False, 0, False, 0)
+    assert "apt install g++" in str(compiler) or sys.platform != "linux"
+    assert "no C++ compiler found" in kernels.detail
+
+
+def test_kernels_that_are_switched_off_are_not_missing_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSFMANET_NO_KERNELS", "1")
+    assert by_name("CPU kernels").remedy == "unset VSFMANET_NO_KERNELS"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
+@pytest.mark.parametrize(
+    ("built_for", "remedy"),
+    [(None, "pytorch.org"), ("12.8", "update NVIDIA's driver")],
+    ids=["cpu build", "old driver"],
+)
+def test_a_card_that_is_not_used_is_named_with_the_command_that_mends_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built_for: str | None, remedy: str
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho NVIDIA Test 9000\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    check = by_name("CUDA")
+    assert not check.found
+    assert check.detail.startswith("NVIDIA Test 9000, but ")
+    assert remedy in check.remedy
 
 
 def test_a_damaged_model_is_found(install_model: Callable[[bytes], Path], capsys: pytest.CaptureFixture[str]) -> None:

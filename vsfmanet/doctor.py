@@ -1,7 +1,9 @@
-"""What an installation has, what it lacks, and what to do about it."""
+"""Checks of an installation: what it has, what it lacks, and the command that mends it."""
 
 from __future__ import annotations
 
+import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 from vsfmanet.errors import DeviceError, OutputError, WeightsError
 
 if TYPE_CHECKING:
+    import torch
     import vapoursynth as vs
 
 ENCODERS = ("libx264", "libx265", "libsvtav1", "ffv1", "prores_ks", "h264_nvenc", "hevc_nvenc", "av1_nvenc")
@@ -21,18 +24,18 @@ ENCODERS = ("libx264", "libx265", "libsvtav1", "ffv1", "prores_ks", "h264_nvenc"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One thing that was looked for."""
+    """Result of one check."""
 
     name: str
-    """What."""
+    """Name of the part that was checked."""
     found: bool
-    """Whether it is there and works."""
+    """Whether the part is installed and works."""
     detail: str
-    """What was found, or what is wrong."""
+    """Version or place of the part, or what is wrong with it."""
     remedy: str = ""
-    """What to do if it was not found."""
+    """What to do if it is missing."""
     exit_code: int = 0
-    """Exit code of a job that lacks it; 0 for what a job can do without."""
+    """Exit code of a job without this part; 0 if jobs can do without it."""
 
     def __str__(self) -> str:
         mark = "ok" if self.found else "MISSING" if self.exit_code else "optional"
@@ -40,7 +43,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Look for everything that a job needs or can use."""
+    """Check everything that a job needs or can use."""
     return [_python(), *_torch(), *_vapoursynth(), _vspipe(), *_ffmpeg(), *_models()]
 
 
@@ -52,7 +55,7 @@ def _python() -> Check:
 
 
 def _torch() -> list[Check]:
-    """PyTorch and every device that it can use."""
+    """Check PyTorch, every device that it can use, and the kernels for each."""
     try:
         import torch
 
@@ -71,21 +74,89 @@ def _torch() -> list[Check]:
     checks = [
         Check(name="PyTorch", found=True, detail=torch.__version__),
         Check(name="CPU", found=True, detail=cpu),
+        _compiler(),
+        _kernels("CPU kernels", torch.device("cpu")),
     ]
     for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
         properties = torch.cuda.get_device_properties(index)
-        precision = str(pick_precision("auto", torch.device("cuda", index))).removeprefix("torch.")
+        precision = str(pick_precision("auto", device)).removeprefix("torch.")
         detail = f"{properties.name}, compute capability {properties.major}.{properties.minor}, "
         detail += f"{properties.total_memory / 2**30:.0f} GiB, {precision}"
-        checks.append(Check(name=f"CUDA {index}", found=True, detail=detail))
-    if not torch.cuda.device_count():
-        remedy = "jobs run on the CPU; for an NVIDIA card install its driver and a CUDA build of torch"
-        checks.append(Check(name="CUDA", found=False, detail="no device", remedy=remedy))
-    return checks
+        checks += [Check(name=f"CUDA {index}", found=True, detail=detail), _kernels(f"kernels {index}", device)]
+    return checks if torch.cuda.device_count() else [*checks, _no_cuda()]
+
+
+def _no_cuda() -> Check:
+    """Check why PyTorch sees no CUDA device."""
+    import torch
+
+    card = _nvidia_card()
+    if card is None:
+        detail, remedy = "no NVIDIA card with a driver", "jobs run on the CPU; for a card install NVIDIA's driver"
+    elif torch.version.cuda is None:
+        detail = f"{card}, but this PyTorch is built without CUDA"
+        remedy = "pip uninstall torch, then install it with the command that pytorch.org shows for your CUDA"
+    else:
+        detail = f"{card}, but PyTorch for CUDA {torch.version.cuda} cannot use it"
+        remedy = "update NVIDIA's driver, and see what `nvidia-smi` prints"
+    return Check(name="CUDA", found=False, detail=detail, remedy=remedy)
+
+
+def _nvidia_card() -> str | None:
+    """Name of the first NVIDIA card, as its driver's own program prints it; None without card or driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    line = [program, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        run = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip().partition("\n")[0] or None if run.returncode == 0 else None
+
+
+def _compiler() -> Check:
+    """Check the C++ compiler, which the CPU kernels are built with on first use."""
+    named = os.environ.get("CXX") or "c++"
+    program = shutil.which(named)
+    install = {"linux": "apt install g++, or dnf install gcc-c++", "darwin": "xcode-select --install"}
+    remedy = install.get(sys.platform, "none is needed here") + "; without one, torch computes in place of the kernels"
+    return Check(name="compiler", found=program is not None, detail=program or f"no {named}", remedy=remedy)
+
+
+def _kernels(name: str, device: torch.device) -> Check:
+    """Check that the kernels of a device can be built and used, which builds them."""
+    from vsfmanet.devices import pick_precision
+    from vsfmanet.kernels import kind_for
+
+    said: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logger, handler = logging.getLogger("vsfmanet.kernels"), Handler(logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        kind = kind_for(device, pick_precision("auto", device))
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    if os.environ.get("VSFMANET_NO_KERNELS") == "1":
+        remedy = "unset VSFMANET_NO_KERNELS"
+        return Check(name=name, found=False, detail="switched off", remedy=remedy)
+    needed = "a C++ compiler (see above)" if device.type == "cpu" else "pip install triton, and a C compiler"
+    detail = {"cpp": "C++, built for this processor", "triton": "Triton"}.get(
+        kind or "", said[-1] if said else "none could be built, torch computes in their place"
+    )
+    return Check(name=name, found=kind is not None, detail=detail, remedy=f"slower without; needed: {needed}")
 
 
 def _vapoursynth() -> list[Check]:
-    """VapourSynth and the source plug-ins."""
+    """Check VapourSynth and the source plug-ins."""
     try:
         import vapoursynth as vs
     except ImportError as error:
@@ -124,7 +195,7 @@ def _version(plugin: vs.Plugin | None) -> str:
 
 
 def _vspipe() -> Check:
-    """`vspipe`, which jobs do without, but scripts and players do not."""
+    """Check `vspipe`, which scripts and players need and jobs do not."""
     beside = Path(sys.executable).with_name("vspipe")
     program = str(beside) if beside.exists() else shutil.which("vspipe")
     remedy = "for vspipe, mpv and FFmpeg scripts run `vapoursynth config` once"
@@ -136,7 +207,7 @@ def _vspipe() -> Check:
 
 
 def _ffmpeg() -> list[Check]:
-    """The FFmpeg that a job would run, and its encoders."""
+    """Check the FFmpeg that a job would run, and its encoders."""
     from vsfmanet.media.ffmpeg import find_ffmpeg
 
     code = OutputError.exit_code
@@ -161,7 +232,7 @@ def _ffmpeg() -> list[Check]:
 
 
 def _models() -> list[Check]:
-    """Every model of the manifest, with its checksum."""
+    """Check every model of the manifest against its checksum."""
     from vsfmanet.weights import file_sha256, list_models
 
     code = WeightsError.exit_code

@@ -1,24 +1,34 @@
 """`vsfmanet doctor`."""
 
-from cyclopts import App
+from dataclasses import asdict
+from typing import Annotated
 
-from vsfmanet.cli.terminal import put
+from cyclopts import App, Parameter
 
-app = App(
-    name="doctor",
-    help_epilogue="Shows what is found, what is not, and what to do. Exits with 0 if all that a job needs is there.",
-)
+from vsfmanet.cli.terminal import print_json, put
+
+NOTES = """\
+Prints what is found, what is missing, and the command that mends it. Exits with 0 if all that a job needs is there,
+else with the exit code that a job would have.
+"""
+
+app = App(name="doctor", help_epilogue=NOTES)
 
 
 @app.default
-def doctor() -> int:
-    """Check the installation."""
+def doctor(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
+    """Check the installation.
+
+    Args:
+        as_json: Print the checks as JSON, for programs.
+    """
     from vsfmanet.doctor import examine
 
     checks = examine()
-    for check in checks:
-        put(f"{check}\n")
-    lacking = [check for check in checks if not check.found and check.exit_code]
-    verdict = f"missing: {', '.join(check.name for check in lacking)}" if lacking else "all essentials are there"
-    put(f"{verdict}\n")
-    return lacking[0].exit_code if lacking else 0
+    missing = [check for check in checks if not check.found and check.exit_code]
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    else:
+        verdict = f"missing: {', '.join(check.name for check in missing)}" if missing else "all essentials are there"
+        put("".join(f"{line}\n" for line in (*checks, verdict)))
+    return missing[0].exit_code if missing else 0
