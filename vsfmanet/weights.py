@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch.overrides import TorchFunctionMode
 
 from vsfmanet.atomic import replacing
 from vsfmanet.errors import ConfigError, WeightsError
@@ -325,7 +326,7 @@ def _check_tensors(
         WeightsError: The configuration is none, or names, shapes or types differ.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutValues():
             wanted = {
                 name: (list(value.shape), _FLOATS if value.is_floating_point() else ("I64",))
                 for name, value in build().state_dict().items()
@@ -377,6 +378,25 @@ def save_estimator(estimator: ExposureEstimator, path: Path, *, about: Mapping[s
     """Write an exposure estimator; arguments and errors are those of `save_model`."""
     config = {"inputs": estimator.hidden.in_features, "hidden": estimator.hidden.out_features}
     _save(estimator, path, {"network": "shutter", "config": config, **about})
+
+
+_KEEPING_SHAPE = (
+    torch.Tensor.normal_, torch.Tensor.uniform_, torch.nn.functional.normalize,
+    torch.nn.init.normal_, torch.nn.init.uniform_, torch.nn.init.kaiming_uniform_,
+)  # fmt: skip
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves initial values out: on the meta device, computing them imports torch's compiler, which takes seconds."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in _KEEPING_SHAPE:
+            return args[0] if args else (kwargs or {})["tensor"]
+        if function is torch.eye:
+            return torch.empty(*args)
+        return function(*args, **(kwargs or {}))
 
 
 def _save(network: torch.nn.Module, path: Path, description: Mapping[str, Any]) -> None:
