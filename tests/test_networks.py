@@ -253,9 +253,21 @@ def test_a_start_from_a_model_on_pixels_keeps_the_levels() -> None:
     network = FMANetPP(CELLS)
     afresh = {name.rpartition(".")[0] for name in start_from(network, model)}
     assert afresh == {
-        "degradation.detail.0", "degradation.detail.2", "degradation.stem.0", "restoration.stem.0",
+        "degradation.detail.0", "degradation.detail.2",
         "restoration.upsampler.0", "restoration.upsampler.2", "restoration.join.0", "restoration.join.2",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("detail_width", [0, 4])
+def test_stems_started_from_those_of_pixels_read_the_mean_of_each_cell(detail_width: int) -> None:
+    model = awake(replace(CELLS, grid=1, detail_width=0)).deployed_form()
+    network = FMANetPP(replace(CELLS, detail_width=detail_width))
+    start_from(network, model)
+    lr, feat = clip(2, 16, 24)[0], torch.rand(2, CELLS.width, 4, 6)
+    means = F.avg_pool2d(lr, CELLS.grid)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.degradation.enter(lr), model.degradation.enter(means))
+        torch.testing.assert_close(network.restoration.enter(lr, feat), model.restoration.enter(means, feat))
 
 
 def test_a_window_with_its_context_equals_the_whole_sequence() -> None:

@@ -261,7 +261,8 @@ def start_from(network: FMANetPP, model: FMANetPP) -> list[str]:
 
     Tensors of the same name and shape are copied. The folded guide is taken apart into the network's kernel head, which
     stays as it is, and the kernel embeddings that give the guide again (see `unfold`), divided by a number where they
-    are large, so that a network of the same configuration restores as `model` does.
+    are large, so that a network of the same configuration restores as `model` does. On a coarser grid than that of a
+    `model` on pixels, the stems read the mean of each cell.
 
     Args:
         network: Training form; changed in place.
@@ -278,6 +279,9 @@ def start_from(network: FMANetPP, model: FMANetPP) -> list[str]:
     if head is None or embeds is None or guide is None:
         raise ConfigError("a training form must start from a deployed form; call deployed_form() on the model")
     own, theirs = network.state_dict(), model.state_dict()
+    if model.config.grid == 1 < network.config.grid:
+        for name in ("degradation.stem.0.weight", "restoration.stem.0.weight"):
+            theirs[name] = _spread(theirs[name], own[name].shape[1], network.config.grid)
     taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
     network.load_state_dict(taken, strict=False)
     left = {name for name in (*own, *theirs) if name not in taken and not name.startswith("degradation.image_flow")}
@@ -291,6 +295,23 @@ def start_from(network: FMANetPP, model: FMANetPP) -> list[str]:
         folded = ("restoration.guide", "restoration.kernel_embeds", "degradation.to_kernels")
         left = {name for name in left if not name.startswith(folded)}
     return sorted(left)
+
+
+def _spread(weight: Tensor, channels: int, grid: int) -> Tensor:
+    """Convert a stem's weights from reading pixels to reading the mean of each cell.
+
+    Args:
+        weight: (C, K + 3, 3, 3), for K features and the 3 channels of a pixel.
+        channels: Channels that the converted stem reads: K features, 3*g^2 of a cell, then those of a detail branch.
+        grid: g, side of a cell in pixels.
+
+    Returns:
+        (C, channels, 3, 3); the weights for the detail branch are zero.
+    """
+    feat, pixel = weight.split([weight.shape[1] - 3, 3], dim=1)
+    cell = pixel.repeat_interleave(grid**2, dim=1) / grid**2
+    taken = torch.cat([feat, cell], dim=1)
+    return torch.cat([taken, taken.new_zeros(len(taken), channels - taken.shape[1], 3, 3)], dim=1)
 
 
 def neighbour_index(
