@@ -263,7 +263,28 @@ def test_a_range_is_cut_from_picture_sound_subtitles_and_chapters_alike(film: Pa
         assert [entry["metadata"]["title"] for entry in container.chapters()] == ["Second"]
 
 
-@pytest.mark.parametrize("limits", [("50", "60"), ("10", "51"), ("10", "10"), ("-1", "5")])
+@pytest.mark.parametrize(
+    ("start", "end", "numbers"),
+    [("0:00:01.5", "2.2s", range(30, 40)), ("00:00:00", "35", range(35)), ("31", "0:02.5", range(31, 45))],
+)
+def test_a_range_between_times_is_of_the_frames_that_are_shown_then(
+    varying: Path, tmp_path: Path, start: str, end: str, numbers: range
+) -> None:
+    made, other = tmp_path / "made.mkv", tmp_path / "other.mkv"
+    assert restore(varying, made, "--start", start, "--end", end) == 0
+    assert restore(varying, other, "--start", str(numbers.start), "--end", str(numbers.stop)) == 0
+    assert times(made) == times(other)
+    assert len(times(made)) == len(numbers)
+    assert payloads(made, "audio") == payloads(other, "audio")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        *[("50", "60"), ("10", "51"), ("10", "10"), ("-1", "5"), ("0:00:02", "0:00:03.5")],
+        *[("2.01s", "2.02s"), ("50", "0:00:02"), ("0:00:02", "50"), ("1:00:00", "2:00:00"), ("0:61:00", "2:00:00")],
+    ],
+)
 def test_a_range_outside_the_source_is_refused(film: Path, tmp_path: Path, limits: tuple[str, str]) -> None:
     assert restore(film, tmp_path / "made.mkv", f"--start={limits[0]}", f"--end={limits[1]}") == 2
     assert list(tmp_path.iterdir()) == []

@@ -94,6 +94,8 @@ def test_a_job_survives_json_with_names_that_are_no_text() -> None:
         ({"audio": "no"}, "audio must be True or False, got 'no'"),
         ({"start": 1.5}, "0 <= start < end is needed, got 1.5 to None"),
         ({"end": True}, "0 <= start < end is needed, got 0 to True"),
+        ({"start": "0:01:00", "end": "60s"}, "0 <= start < end is needed, got 0:01:00 to 60s"),
+        ({"start": "1.5"}, "a frame number or a time is needed, such as 1500, 0:01:00.5 or 60.5s, got '1.5'"),
         ({"encoder_args": ["-crf", "20"]}, "encoder_args must be one string"),
         ({"on_damage": "ignore"}, "on_damage must be one of 'stop', 'salvage', 'as-is', got 'ignore'"),
         ({"range_frames": -1}, "range_frames must be a number of frames, or 0 for one pass, got -1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsfmanet.media.timeline import is_ascending, repaired
+from vsfmanet.errors import ConfigError
+from vsfmanet.media.timeline import frame_shown, is_ascending, parse_time, repaired, time_code
 
 STEP = Fraction(40)
 
@@ -70,3 +72,75 @@ def test_repaired_times_always_rise_and_good_ones_are_kept(times: list[int | Non
         assert all(made.times[n] == times[n] for n in range(len(times)) if n not in made.replaced)
     if is_ascending(times):
         assert list(made.times) == times
+
+
+# Time codes
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0:00:00", 0),
+        ("00:01:00", 60),
+        ("1:30.5", Fraction("90.5")),
+        ("90.5s", Fraction("90.5")),
+        ("90:00", 5400),
+        ("100:00:00.001", 360000 + Fraction(1, 1000)),
+    ],
+)
+def test_a_time_is_read_in_all_its_notations(text: str, seconds: Fraction) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "90",
+        "1.5",
+        "0:60",
+        "0:60:00",
+        "0:00:60",
+        "1:2:3:4",
+        "0:00:01:12",
+        "-1s",
+        "-0:01",
+        "1:00s",
+        "0:01,5",
+        "٣s",
+        "s",
+    ],
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="a frame number or a time is needed"):
+        parse_time(text)
+
+
+@given(st.decimals(0, 10**6, places=9))
+def test_a_time_code_is_read_as_the_time_that_was_written(decimal: Decimal) -> None:
+    time = Fraction(decimal)
+    assert parse_time(time_code(time)) == time
+    assert parse_time(f"{decimal:f}s") == time
+
+
+@given(st.fractions(0, 10**6), st.fractions(0, 10**6))
+def test_a_time_code_is_near_its_time_and_keeps_the_order(one: Fraction, other: Fraction) -> None:
+    assert abs(parse_time(time_code(one)) - one) <= Fraction(1, 2 * 10**9)
+    if one <= other:
+        assert parse_time(time_code(one)) <= parse_time(time_code(other))
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=40, unique=True).map(sorted), st.integers(-10, 10**6 + 10))
+def test_the_frame_that_is_shown_is_the_last_one_that_has_begun(times: list[int], time: int) -> None:
+    n = frame_shown(times, time)
+    if n == len(times):
+        assert time > times[-1]
+        return
+    assert time >= times[n] or n == 0
+    assert n + 1 == len(times) or time < times[n + 1]
+
+
+def test_parts_between_the_same_times_have_every_frame_once() -> None:
+    times = [0, 33, 67, 100, 500, 540, 900]  # of variable rate
+    cuts = [frame_shown(times, time) for time in (0, 34, 300, 539, 899, 1300)]
+    assert cuts == [0, 1, 3, 4, 5, 7]

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter, Token
 
+from vsfmanet.errors import ConfigError
 from vsfmanet.jobs.job import RANGE_FRAMES, RestoreJob
 from vsfmanet.jobs.paths import VIDEOS, Selection
+from vsfmanet.media.timeline import parse_time, time_code
 from vsfmanet.settings import EXPOSURE_WORDS, SIDECAR_SUFFIXES, RestoreSettings
 
 
@@ -50,6 +52,18 @@ def read_whole(_: object, tokens: Sequence[Token]) -> int:
 
 
 WHOLE = Parameter(converter=read_whole)
+
+
+def read_place(_: object, tokens: Sequence[Token]) -> int | str:
+    """Read a frame number or a time; of all notations of a time, the result is the same."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        pass
+    try:
+        return time_code(parse_time(tokens[0].value))
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def read_exposure(_: object, tokens: Sequence[Token]) -> float | str:
@@ -116,8 +130,8 @@ class JobOptions(RestoreJob):
     source: Annotated[Path, NO_OPTION] = Path()
     target: Annotated[Path, NO_OPTION] = Path("any.mkv")
     settings: Annotated[SettingsOptions, Parameter(name="*", group=NETWORK)] = field(default_factory=SettingsOptions)
-    start: Annotated[int, WHOLE] = 0
-    end: Annotated[int | None, WHOLE] = None
+    start: Annotated[int | str, one_word(read_place, "FRAME|TIME")] = 0
+    end: Annotated[int | str | None, one_word(read_place, "FRAME|TIME")] = None
     encoder_args: Annotated[str, Parameter(metavar="ARGS")] = ""
     audio: Annotated[bool, Parameter(negative="--no-audio")] = True
     subtitles: Annotated[bool, Parameter(negative="--no-subtitles")] = True
@@ -130,8 +144,8 @@ class JobOptions(RestoreJob):
 class WholeFileOptions(JobOptions):
     """`RestoreJob` as options of a command that restores many whole files."""
 
-    start: Annotated[int, NO_OPTION] = 0
-    end: Annotated[int | None, NO_OPTION] = None
+    start: Annotated[int | str, NO_OPTION] = 0
+    end: Annotated[int | str | None, NO_OPTION] = None
     overwrite: Annotated[bool, NO_OPTION] = False
     reserve: float = 2.0
 

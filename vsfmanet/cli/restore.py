@@ -35,7 +35,7 @@ Examples:
 
     vsfmanet restore film.mkv restored.mkv
     vsfmanet restore clip.mp4 clip_x4.mp4 --exposure 0.5 --device cuda
-    vsfmanet restore film.mkv part.mkv --start 1000 --end 1250
+    vsfmanet restore film.mkv part.mkv --start 0:01:00 --end 1750
     vsfmanet restore film.mkv archive.mkv --encoder-args="-c:v ffv1 -level 3"
     vsfmanet restore -- -odd-name.mkv out.mkv
 """

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal, Self
 
@@ -9,6 +10,7 @@ from vsfmanet.errors import ConfigError
 from vsfmanet.jobs.paths import Selection
 from vsfmanet.media.containers import CONTAINERS
 from vsfmanet.media.encoder_args import parse_encoder_args
+from vsfmanet.media.timeline import parse_time
 from vsfmanet.settings import (
     EXPOSURE_WORDS,
     RestoreSettings,
@@ -42,10 +44,11 @@ class RestoreJob:
     """File to make: .mkv, .mp4 or .mov."""
     settings: RestoreSettings = field(default_factory=RestoreSettings)
     """How its frames are restored."""
-    start: int = 0
-    """First frame."""
-    end: int | None = None
-    """Frame to stop before; by default the end."""
+    start: int | str = 0
+    """First frame: its number, or a time such as 0:01:00 or 60.5s, counted from the beginning of the film, at which it
+    is shown."""
+    end: int | str | None = None
+    """Frame to stop before, as a number or a time; by default the end."""
     encoder_args: str = ""
     """FFmpeg's options for the video, in one string, after an equals sign. Without -c:v they are added to the default:
     "-c:v libx264 -preset medium -crf 16" for 8 bits, libx265 alike for more, chroma as in the source."""
@@ -72,8 +75,11 @@ class RestoreJob:
     imageio-ffmpeg."""
 
     def __post_init__(self) -> None:
-        ends = (self.start, *(() if self.end is None else (self.end,)))
-        if not all(map(is_int, ends)) or self.start < 0 or (self.end is not None and self.end <= self.start):
+        places = (self.start,) if self.end is None else (self.start, self.end)
+        read = [parse_time(place) if isinstance(place, str) else place for place in places]
+        are_places = all(isinstance(place, Fraction) or is_int(place) for place in read)
+        comparable = len(read) == 2 and type(read[0]) is type(read[1])
+        if not are_places or read[0] < 0 or read[-1] == 0 < len(read) - 1 or (comparable and read[0] >= read[1]):
             raise ConfigError(f"0 <= start < end is needed, got {self.start} to {self.end}; mend --start and --end")
         if not isinstance(self.encoder_args, str):
             raise ConfigError(f"encoder_args must be one string, got {self.encoder_args!r}; mend --encoder-args")

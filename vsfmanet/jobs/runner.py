@@ -45,6 +45,7 @@ from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.meter import clock
 from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, inspect, is_kept, save_packets
 from vsfmanet.media.thumbnails import SUFFIX, read_thumbnails
+from vsfmanet.media.timeline import parse_time, time_code
 from vsfmanet.media.verify import Needed, verify
 from vsfmanet.settings import Resolved, RestoreSettings
 
@@ -59,6 +60,9 @@ THUMBNAILS = f"frames{SUFFIX}"
 
 ROOM = 1.2
 """Free space that a job needs, over its expected size."""
+
+PAST_END = 1
+"""Seconds after the last frame that --end may name: sound may last longer."""
 
 TAKING_PART = ("vapoursynth", "vapoursynth-bestsource", "torch", "av")
 """Packages whose versions are recorded."""
@@ -155,7 +159,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         report.warn(notice)
     if job.deinterlace:
         clip = replace(clip, node=deinterlaced(clip.node))
-    frames = _range(job, clip)
+    frames = _range(job, source, clip)
     copied = _copied(job, source, report)
     _check_container(ffmpeg, source, copied, job.target.suffix.lower())
     report.phase("preparing")
@@ -308,18 +312,28 @@ def _check_whole(job: RestoreJob, faults: Sequence[str], report: Report) -> None
     report.warn(f"the source is damaged: {text}; the frames that decode are restored")
 
 
-def _range(job: RestoreJob, clip: SourceClip) -> range:
+def _range(job: RestoreJob, source: Source, clip: SourceClip) -> range:
     """Numbers of the frames to restore.
 
     Raises:
         ConfigError: The source does not have them.
     """
     count = clip.node.num_frames
-    frames = range(job.start, count if job.end is None else job.end)
+    begin = min(source.start, clip.timestamps[0] * clip.time_base)
+    length = clip.timestamps[-1] * clip.time_base - begin
+
+    def number(place: int | str) -> int:
+        if isinstance(place, int):
+            return place
+        time = parse_time(place)
+        return count + 1 if time > length + PAST_END else clip.frame_at(begin + time)
+
+    frames = range(number(job.start), count if job.end is None else number(job.end))
     if not frames or frames.stop > count:
         raise ConfigError(
-            f"{job.source}: --start and --end must lie within its {count} frames, got {frames.start} to "
-            f"{frames.stop}; leave --end out for the last frame"
+            f"{job.source}: --start and --end must lie within its {count} frames ({time_code(round(length, 3))}) and "
+            f"have a frame between them, got {job.start} to {'the end' if job.end is None else job.end}; leave --end "
+            "out for the last frame"
         )
     return frames
 

@@ -20,7 +20,7 @@ from vsfmanet.errors import ConfigError, DamagedError, FormatError, IncompleteEr
 from vsfmanet.media.decode import Decoded, decode_all
 from vsfmanet.media.source import Source, check_unchanged
 from vsfmanet.media.thumbnails import Kept, thumbnail
-from vsfmanet.media.timeline import Timeline, is_ascending, repaired
+from vsfmanet.media.timeline import TIME_CODE_ERROR, Timeline, frame_shown, is_ascending, repaired
 from vsfmanet.settings import RestoreSettings
 
 AHEAD = 8
@@ -73,6 +73,12 @@ class SourceClip:
     """Signs of damage, each with its place."""
     notices: tuple[str, ...]
     """What the user should know."""
+
+    def frame_at(self, time: Fraction) -> int:
+        """Number of the frame that is shown at some time in seconds, or that begins so soon that players show the same
+        time code; the number of frames once they are over.
+        """
+        return frame_shown(self.timestamps, (time + TIME_CODE_ERROR) / self.time_base)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,16 +1,72 @@
-"""Repair of timestamps: missing and wrong ones are replaced, all others kept."""
+"""Time codes, and repair of timestamps: missing and wrong ones are replaced, all others kept."""
 
 from __future__ import annotations
 
 import bisect
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
+from vsfmanet.errors import ConfigError
+
+TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)(s?)", re.ASCII)
+"""A time code: H:MM:SS, MM:SS or SSs, each with decimals."""
+
+TIME_CODE_ERROR = Fraction(1, 1000)
+"""Most seconds between a frame's timestamp and the time code of three decimals that players show for it."""
+
 LONG_RUN = 3
 """Least number of timestamps that rise from an earlier time, to count as a restart; fewer are stray ones."""
+
+
+def parse_time(text: str) -> Fraction:
+    """Read a time code.
+
+    Args:
+        text: H:MM:SS, MM:SS or SSs, each with decimals: "0:01:30.5", "1:30.5" and "90.5s" are the same.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        ConfigError: It is no time code.
+    """
+    match = TIME.fullmatch(text)
+    hours, minutes, seconds, unit = match.groups() if match else (None, None, "0", "")
+    is_clock = minutes is not None
+    sixties = [minutes if hours is not None else None, seconds if is_clock else None]
+    if match is None or is_clock == bool(unit) or any(part is not None and Fraction(part) >= 60 for part in sixties):
+        raise ConfigError(
+            f"a frame number or a time is needed, such as 1500, 0:01:00.5 or 60.5s, got {text!r}; minutes and seconds "
+            "are below 60"
+        )
+    return 3600 * int(hours or 0) + 60 * int(minutes or 0) + Fraction(seconds)
+
+
+def time_code(time: Fraction) -> str:
+    """Format a time, in seconds from 0, as H:MM:SS with as many decimals as it needs, at most nine."""
+    minutes, rest = divmod(round(time, 9), 60)
+    whole, decimals = divmod(rest, 1)
+    fraction = f"{round(decimals * 10**9):09}".rstrip("0")
+    return f"{minutes // 60}:{minutes % 60:02}:{whole:02}" + (f".{fraction}" if fraction else "")
+
+
+def frame_shown(times: Sequence[int], time: Fraction | int) -> int:
+    """Find the frame that is shown at some time.
+
+    Args:
+        times: When each frame is shown, ascending.
+        time: In the same unit.
+
+    Returns:
+        Its number; 0 before the first frame, and the number of frames once the last one has been shown for as long as
+        the one before.
+    """
+    last = times[-1] - times[-2] if len(times) > 1 else 1
+    return len(times) if time >= times[-1] + last else max(0, bisect.bisect_right(times, time) - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
