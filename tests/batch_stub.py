@@ -23,13 +23,13 @@ from vsfmanet.jobs.record import (
     Fingerprint,
     Recipe,
     Record,
-    file_sha256,
     find_done,
     job_key,
     write_pending,
     write_record,
 )
 from vsfmanet.jobs.supervise import Event, Outcome, Stop, die_with
+from vsfmanet.manifest import file_sha256
 
 PAUSE = float(os.environ.get("STUB_PAUSE", "0"))
 """Seconds between the steps of a job, so that a kill can come between any two."""

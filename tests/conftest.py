@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import HealthCheck, settings
 from vsfmanet.cli import restore
 from vsfmanet.cli.terminal import STOPPING
 
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # each process of the tests would compile torch anew, for seconds
+    sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is loaded; for processes of tests, too
 

@@ -390,7 +390,7 @@ def test_samples_that_are_not_finite_are_named_with_their_frame(seeing: None) ->
 def test_an_installation_without_the_weights_is_an_error_that_names_them(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vsfmanet.weights.models_folder", lambda: tmp_path)
+    monkeypatch.setattr("vsfmanet.manifest.models_folder", lambda: tmp_path)
     for load in (load_analyser, load_estimator):
         with pytest.raises(WeightsError, match="that ships with vsfmanet is needed"):
             load()

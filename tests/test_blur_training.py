@@ -108,7 +108,7 @@ def test_a_checkpoint_becomes_the_analyser_that_ships_and_no_model_to_restore_wi
     with pytest.raises(SourceError, match=r"does not hold the photographs that .* was built from"):
         run(evaluate_blur.main, benchmark, "--photos", other)
 
-    monkeypatch.setattr("vsfmanet.weights.models_folder", lambda: tmp_path / "models")
+    monkeypatch.setattr("vsfmanet.manifest.models_folder", lambda: tmp_path / "models")
     texts = ["--description", "a toy", "--data", "noise", "--command", "pytest", "--scores", scores]
     for _ in range(2):  # the second replaces the first
         run(export_blur.main, checkpoint, "--name", "toy", "--models", tmp_path / "models", *texts)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vsfmanet.caches import cache_folder, private_folder, publish, read_private
+from vsfmanet.caches import cache_folder, private_folder, read_private, write_private
 from vsfmanet.errors import ConfigError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
@@ -41,11 +41,11 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", renamed)
-    publish(tmp_path / "a", b"content")
+    write_private(tmp_path / "a", b"content")
     assert events == (["file", "name", "folder"] if os.path.isdir("/proc/self/fd") else events)
     assert events[:2] == ["file", "name"]
     assert (tmp_path / "a").read_bytes() == b"content"
-    publish(tmp_path / "a", b"other", replace=False)
+    write_private(tmp_path / "a", b"other", keep=True)
     assert (tmp_path / "a").read_bytes() == b"content"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -55,7 +55,7 @@ def test_what_another_user_owns_or_may_write_to_is_not_trusted(tmp_path: Path, m
     folder = private_folder(tmp_path / "cache")
     assert folder.stat().st_mode & 0o777 == 0o700
     path = folder / "file"
-    publish(path, b"content")
+    write_private(path, b"content")
     assert path.stat().st_mode & 0o777 == 0o600
     assert read_private(path) == b"content"
     for mode in (0o620, 0o602):

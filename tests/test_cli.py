@@ -24,13 +24,14 @@ import pytest
 import vapoursynth as vs
 
 from tests import light
-from vsfmanet import weights
+from vsfmanet import manifest
 from vsfmanet.cli import main
 from vsfmanet.errors import DeviceError
 from vsfmanet.jobs import runner, supervise
 from vsfmanet.jobs.job import BatchOptions, RestoreJob
 from vsfmanet.jobs.paths import Selection
 from vsfmanet.jobs.progress import Report
+from vsfmanet.manifest import ModelEntry
 from vsfmanet.media import clip as clips
 from vsfmanet.settings import Resolved, RestoreSettings
 
@@ -834,9 +835,9 @@ def test_settings_reach_the_filter(film: Path, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.fixture
-def two_models(monkeypatch: pytest.MonkeyPatch) -> list[weights.ModelEntry]:
+def two_models(monkeypatch: pytest.MonkeyPatch) -> list[ModelEntry]:
     entries = [
-        weights.ModelEntry(
+        ModelEntry(
             name=name,
             scale=4,
             preset=name.rpartition("_")[2],
@@ -849,17 +850,17 @@ def two_models(monkeypatch: pytest.MonkeyPatch) -> list[weights.ModelEntry]:
         )
         for name in ("fmanetpp_x4_fast", "fmanetpp_x4_base")
     ]
-    monkeypatch.setattr(weights, "list_models", lambda: entries)
+    monkeypatch.setattr(manifest, "list_models", lambda: entries)
     return entries
 
 
-def test_models_are_listed_as_a_table(two_models: list[weights.ModelEntry], capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_are_listed_as_a_table(two_models: list[ModelEntry], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     said = capsys.readouterr().out
     assert all(text in said for entry in two_models for text in (entry.name, "12.3", "MIT", "+2.25"))
 
 
-def test_models_are_listed_as_json(two_models: list[weights.ModelEntry], capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_are_listed_as_json(two_models: list[ModelEntry], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [entry["name"] for entry in listed] == [entry.name for entry in two_models]
@@ -869,5 +870,5 @@ def test_models_are_listed_as_json(two_models: list[weights.ModelEntry], capsys:
 def test_models_without_a_manifest_have_the_exit_code_of_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(weights, "models_folder", lambda: tmp_path)
+    monkeypatch.setattr(manifest, "models_folder", lambda: tmp_path)
     assert main(["models"]) == 8

@@ -169,7 +169,7 @@ def test_the_table_of_models_lists_those_of_the_manifest() -> None:
 
 
 def test_the_gains_in_the_table_of_models_are_those_that_the_command_prints() -> None:
-    from vsfmanet.weights import list_models
+    from vsfmanet.manifest import list_models
 
     for entry in list_models():
         gains = [entry.gain(condition) for condition in ("5_1", "5_5", "re")]

@@ -14,7 +14,7 @@ import pytest
 import torch
 import vapoursynth as vs
 
-from vsfmanet import doctor, weights
+from vsfmanet import doctor, manifest
 from vsfmanet.cli import main
 from vsfmanet.errors import WeightsError
 from vsfmanet.kernels import build
@@ -27,7 +27,7 @@ def install_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     def install(content: bytes) -> Path:
         path = tmp_path / "model.safetensors"
         path.write_bytes(content)
-        entry = weights.ModelEntry(
+        entry = manifest.ModelEntry(
             name="fmanetpp_x4_fast",
             scale=4,
             preset="fast",
@@ -38,7 +38,7 @@ def install_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
             description="For tests.",
             scores={},
         )
-        monkeypatch.setattr(weights, "list_models", lambda: [entry])
+        monkeypatch.setattr(manifest, "list_models", lambda: [entry])
         return path
 
     return install
@@ -135,10 +135,10 @@ def test_a_damaged_model_is_found(install_model: Callable[[bytes], Path], capsys
 
 
 def test_a_missing_manifest_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> list[weights.ModelEntry]:
+    def refuse() -> list[manifest.ModelEntry]:
         raise WeightsError("no manifest")
 
-    monkeypatch.setattr(weights, "list_models", refuse)
+    monkeypatch.setattr(manifest, "list_models", refuse)
     assert not by_name("models").found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -68,8 +69,8 @@ def test_a_function_takes_number_and_properties_and_may_return_none() -> None:
 
     exposures = known_to(ask)
     assert answer(exposures, 3, {"Night": 1, "FMANetExposure": 0.2}) == (pytest.approx(0.3), "argument")
-    assert answer(exposures, 3, {"FMANetExposure": 0.2}) == (0.2, "prop")
-    assert answer(exposures, 3, {}) is None
+    assert answer(exposures, 4, {"FMANetExposure": 0.2}) == (0.2, "prop")
+    assert answer(exposures, 5, {}) is None
 
 
 @pytest.mark.parametrize("answer", ["0.5", math.nan, 0, -1, 1.5, True, [0.5]])
@@ -338,6 +339,27 @@ def test_a_function_is_called_once_a_frame_while_frames_are_read_in_order(prefet
         "network",
         "argument",
     ]
+
+
+@pytest.mark.parametrize("function", ["restore", "exposure"])
+def test_a_function_is_called_once_a_frame_in_any_order(function: str) -> None:
+    asked: list[int] = []
+
+    def ask(n: int, props: Mapping[str, object]) -> float | None:
+        asked.append(n)
+        return None if n % 3 else (n + 1) / 2000
+
+    clip = noise_clip(1100)  # far more frames than are cached
+    if function == "restore":
+        result = restore_with(clip, MixingRestorer(scale=1), exposure=ask)
+    else:
+        result = vsfmanet.exposure(clip, exposure=ask)
+    order = random.Random(0).sample(range(clip.num_frames), 60)
+    for n in [*order, *reversed(order)]:
+        props = result.get_frame(n).props
+        assert n % 3 or exposure_of(result.get_frame(n))[:2] == ((n + 1) / 2000, "argument")
+        assert props.get("FMANetExposureSource") != "argument" or n % 3 == 0
+    assert len(asked) == len(set(asked))
 
 
 @pytest.mark.parametrize(

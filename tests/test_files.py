@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ def test_a_file_has_all_of_its_new_content_or_does_not_change(tmp_path: Path) ->
     assert path.read_text() == "old"
     write_whole(path, "new")
     assert path.read_text() == "new"
+    assert nothing_but(tmp_path, "file.txt")
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+
+    def write(number: int) -> None:
+        for _ in range(60):
+            write_whole(path, str(number))
+
+    with ThreadPoolExecutor(4) as threads:
+        for _ in threads.map(write, range(4)):
+            pass
+    assert path.read_text() in "0123"
     assert nothing_but(tmp_path, "file.txt")
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 import vsfmanet
 from tests.fakes import drawn_clip
-from vsfmanet.weights import list_models
+from vsfmanet.manifest import list_models
 
 EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
 FOLDER = Path(__file__).parent / "golden"

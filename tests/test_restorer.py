@@ -18,11 +18,12 @@ from tests.tiny import CELLS, CUTS, FRAMES, TINY, NoiseSource, awake, awake_jffr
 from vsfmanet.devices import Worker, has_fast_bf16, pick_device, pick_precision
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.kernels.build import library
+from vsfmanet.manifest import file_sha256
 from vsfmanet.networks.description import SequenceNetwork
 from vsfmanet.networks.fmanetpp.parts import EagerParts
 from vsfmanet.restorer import Restorer
 from vsfmanet.settings import Precision
-from vsfmanet.weights import file_sha256, load_model, save_model
+from vsfmanet.weights import load_model, save_model
 
 CONTEXT = TINY.context
 

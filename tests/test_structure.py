@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("vsfmanet.errors", "vsfmanet.atomic"),
+    ("vsfmanet.errors", "vsfmanet.atomic", "vsfmanet.manifest"),
     ("vsfmanet.settings", "vsfmanet.caches", "vsfmanet.devices", "vsfmanet.segments", "vsfmanet.tiling"),
     ("vsfmanet.ops",),
     ("vsfmanet.kernels",),

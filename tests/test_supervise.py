@@ -15,8 +15,9 @@ from vsfmanet.errors import ConfigError
 from vsfmanet.jobs import supervise as supervision
 from vsfmanet.jobs.files import part_path, pending_path, record_path
 from vsfmanet.jobs.job import RestoreJob
-from vsfmanet.jobs.record import Fingerprint, Record, file_sha256, write_pending, write_record
+from vsfmanet.jobs.record import Fingerprint, Record, write_pending, write_record
 from vsfmanet.jobs.supervise import Event, Outcome, Verdict, Watch, supervise
+from vsfmanet.manifest import file_sha256
 from vsfmanet.settings import RestoreSettings
 
 

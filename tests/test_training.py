@@ -50,8 +50,9 @@ from training.scenes.pool import Batch, Pool
 from training.train_extractor import nearest_neighbour_confusion, random_folds, true_blur
 from training.train_restoration import ramp
 from vsfmanet.errors import ConfigError, SourceError
+from vsfmanet.manifest import list_models
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
-from vsfmanet.weights import list_models, load_model
+from vsfmanet.weights import load_model
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_a_checkpoint_becomes_a_shipped_model(
     for name in ("fmanetpp_x4_a", "fmanetpp_x4_b", "fmanetpp_x4_a"):  # the third replaces the first
         run(export.main, *arguments, "--name", name, *texts)
 
-    monkeypatch.setattr("vsfmanet.weights.models_folder", lambda: tmp_path / "models")
+    monkeypatch.setattr("vsfmanet.manifest.models_folder", lambda: tmp_path / "models")
     first, second = list_models()
     assert (first.name, second.name) == ("fmanetpp_x4_a", "fmanetpp_x4_b")
     assert first.description == 'a "toy"'

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import TINY, awake
 from vsfmanet.errors import ConfigError, WeightsError
+from vsfmanet.manifest import file_sha256, list_models
 from vsfmanet.networks.fmanetpp import FMANetPP
-from vsfmanet.weights import METADATA_KEY, file_sha256, list_models, load_model, save_model
+from vsfmanet.weights import METADATA_KEY, MODELS, load_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,20 @@ def test_a_shipped_file_with_another_hash_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("vsfmanet.weights.find_model", lambda name: ("tiny", path, "0" * 64))
     with pytest.raises(WeightsError, match="must have sha256 0000"):
         load_model("tiny")
+
+
+def test_loading_a_model_does_not_load_torchs_compiler(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from vsfmanet.weights import MODELS, load_model, save_model\n"
+        "for kind, build in MODELS.items():\n"
+        "    save_model(build({}), Path(kind + '.safetensors'))\n"
+        "    load_model(kind + '.safetensors')\n"
+        "print(kind, 'torch._dynamo' in sys.modules)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert ran.stdout == f"{[*MODELS][-1]} False\n"  # it would take seconds at each start of a job
 
 
 def test_only_finite_deployed_networks_are_saved(tmp_path: Path) -> None:

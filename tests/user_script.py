@@ -13,7 +13,7 @@ import vapoursynth as vs
 
 import vsfmanet
 from vsfmanet import blur_map, exposure, models, restore
-from vsfmanet.weights import ModelEntry
+from vsfmanet.manifest import ModelEntry
 
 
 def by_hand(n: int, props: Mapping[str, object]) -> float | None:

@@ -22,7 +22,8 @@ from training.fmanet import trained_network
 from training.loop import load_checkpoint
 from training.report import BASELINES
 from training.scoring import METRICS
-from vsfmanet.weights import file_sha256, save_model
+from vsfmanet.manifest import file_sha256
+from vsfmanet.weights import save_model
 
 
 def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -56,7 +57,7 @@ def write_manifest(path: Path, kind: str, entry: dict[str, Any]) -> None:
         entries[names.index(entry["name"])] = entry
     else:
         entries.append(entry)
-    lines = ["# Models that ship with vsfmanet. Written by training.export; read by vsfmanet.weights."]
+    lines = ["# Models that ship with vsfmanet. Written by training.export; read by vsfmanet.manifest."]
     for table, values in tables.items():
         for value in values:
             lines += ["", f"[[{table}]]"]

@@ -16,7 +16,8 @@ from pathlib import Path
 from training.evaluate_blur import load, load_estimator_of
 from training.export import write_manifest
 from training.loop import load_checkpoint
-from vsfmanet.weights import file_sha256, save_analyser, save_estimator
+from vsfmanet.manifest import file_sha256
+from vsfmanet.weights import save_analyser, save_estimator
 
 
 def main() -> None:

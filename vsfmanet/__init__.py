@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vsfmanet.filter import blur_map, exposure, restore
-    from vsfmanet.weights import list_models as models
+    from vsfmanet.manifest import list_models as models
 
 __all__ = ["__version__", "blur_map", "exposure", "models", "restore"]
 
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _FUNCTIONS = {
     "blur_map": ("vsfmanet.filter", "blur_map"),
     "exposure": ("vsfmanet.filter", "exposure"),
-    "models": ("vsfmanet.weights", "list_models"),
+    "models": ("vsfmanet.manifest", "list_models"),
     "restore": ("vsfmanet.filter", "restore"),
 }
 """Module and name of each public function."""

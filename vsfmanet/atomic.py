@@ -35,11 +35,13 @@ BINARY = getattr(os, "O_BINARY", 0)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int = 0o666, keep: bool = False) -> Iterator[BinaryIO]:
     """Write a file so that it has all of its new content or does not change, also if power fails.
 
     Args:
         path: File to create or replace. A symbolic link of this name is replaced, not followed.
+        mode: Permissions of the new file, before the umask.
+        keep: Leave an existing file as it is.
 
     Yields:
         A new file beside `path`. It takes the name when the block ends without an error, and is deleted otherwise.
@@ -48,19 +50,39 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: The file cannot be written.
     """
     sweep_temporary(path)
-    ending = f".{identity(path)}.{secrets.token_hex(8)}.tmp"
-    beside = path.with_name(shortened(f".{path.name}", ending))
-    handle = create_new(beside)
+    beside, handle = _temporary(path, mode)
     try:
-        try_lock(handle)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+            if sys.platform != "win32":
+                _name(beside, path, keep=keep)  # while it is locked, or another writer could delete it
+        if sys.platform == "win32":
+            _name(beside, path, keep=keep)  # an open file cannot be renamed there
     finally:
         beside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def _temporary(path: Path, mode: int) -> tuple[Path, int]:
+    """Create a temporary file of `path`, and return its name and an open handle that is locked."""
+    while True:
+        ending = f".{identity(path)}.{secrets.token_hex(8)}.tmp"
+        beside = path.with_name(shortened(f".{path.name}", ending))
+        handle = create_new(beside, mode)
+        if try_lock(handle) and beside.exists():
+            return beside, handle
+        os.close(handle)  # another writer deleted it before it was locked
+
+
+def _name(beside: Path, path: Path, *, keep: bool) -> None:
+    """Give a temporary file its name; with `keep`, only if no other file has it."""
+    if keep:
+        with suppress(FileExistsError):
+            path.hardlink_to(beside)
+    else:
+        beside.replace(path)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -83,14 +105,14 @@ def write_new(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def create_new(path: Path) -> int:
-    """Create a file, and return an open handle.
+def create_new(path: Path, mode: int = 0o666) -> int:
+    """Create a file, with these permissions before the umask, and return an open handle.
 
     Raises:
         FileExistsError: The name is taken, also by a link.
         OSError: The file cannot be created.
     """
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW | BINARY, 0o666)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW | BINARY, mode)
 
 
 def sweep_temporary(path: Path) -> None:

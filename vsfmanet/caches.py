@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
 
-from vsfmanet.atomic import sync
+from vsfmanet.atomic import replacing
 from vsfmanet.errors import ConfigError
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -58,35 +56,10 @@ def read_private(path: Path) -> bytes | None:
         return None
 
 
-def publish(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write a file so that a reader, also after a power failure, finds all of it or none.
-
-    The content goes to a new file in the same folder, readable by this user alone, is flushed to the disk, and only
-    then gets its name.
-
-    Args:
-        path: Name of the file.
-        content: Its bytes.
-        replace: Replace an existing file; otherwise the existing one stays.
-
-    Raises:
-        OSError: The folder cannot be written to.
-    """
-    descriptor, name = tempfile.mkstemp(dir=path.parent)
-    beside = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            beside.replace(path)
-        else:
-            with suppress(FileExistsError):
-                path.hardlink_to(beside)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync(path.parent)
+def write_private(path: Path, content: bytes, *, keep: bool = False) -> None:
+    """Write a file that this user alone may read, whole or not at all: see `atomic.replacing`."""
+    with replacing(path, mode=0o600, keep=keep) as file:
+        file.write(content)
 
 
 def _is_private(found: os.stat_result) -> bool:

@@ -233,7 +233,7 @@ def _ffmpeg() -> list[Check]:
 
 def _models() -> list[Check]:
     """Check every model of the manifest against its checksum."""
-    from vsfmanet.weights import file_sha256, list_models
+    from vsfmanet.manifest import file_sha256, list_models
 
     code = WeightsError.exit_code
     try:

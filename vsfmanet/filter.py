@@ -65,8 +65,8 @@ def restore(
         exposure: Open-shutter time over frame interval, in (0, 1]; 0.5 is a 180 degree shutter. A number applies to all
             frames. A path ending in .csv or .json is a sidecar file: a table with the columns `frame` and `exposure`,
             or an object `{"exposure": [0.5, 0.48, null]}`, with every frame of the clip. A function takes a frame's
-            number and properties and returns its exposure, or None; its result must depend on these two alone, and
-            while frames are read in order it is called once for each. "auto" uses the frame's property
+            number and properties and returns its exposure, or None; it is called once for each frame, in any order,
+            so its result must depend on these two alone. "auto" uses the frame's property
             `FMANetExposure`, else `ExposureTime` (in seconds) over its duration, else the camera's telemetry, else the
             network's own estimate; so do frames for which a file or function has no exposure (an empty cell, null,
             None). "estimate" does the same, but before the network it measures the smear along the motion between

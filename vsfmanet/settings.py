@@ -18,8 +18,7 @@ Runtime = Literal["torch", "onnx", "tensorrt"]
 type ExposureFunction = Callable[[int, Mapping[str, object]], float | None]
 """Maps a frame's number and properties to its exposure in (0, 1], or to None if the function does not know it.
 
-It is called in any order, and once for each frame only while frames are read in order; so its result must depend on
-these two alone.
+It is called once for each frame of a clip, in any order, so its result must depend on these two alone.
 """
 
 type ExposureArgument = float | str | os.PathLike[str] | ExposureFunction

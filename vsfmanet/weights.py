@@ -1,4 +1,4 @@
-"""Weights files and the models in them: safetensors that hold their configuration, listed in a manifest.
+"""Weights files and the networks in them: safetensors that hold their configuration.
 
 A file holds the deployed form in fp16. Its metadata names the network and its configuration, so a file alone suffices:
 `{"vsfmanet": '{"network": "fmanetpp", "config": {...}, ...}'}`.
@@ -6,9 +6,7 @@ A file holds the deployed form in fp16. Its metadata names the network and its c
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from vsfmanet.atomic import replacing
 from vsfmanet.errors import ConfigError, WeightsError
+from vsfmanet.manifest import file_sha256, find_model, find_shipped
 from vsfmanet.networks.description import RestorationNetwork, SequenceNetwork
 from vsfmanet.networks.exposure_estimator import ExposureEstimator
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
@@ -60,43 +59,6 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelEntry:
-    """A model that ships with the package, from the manifest."""
-
-    name: str
-    """`<network>_x<scale>[_<preset>]`."""
-    scale: int
-    """Output size over input size."""
-    preset: str
-    """Name of the configuration."""
-    path: Path
-    """The weights file."""
-    size: int
-    """Size of the file, bytes."""
-    sha256: str
-    """Sha256 of the file, in hexadecimal."""
-    licence: str
-    """Licence of the weights."""
-    description: str
-    """One line for the user."""
-    scores: Mapping[str, float]
-    """Measured scores by name, e.g. `psnr_5_5` and `bicubic_psnr_5_5`, dB; the card names the command."""
-
-    def gain(self, condition: str) -> float | None:
-        """Return the gain in PSNR, dB, over bicubic or, at scale 1, over the input.
-
-        Args:
-            condition: "5_1" to "5_5", or "re".
-
-        Returns:
-            The gain; None if it was not measured.
-        """
-        baseline = self.scores.get(f"{'input' if self.scale == 1 else 'bicubic'}_psnr_{condition}")
-        psnr = self.scores.get(f"psnr_{condition}")
-        return None if psnr is None or baseline is None else psnr - baseline
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedModel[N: RestorationNetwork]:
     """A network with its weights."""
 
@@ -108,67 +70,6 @@ class LoadedModel[N: RestorationNetwork]:
     """Output size over input size."""
     network: N
     """Deployed form, fp32, in eval mode, on the CPU."""
-
-
-def models_folder() -> Path:
-    """Return the folder of the shipped weights: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "models"
-    return installed if installed.is_dir() else package.parent / "models"
-
-
-def list_models() -> list[ModelEntry]:
-    """Return the models of the manifest, in its order.
-
-    Raises:
-        WeightsError: The manifest is missing or cannot be read.
-    """
-    manifest = models_folder() / "manifest.toml"
-    try:
-        entries = tomllib.loads(manifest.read_text(encoding="utf-8"))["model"]
-        return [
-            ModelEntry(
-                name=entry["name"],
-                scale=entry["scale"],
-                preset=entry["preset"],
-                path=manifest.parent / entry["file"],
-                size=entry["size"],
-                sha256=entry["sha256"],
-                licence=entry["licence"],
-                description=entry["description"],
-                scores=entry["scores"],
-            )
-            for entry in entries
-        ]
-    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
-        raise WeightsError(
-            f"the manifest of models must be readable, got {manifest} ({error}); reinstall vsfmanet"
-        ) from error
-
-
-def find_model(name_or_path: str) -> tuple[str, Path, str | None]:
-    """Return name, file and expected sha256 of a model; None for the sha256 of a user's file.
-
-    Raises:
-        WeightsError: There is neither a model nor a file of this name.
-    """
-    if name_or_path.endswith(".safetensors"):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise WeightsError(f"model must be a safetensors file that exists, got {name_or_path!r}")
-        return path.stem, path, None
-    entries = list_models()
-    for entry in entries:
-        if entry.name == name_or_path:
-            return entry.name, entry.path, entry.sha256
-    known = ", ".join(entry.name for entry in entries)
-    raise WeightsError(f"model must be one of {known}, or a path that ends in .safetensors; got {name_or_path!r}")
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_model(name_or_path: str) -> LoadedModel[RestorationNetwork]:
@@ -203,12 +104,7 @@ def _load[N: RestorationNetwork](
 ) -> LoadedModel[N]:
     """Do as `load_model`, for some kinds of networks."""
     name, path, expected = find_model(name_or_path)
-    try:
-        digest = file_sha256(path)
-    except OSError as error:
-        raise WeightsError(f"{name} needs {path.name}, which cannot be read ({error}); reinstall") from error
-    if expected is not None and digest != expected:
-        raise WeightsError(f"{path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
+    _, digest = _checked(path, expected)
     network = _read(path, kinds)
     return LoadedModel(name=name, sha256=digest, scale=network.scale, network=network)
 
@@ -222,28 +118,33 @@ def load_analyser() -> BlurAnalyser:
     Raises:
         WeightsError: The manifest lists none, or its file is missing, damaged or of another kind.
     """
-    return _shipped("analyser", "blur", lambda config: BlurAnalyser(BlurConfig(**config), folded=True))
+    path = _checked(*find_shipped("analyser"))[0]
+    return _read(path, {"blur": lambda config: BlurAnalyser(BlurConfig(**config), folded=True)})
 
 
 def load_estimator() -> ExposureEstimator:
     """Read, check and build the network that estimates exposures; see `load_model`."""
-    return _shipped("estimator", "shutter", lambda config: ExposureEstimator(**config))
+    path = _checked(*find_shipped("estimator"))[0]
+    return _read(path, {"shutter": lambda config: ExposureEstimator(**config)})
 
 
-def _shipped[Network: torch.nn.Module](table: str, kind: str, build: Callable[[Any], Network]) -> Network:
-    """Load the network in the first entry of a table of the manifest."""
-    manifest = models_folder() / "manifest.toml"
+def _checked(path: Path, expected: str | None) -> tuple[Path, str]:
+    """Return a weights file and its sha256.
+
+    Args:
+        path: The file.
+        expected: Sha256 that it must have; None if any will do.
+
+    Raises:
+        WeightsError: The file cannot be read, or has another sha256.
+    """
     try:
-        entry = tomllib.loads(manifest.read_text(encoding="utf-8"))[table][0]
-        path, expected = manifest.parent / entry["file"], entry["sha256"]
         digest = file_sha256(path)
-    except (OSError, tomllib.TOMLDecodeError, LookupError) as error:
-        raise WeightsError(
-            f"the {table} that ships with vsfmanet is needed, got {manifest} without ({error}); reinstall vsfmanet"
-        ) from error
-    if digest != expected:
+    except OSError as error:
+        raise WeightsError(f"{path.name} is needed, and cannot be read ({error}); reinstall vsfmanet") from error
+    if expected is not None and digest != expected:
         raise WeightsError(f"{path.name} must have sha256 {expected}, got {digest}; reinstall vsfmanet")
-    return _read(path, {kind: build})
+    return path, digest
 
 
 def _read[Network: torch.nn.Module](path: Path, kinds: Mapping[str, Callable[[Mapping[str, Any]], Network]]) -> Network:
@@ -387,7 +288,10 @@ _KEEPING_SHAPE = (
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Leaves initial values out: on the meta device, computing them imports torch's compiler, which takes seconds."""
+    """Leaves initial values out and computes tables of indices on the CPU.
+
+    On the meta device either imports torch's compiler, which takes seconds.
+    """
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -396,6 +300,8 @@ class _WithoutValues(TorchFunctionMode):
             return args[0] if args else (kwargs or {})["tensor"]
         if function is torch.eye:
             return torch.empty(*args)
+        if function is torch.arange:
+            return function(*args, **{"device": "cpu"} | (kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 

@@ -21,7 +21,7 @@ def models(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int
     Args:
         as_json: Print the list as JSON, with all scores.
     """
-    from vsfmanet.weights import list_models
+    from vsfmanet.manifest import list_models
 
     entries = list_models()
     if as_json:

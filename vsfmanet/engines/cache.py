@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vsfmanet.caches import private_folder, publish, read_private
+from vsfmanet.caches import private_folder, read_private, write_private
 
 _MAC_SIZE = 32
 _KEY_SIZE = 32
@@ -83,7 +83,7 @@ class EngineCache:
                 return load(data)
         data = build()
         body = spec.text() + b"\n" + data
-        publish(path, self._mac(body) + body)
+        write_private(path, self._mac(body) + body)
         return load(data)
 
     def _read(self, path: Path, spec: EngineSpec) -> bytes | None:
@@ -110,7 +110,7 @@ class EngineCache:
         key = read_private(path)
         if key is not None and len(key) == _KEY_SIZE:
             return key
-        publish(path, secrets.token_bytes(_KEY_SIZE), replace=path.exists())
+        write_private(path, secrets.token_bytes(_KEY_SIZE), keep=not path.exists())
         key = read_private(path)
         if key is None or len(key) != _KEY_SIZE:
             raise OSError(f"the key of the cache must be a file of {_KEY_SIZE} bytes, got {path}; remove it")

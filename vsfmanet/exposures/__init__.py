@@ -7,6 +7,7 @@ none of them knows is estimated from blur and motion (`estimate`), where that is
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,7 +39,7 @@ class KnownExposure:
 class Exposures:
     """The sources that can know the exposures of one clip, except the estimate."""
 
-    argument: float | Sequence[float | None] | ExposureFunction | None
+    argument: float | Sequence[float | None] | _CalledOnce | None
     """Exposure of all frames, exposures of single frames from a sidecar, a function, or None for "auto"."""
     telemetry: Sequence[float | None]
     """What the camera recorded for each frame; empty without telemetry."""
@@ -77,13 +78,44 @@ class Exposures:
             return self.argument
         if isinstance(self.argument, Sequence):
             return self.argument[frame]
-        exposure = self.argument(frame, props)
-        if exposure is not None and not is_exposure(exposure):
-            raise ExposureError(
-                f"the exposure function must return a number in (0, 1] or None, got {exposure!r} at frame {frame}; "
-                "return None where it does not know"
-            )
-        return None if exposure is None else float(exposure)
+        return self.argument(frame, props)
+
+
+class _CalledOnce:
+    """An exposure function that is called once for each frame, in whatever order and how often frames are read.
+
+    Results take 8 bytes a frame, in blocks that exist once a frame of them is read.
+
+    Args:
+        function: The user's.
+    """
+
+    _BLOCK = 1024
+    _NOT_CALLED, _UNKNOWN = 0.0, -1.0
+
+    def __init__(self, function: ExposureFunction) -> None:
+        self._function = function
+        self._blocks: dict[int, array[float]] = {}
+
+    def __call__(self, frame: int, props: Mapping[str, object]) -> float | None:
+        """Return the function's result for a frame.
+
+        Raises:
+            ExposureError: It is neither None nor a number in (0, 1].
+        """
+        number, place = divmod(frame, self._BLOCK)
+        block = self._blocks.get(number)
+        if block is None:
+            block = self._blocks[number] = array("d", [self._NOT_CALLED]) * self._BLOCK
+        if block[place] == self._NOT_CALLED:
+            exposure = self._function(frame, props)
+            if exposure is not None and not is_exposure(exposure):
+                raise ExposureError(
+                    f"the exposure function must return a number in (0, 1] or None, got {exposure!r} at frame {frame}; "
+                    "return None where it does not know"
+                )
+            block[place] = self._UNKNOWN if exposure is None else float(exposure)
+        return None if block[place] == self._UNKNOWN else block[place]
 
 
 def gather(
@@ -105,13 +137,13 @@ def gather(
         ExposureError: The argument, its sidecar file or the path cannot be used.
     """
     check_exposure(argument)
-    given: float | Sequence[float | None] | ExposureFunction | None
+    given: float | Sequence[float | None] | _CalledOnce | None
     if isinstance(argument, str) and argument in EXPOSURE_WORDS:
         given = None
     elif isinstance(argument, str | os.PathLike):
         given = read_sidecar(Path(argument), num_frames=num_frames)
     else:
-        given = argument if callable(argument) else float(argument)
+        given = _CalledOnce(argument) if callable(argument) else float(argument)
     telemetry: Sequence[float | None] = ()
     notice = None
     if source_path is not None and not isinstance(given, float):

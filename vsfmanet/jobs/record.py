@@ -12,6 +12,7 @@ from typing import Any, Self
 from vsfmanet.atomic import write_new, write_whole
 from vsfmanet.errors import IncompleteError
 from vsfmanet.jobs.files import exposure_sidecar, pending_records, record_path, sweep
+from vsfmanet.manifest import file_sha256, find_model
 from vsfmanet.settings import is_int
 
 FORMAT = 1
@@ -130,16 +131,8 @@ def weights_sha256(model: str) -> str:
     Raises:
         WeightsError: There is no such model.
     """
-    from vsfmanet.weights import file_sha256, find_model  # with torch: late
-
     _, path, expected = find_model(model)
     return expected or file_sha256(path)
-
-
-def file_sha256(path: Path) -> str:
-    """Sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_record(record: Record, path: Path) -> None:

@@ -28,8 +28,9 @@ from vsfmanet.jobs.files import exposure_sidecar, remove_work
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.ranges import Ranges, why_one_pass
-from vsfmanet.jobs.record import Fingerprint, Recipe, Record, file_sha256, find_done, job_key, weights_sha256
+from vsfmanet.jobs.record import Fingerprint, Recipe, Record, find_done, job_key, weights_sha256
 from vsfmanet.jobs.scratch import Scratch
+from vsfmanet.manifest import file_sha256
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import SourceClip
 from vsfmanet.media.coding import choose_encoder, has_filters, has_option, output_bytes

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from vsfmanet.caches import cache_folder, private_folder, publish, read_private
+from vsfmanet.caches import cache_folder, private_folder, read_private, write_private
 from vsfmanet.errors import ConfigError
 
 _FOLDER = Path(__file__).parent
@@ -78,7 +78,7 @@ def _build(sources: Sequence[Path], folder: Path, *, headers: Sequence[Path] = (
         _run(compiler, *_FLAGS, *map(str, sources), "-o", str(made))
         content = made.read_bytes()
     path = folder / f"cpu_{key}_{_digest(content)}.so"
-    publish(path, content)
+    write_private(path, content)
     _log.info("kernels compiled to %s with %s", path, compiler)
     return path
 
