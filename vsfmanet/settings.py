@@ -196,10 +196,15 @@ def device_indices(given: object) -> tuple[int, ...]:
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
-    """Check that a value is one of a `Literal` type.
+    """Check that a value is one of those in a `Literal` type.
+
+    Args:
+        name: Name of the option, for the error.
+        value: The value to check.
+        choices: The `Literal` type.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: The value is none of them.
     """
     known = get_args(choices)
     if value not in known:

@@ -107,7 +107,12 @@ def read_shard(_: object, tokens: Sequence[Token]) -> tuple[int, int]:
 
 
 def one_word(converter: Any, metavar: str) -> Parameter:
-    """Define an option of one word, which a converter reads."""
+    """Define an option whose value is one word of the command line.
+
+    Args:
+        converter: Function that converts the word.
+        metavar: The value's place in the help, such as "WxH".
+    """
     return Parameter(converter=converter, n_tokens=1, metavar=metavar)
 
 

@@ -83,14 +83,14 @@ class _Graph:
 
 
 class CudaGraphEngine:
-    """Runs parts as CUDA graphs, each recorded when it is first run with inputs of some shape; see `Parts`.
+    """Runs the parts of a network as CUDA graphs (see `Parts`). Each part is recorded once for each shape of inputs.
 
     If recording fails for another reason than a lack of memory, all parts are launched operation by operation, and a
     warning is logged.
 
     Args:
         parts: The parts in torch, on a CUDA device.
-        record: Records a graph of a function; a `Capture`.
+        record: Records the operations of a function as a CUDA graph; usually a `Capture`.
     """
 
     def __init__(self, parts: Parts, record: Callable[[Run], Recorded]) -> None:

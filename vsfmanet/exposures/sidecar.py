@@ -65,13 +65,13 @@ def read_sidecar(path: Path, *, num_frames: int) -> tuple[float | None, ...]:
 def sidecar_text(
     suffix: str, *, exposures: Sequence[float | None], sources: Sequence[str | None], times: Sequence[float]
 ) -> str:
-    """Write the text of a sidecar file, with two more columns for people: source of the exposure, and time.
+    """Build the text of a sidecar file. It also lists times and sources, which `read_sidecar` ignores.
 
     Args:
         suffix: ".csv" or ".json".
-        exposures: Of all frames, in (0, 1]; None where unknown.
-        sources: Of each exposure.
-        times: Of all frames, in seconds.
+        exposures: Exposure of each frame, in (0, 1]; None where it is unknown.
+        sources: Where each exposure comes from, such as "telemetry"; None where it is unknown.
+        times: Time of each frame, in seconds.
     """
     seconds = [round(time, 6) for time in times]
     if suffix == ".json":

@@ -55,7 +55,7 @@ OLDEST_RAY = (2, 54)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobList:
-    """The jobs, and what all nodes must have in common. A file in OUT_DIR that they all read."""
+    """The jobs of a cluster, and what must be equal on all nodes. It is a file in OUT_DIR, which every node reads."""
 
     in_folder: str
     """Absolute path of the sources, the same on every node."""
@@ -72,7 +72,7 @@ class JobList:
     jobs: tuple[tuple[str, str], ...]
     """Source and output of each job."""
     token: str
-    """Random word that only a node that reads this file knows."""
+    """Random word; a node that knows it has read this file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +151,7 @@ def read_list(path: Path) -> JobList:
         details = ", ".join(f"{name} {needed[name]}, got {found.get(name)}" for name in other)
         raise ConfigError(
             f"{socket.gethostname()}: every node must have the same programs and weights: needed {details}; "
-            "install the same there, or give the command again on a node with these"
+            "install the same there, or run the command again on a node with these"
         )
     for folder in (listed.in_folder, listed.out_folder):
         if not Path(folder).is_dir():
@@ -174,8 +174,8 @@ class OneJob:
         self._list = read_list(path)
         if not 0 <= index < len(self._list.jobs):
             raise ConfigError(
-                f"{path}: the number of the job must be in 0 ... {len(self._list.jobs) - 1}, got {index}; give the "
-                "command again that wrote the list, if sources have come since"
+                f"{path}: the number of the job must be in 0 ... {len(self._list.jobs) - 1}, got {index}; run the "
+                "command again that wrote the list, if sources have been added since"
             )
         source, target = self._list.jobs[index]
         self._job = replace(self._list.template, source=Path(source), target=Path(target))
@@ -183,7 +183,7 @@ class OneJob:
         """Ends the job. May be called from any thread, at any time."""
 
     def run(self) -> JobEnd:
-        """Make the output, unless it is there; a job that crashes, hangs or fails verification has three attempts."""
+        """Make the output unless it exists. A job that crashes, hangs or fails verification is tried 3 times."""
         source, target = self._job.source, self._job.target
         end = JobEnd(source=str(source), code=6, cause="", frames=0, attempts=0)
         while True:
@@ -304,7 +304,7 @@ def kubernetes_manifest(path: Path, *, image: str, claim: str, mount: Path, at_o
         if not Path(folder).is_relative_to(mount):
             raise ConfigError(
                 f"--mount must hold IN_DIR and OUT_DIR, under the same paths as in the pods, got {mount} and "
-                f"{folder}; give the command where the volume is mounted at this place"
+                f"{folder}; run the command where the volume is mounted at this place"
             )
     name = "vsfmanet"
     volume = "films"

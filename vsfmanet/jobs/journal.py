@@ -1,6 +1,6 @@
 """The journal of a batch: a SQLite database with one row for each job, which every kill leaves whole.
 
-The journal says what is left to do. What is done is said by the records beside the outputs: a journal that is lost is
+The journal lists what is left to do. What is done, the records beside the outputs prove: a journal that is lost is
 made again from them.
 """
 

@@ -30,7 +30,7 @@ ALSO_TEXT = {".ts", ".mod", ".tod"}
 """Suffixes of videos that text files have too, such as those of TypeScript."""
 
 BEGINNING = 4096
-"""Bytes of a file that are looked at to tell text from video."""
+"""Bytes at the start of a file that distinguish text from video."""
 
 LONGEST = 240
 """Most bytes of an output's name: its record has a longer one, and other file systems allow fewer than 255."""

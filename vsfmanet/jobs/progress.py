@@ -34,7 +34,7 @@ JSON_INTERVAL = 1.0
 
 
 class Forgiving:
-    """A stream whose reader may go away, as when a terminal closes: what is told then is lost, and nothing else.
+    """A stream whose reader may go away, as when a terminal closes: later lines are lost, and nothing else.
 
     Args:
         stream: The stream.
@@ -73,7 +73,7 @@ class Report:
         self._task: TaskID
         self._name = ""
         self._total = self._done = self._before = 0
-        self._started = self._told = 0.0
+        self._started = self._printed = 0.0
         self.warnings: list[str] = []
         """Text of each warning so far."""
 
@@ -150,9 +150,9 @@ class Report:
             done: How many were done before; they do not count for the speed.
         """
         self._name, self._total, self._done, self._before = name, total, done, done
-        self._started = self._told = time.monotonic()
+        self._started = self._printed = time.monotonic()
         if self._as_json:
-            self._told -= JSON_INTERVAL  # the first frame is told at once
+            self._printed -= JSON_INTERVAL  # the first frame is printed at once
         elif self._console is not None:
             from rich.progress import BarColumn, Progress, TextColumn
 
@@ -181,21 +181,21 @@ class Report:
         self.show(state, self._done, fields, last=self._done == self._total)
 
     def show(self, state: str, done: float, fields: Mapping[str, object], *, last: bool = False) -> None:
-        """Tell how far the work is, unless that was told a moment ago.
+        """Print how far the work is, unless the last such line is only a moment old.
 
         Args:
-            state: For people.
-            done: How much of the total.
-            fields: For programs, beside the step and how much of it is done.
-            last: Whether it must be told.
+            state: Text for people.
+            done: Part of the total that is done.
+            fields: Fields for programs, beside the step and what is done of it.
+            last: Print in any case.
         """
         if self._bar is not None:
             self._bar.update(self._task, completed=done, state=state)
             return
         now = time.monotonic()
-        if not last and now - self._told < (JSON_INTERVAL if self._as_json else INTERVAL):
+        if not last and now - self._printed < (JSON_INTERVAL if self._as_json else INTERVAL):
             return
-        self._told = now
+        self._printed = now
         if self._as_json:
             self._write({"event": "progress", "step": self._name, "done": done, "total": self._total, **fields})
         else:

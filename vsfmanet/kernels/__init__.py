@@ -31,7 +31,7 @@ class Kernels(Protocol):
     def warp_neighbours(
         self, feat: Tensor, neighbours: tuple[Tensor, Tensor], flow: Tensor, num_flows: int, origin: tuple[int, int]
     ) -> Tensor:
-        """See `warp_neighbours_reference`; the arguments have been checked."""
+        """Compute the same as `warp_neighbours_reference`; the caller has checked the arguments."""
         ...
 
     def feed_forward(self, shortcut: Tensor, x: Tensor, pointwise: Tensor, depthwise: Tensor, reduce: Tensor) -> Tensor:

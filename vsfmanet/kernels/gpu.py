@@ -201,7 +201,7 @@ def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared:
 
 
 def head_grams(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """See `head_grams_reference`. cuBLAS gives the sums as it has added them up, in fp32."""
+    """See `head_grams_reference`. cuBLAS returns the fp32 sums that it accumulates, without rounding them."""
     if not query.is_cuda or query.dtype == torch.float32:
         return head_grams_reference(query, key, heads)
     left, right = rows(query), rows(key)

@@ -97,8 +97,8 @@ class Feed:
         said = self._log.decode(errors="replace").splitlines()[-20:] or ["nothing"]
         return OutputError(
             f"{self._film.source.path}: the encoder must take all frames, but it ended after {self.written} "
-            f"of {len(self._film.timestamps)} with exit code {code}; check --encoder-args and the disk. FFmpeg said:\n"
-            + "\n".join(f"  {line}" for line in said)
+            f"of {len(self._film.timestamps)} with exit code {code}; check --encoder-args and the disk. FFmpeg's "
+            "last lines:\n" + "\n".join(f"  {line}" for line in said)
         )
 
 

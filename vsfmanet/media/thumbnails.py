@@ -47,7 +47,7 @@ a restored frame and its source. "unknown": not compared, because filters may ha
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
-    """Greatest allowed differences of two thumbnails, in code values of 8 bits."""
+    """Largest allowed differences between two thumbnails, in 8-bit code values."""
 
     mean: float
     """Mean difference of the patches in any one plane."""

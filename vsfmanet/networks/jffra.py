@@ -372,10 +372,10 @@ def initial_flow(frames: Tensor) -> Tensor:
 
 
 def cost_volume(own: Tensor, other: Tensor) -> Tensor:
-    """Correlate each pixel's features with those around the same place in another image.
+    """Correlate the features of each pixel with those of the 9x9 pixels around the same place in another image.
 
-    Windows of 8x8 pixels are multiplied with the 16x16 around them, a matrix product each, and the 81 needed products
-    are taken from the 256: on a CPU, with gradients, 2 to 5 times as fast as 81 products of shifted images.
+    Each window of 8x8 pixels is multiplied with the 16x16 pixels around it in one matrix product, of which 81 of 256
+    products are used. On a CPU, with gradients, that is 2 to 5 times as fast as 81 products of shifted images.
 
     Args:
         own: (N, C, H, W), H and W multiples of 8.

@@ -53,7 +53,7 @@ class M2AENetConfig:
     depth: int = 8
     """Residual blocks n per stage; 2n in the middle one."""
     motion_width: int = 16
-    """Channels of the motion analyser at half size; 16 gives 1.18 million parameters."""
+    """Channels of the motion analyser at half size; with 16, 1.18 million parameters."""
     trajectories: bool = True
     """Analyse motion and gather features along it; False is an ablation."""
     masked: bool = True
@@ -105,7 +105,7 @@ class M2AENet(SequenceNetwork):
     A frozen blur analyser estimates the blur extent, and with it the mask of pixels to restore; a motion analyser
     estimates paths; the restorer, a U-Net of three sizes, samples features along the paths and refines them inside the
     mask. Sharp pixels are returned bit by bit. Both parts read the extent as a fourth channel of the frame, because it
-    is known and tells how long the paths are.
+    is known and determines how long the paths are.
 
     To avoid flicker, a pixel is restored from an extent above `on_above` until it was below `off_below` for `HELD`
     frames. Only the extents of the `MEMORY` frames before count, so that a frame depends on no others.

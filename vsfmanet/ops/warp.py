@@ -27,14 +27,14 @@ def flow_warp(
     Args:
         x: (N, C, H, W), any range.
         flow: (N, 2, H, W) in pixels; channel 0 points right, channel 1 down.
-        padding: What lies outside the image: zeros, or the nearest pixel of its border.
-        origin: Row and column of `x` where a flow of another size begins, of which a result of that size is made.
+        padding: Value of samples outside the image: zero, or that of the nearest pixel of its border.
+        origin: For a flow (N, 2, h, w) that covers only part of `x`: row and column of `x` at its top left pixel.
 
     Returns:
-        (N, C, H, W), in the dtype of `x`.
+        (N, C, H, W), or (N, C, h, w) with `origin`, in the dtype of `x`.
 
     Raises:
-        ShapeError: `flow` is not (N, 2, H, W) for the N, H, W of `x`, and no origin is given.
+        ShapeError: `flow` has another shape than `x` needs, and `origin` is None.
     """
     n, _, h, w = x.shape
     if origin is None and flow.shape != (n, 2, h, w):

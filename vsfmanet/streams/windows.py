@@ -29,16 +29,17 @@ class _Part:
 class WindowStreams:
     """Streams of one `SequenceNetwork`.
 
-    A stream ends with its scene, and where the network's state is forgotten; the next one begins with the frames that
-    build the state up. So the pixels of a frame depend only on its number and its scene.
+    A stream ends where its scene ends, or where the network's period does (`Reach.period`). The next one first reads
+    the frames that build up the network's state, so the pixels of a frame depend only on its number and its scene.
 
-    Frames in parts: each part is a stream of its own with its own state, computed with the network's `halo` around it.
-    Pixels farther away are not seen, so the result differs slightly, unlike that of `levels`.
+    Large frames are computed in parts. Each part has a state of its own and reads the network's `halo` around it. A
+    part does not see pixels farther away, so the result differs slightly from that of whole frames; with `levels` it
+    does not.
 
     Args:
-        network: On the device of `transfers`, in the type that computes.
-        transfers: Copies to the device.
-        plan: How frames are computed.
+        network: On the device of `transfers`, in the dtype that it computes in.
+        transfers: Copies frames to the device.
+        plan: Whether frames are computed whole or in parts.
     """
 
     can_offload = False

@@ -1,4 +1,4 @@
-"""The guide of NetR, folded from kernel head and kernel embeddings, and taken apart again.
+"""The guide of NetR: the product of kernel head and kernel embeddings, and how to factor it again.
 
 The kernels matter to restoration only through one pointwise convolution per block, and both it and the kernel head are
 linear. So their product, a single convolution, replaces them wherever no loss needs the 3*kd^2 channels of logits.
@@ -28,14 +28,14 @@ def fold(head: nn.Conv2d, embeds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def unfold(guide: nn.Conv2d, head: nn.Conv2d, count: int) -> list[Tensor] | None:
-    """Find kernel embeddings that give a guide again with another kernel head, by least squares.
+    """Find the kernel embeddings whose product with a kernel head (see `fold`) is nearest to a guide.
 
-    The solution is exact where the head has at least as many outputs as the guide has inputs per output.
+    Nearest in least squares; exact if the head has at least as many outputs as each output of the guide has weights.
 
     Args:
         guide: Convolution C to M*C with bias.
         head: Convolution C to 3*kd^2 with bias.
-        count: M.
+        count: M, the number of blocks.
 
     Returns:
         M weights (C, 3*kd^2, 1, 1); None if head and guide read different shapes.

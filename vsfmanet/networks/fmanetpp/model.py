@@ -1,7 +1,7 @@
 """FMA-Net++: joint super-resolution and deblurring, aware of motion and of per-frame exposure.
 
 Source: Youk, Oh, Kim, "FMA-Net++", arXiv 2512.04390 v2. Written from the paper alone; where the paper is silent, the
-docstring of the module concerned says what was chosen.
+docstring of the module concerned states the choice.
 
 Every level of the network (M blocks of NetD, then M of NetR) reads the level below of a frame and of its two
 neighbours, and nothing else. So a frame depends on 2M frames to each side, and a whole sequence (`forward`) and a
