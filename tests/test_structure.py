@@ -219,11 +219,11 @@ def scripts_that_import_scripts() -> Iterator[str]:
 
 
 def early_imports() -> Iterator[str]:
-    """Heavy libraries that are loaded by importing the package or its command line."""
-    for name in ("vsfmanet", "vsfmanet.cli"):
-        code = f"import sys, {name}; print(*sys.modules)"
+    """Heavy libraries that are loaded by importing the package, or by a command before it runs."""
+    for names in (["vsfmanet"], ["vsfmanet.manifest", *modules("vsfmanet/cli")]):
+        code = f"import sys, {', '.join(names)}; print(*sys.modules)"
         loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-        yield from (f"{name}: {library}" for library in ("av", "torch", "vapoursynth") if library in loaded)
+        yield from (f"{names}: {library}" for library in ("av", "numpy", "torch", "vapoursynth") if library in loaded)
 
 
 RULES = {
