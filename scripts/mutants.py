@@ -46,8 +46,8 @@ MUTANTS = (
     Mutant(
         name="a new content is flushed before it has its name",
         file="vsfmanet/atomic.py",
-        old="            os.fsync(file.fileno())\n        beside.replace(path)",
-        new="        beside.replace(path)",
+        old='            os.fsync(file.fileno())\n            if sys.platform != "win32":',
+        new='            if sys.platform != "win32":',
         test=POWER,
     ),
     Mutant(
@@ -87,10 +87,24 @@ MUTANTS = (
     ),
     Mutant(
         name="a cached file is flushed before it has its name",
-        file="vsfmanet/caches.py",
-        old="            os.fsync(file.fileno())\n",
-        new="",
+        file="vsfmanet/atomic.py",
+        old='            os.fsync(file.fileno())\n            if sys.platform != "win32":',
+        new='            if sys.platform != "win32":',
         test="tests/test_caches.py::test_a_file_is_on_the_disk_before_it_has_its_name",
+    ),
+    Mutant(
+        name="a cached file is readable by its user alone",
+        file="vsfmanet/caches.py",
+        old="mode=0o600, ",
+        new="",
+        test="tests/test_caches.py::test_what_another_user_owns_or_may_write_to_is_not_trusted",
+    ),
+    Mutant(
+        name="a temporary file is deleted by no other writer",
+        file="vsfmanet/atomic.py",
+        old="        if try_lock(handle) and beside.exists():",
+        new="        if True:",
+        test="tests/test_files.py::test_writers_of_one_file_do_not_disturb_each_other",
     ),
     Mutant(
         name="temporary files are created exclusively",
