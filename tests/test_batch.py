@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import datetime
 from pathlib import Path
 
 import av
@@ -27,12 +28,14 @@ from tests import light
 from tests.batch_stub import content, stand_in, stub_recipe
 from tests.films import H264, ffmpeg, picture, sound
 from tests.light import family, is_alive, wait_until_gone
+from vsfmanet import __version__
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, journal, page, progress, runner, supervise
 from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.journal import open_journal
 from vsfmanet.jobs.paths import Selection, survey
 from vsfmanet.jobs.record import check_against_record
+from vsfmanet.media.pictures import split_jpegs
 
 STUB = Path(__file__).with_name("batch_stub.py")
 
@@ -428,9 +431,11 @@ def test_a_picture_shows_one_moment_before_and_after(tmp_path: Path) -> None:
     fading = ["-vf", "fade=out:d=1.5:st=0.2", *H264]  # so that other moments have another brightness
     ffmpeg(*picture(2, size="128x96"), *sound(3), *fading, "-c:a", "aac", "-output_ts_offset", "1.5", film)
     ffmpeg("-i", film, "-c", "copy", made)  # Matroska says how long all of it is, MP4 how long each track is
-    with av.open(io.BytesIO(page.before_and_after(film, made)), "r") as container:
-        shown = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
-    before, after = shown[:, :128], shown[:, 128 + page.GAP :]
+    shown = []
+    for data in split_jpegs(page.before_and_after(film, made)):
+        with av.open(io.BytesIO(data), "r") as container:
+            shown.append(next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int))
+    before, after = shown
     assert before.std() > 10
     assert abs(before.mean() - after.mean()) < 0.5
 
@@ -585,10 +590,15 @@ def test_real_files_are_restored_and_bad_ones_named(
     assert "done 1, refused 1, damaged 1, failed 0, left 0" in said.splitlines()[-1]
     assert outputs(made) == ["film.mkv"]
     html = (made / batch.REPORT).read_text()
-    [picture] = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
-    with av.open(io.BytesIO(base64.b64decode(picture)), "r") as container:
-        frame = next(container.decode(video=0))
-        assert (frame.width, frame.height) == (2 * 256 + page.GAP, 180)  # the output has 256x192
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)" alt="([^"]+)" width="256" height="180"', html)
+    assert [alt for _, alt in pictures] == ["film.mkv, the source enlarged", "film.mkv, restored"]
+    for data, _ in pictures:
+        with av.open(io.BytesIO(base64.b64decode(data)), "r") as container:
+            frame = next(container.decode(video=0))
+            assert (frame.width, frame.height) == (256, 180)  # the output has 256x192
+    assert '<a href="film.mkv">film.mkv</a>' in html  # the page can move with its folder
+    assert "<dt>--encoder-args</dt><dd><code>-preset ultrafast</code></dd>" in html
+    assert f"vsfmanet {__version__}; report of {datetime.now():%Y-%m-%d}" in html
     assert check_against_record(made / "film.mkv").frames == 25
     assert main(["verify", str(made / "film.mkv"), "--source", str(sources / "film.mkv")]) == 0
     assert os.listdir(made / batch.FOLDER) == ["journal.sqlite3", "journal.sqlite3.lock"]

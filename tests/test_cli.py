@@ -762,7 +762,7 @@ def test_numbers_of_frames_and_devices_must_be_whole(name: str, capsys: pytest.C
     assert f"Invalid value for --{name.replace('_', '-')}: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", "restore", "batch", "cluster", "verify", "probe", "doctor"])
+@pytest.mark.parametrize("command", ["", "restore", "batch", "cluster", "compare", "verify", "probe", "doctor"])
 def test_help_fits_a_narrow_terminal_and_ends_with_notes(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

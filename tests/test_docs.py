@@ -22,7 +22,7 @@ from vsfmanet.settings import RestoreSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*.md"), ROOT / "tests" / "FAULTS.md"])
-COMMANDS = ("restore", "batch", "cluster", "verify", "probe", "models", "doctor")
+COMMANDS = ("restore", "batch", "cluster", "compare", "verify", "probe", "models", "doctor")
 ENGINES = ("ray", "slurm", "kubernetes", "run")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
@@ -114,7 +114,9 @@ def test_the_options_of_vspipe_exist() -> None:
     assert set(OPTION.findall(run.stdout + run.stderr)) >= VSPIPE | {"--json", "--arg"}
 
 
-@pytest.mark.parametrize("command", ["vsfmanet restore", "vsfmanet batch", "vsfmanet probe", "vsfmanet verify"])
+@pytest.mark.parametrize(
+    "command", ["vsfmanet restore", "vsfmanet batch", "vsfmanet compare", "vsfmanet probe", "vsfmanet verify"]
+)
 def test_every_example_command_takes_its_options(command: str) -> None:
     name = command.split()[1]
     for page in PAGES:
@@ -131,7 +133,7 @@ def test_every_option_of_restore_is_documented_and_what_batch_and_cluster_add() 
     added = options_of("batch") - options_of("restore")
     added |= {option for engine in ENGINES for option in options_of("cluster", engine)} - options_of("restore")
     assert added <= documented(archive)
-    assert options_of("probe") | options_of("verify") <= documented(restore) | {"--help"}
+    assert options_of("probe") | options_of("verify") | options_of("compare") <= documented(restore) | {"--help"}
 
 
 def test_the_defaults_of_options_are_those_of_their_fields() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `vsfmanet restore`, `batch`, `cluster`, `verify`, `probe`, `models`, `doctor`.
+"""The command line: `vsfmanet restore`, `batch`, `cluster`, `compare`, `verify`, `probe`, `models`, `doctor`.
 
 Each command is a module of its own, which is loaded when it is called. Its options are the fields of dataclasses, and
 its help is the strings under them.
@@ -28,6 +28,7 @@ Examples:
     vsfmanet restore film.mkv part.mkv --start 0:01:00 --end 1750
     vsfmanet restore film.mkv archive.mkv --encoder-args="-c:v ffv1 -level 3"
     vsfmanet restore -- -odd-name.mkv out.mkv
+    vsfmanet compare film.mkv --at 0:10:00 --model fmanetpp_x4_fast --model fmanetpp_x4_base
     vsfmanet probe film.mp4 --export film.csv
     vsfmanet restore film.mp4 restored.mkv --exposure film.csv
     vsfmanet batch archive restored --exclude "*sample*" --dry-run
@@ -40,6 +41,7 @@ COMMANDS = {
     "restore": "Restore one video file.",
     "batch": "Restore all video files of a folder.",
     "cluster": "Restore all video files of a folder on several machines.",
+    "compare": "Show some moments of a film before and after, by one model or several.",
     "verify": "Check a finished file against its record or its source.",
     "probe": "Show what a video file is, and what is known about its exposure.",
     "models": "List the models.",

@@ -66,6 +66,11 @@ def read_place(_: object, tokens: Sequence[Token]) -> int | str:
         raise ValueError(str(error)) from None
 
 
+def read_places(_: object, tokens: Sequence[Token]) -> tuple[int | str, ...]:
+    """Read frame numbers and times."""
+    return tuple(read_place(None, [token]) for token in tokens)
+
+
 def read_exposure(_: object, tokens: Sequence[Token]) -> float | str:
     """Read `auto`, `estimate`, the path of a sidecar file, or a number, whose range `RestoreSettings` checks."""
     text = tokens[0].value

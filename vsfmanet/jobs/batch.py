@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -323,7 +324,7 @@ class Batch:
         rows = list(self._rows.values())
         path = self._options.out_folder / self._options.own(REPORT)
         try:
-            write_page(path, rows, title=f"{self._options.in_folder} restored")
+            write_page(path, rows, self._options, now=datetime.now().astimezone())
             where = f"report: {path}"
         except OSError as error:
             where = f"the report could not be written ({error})"

@@ -41,7 +41,7 @@ CREATE TABLE jobs (
     frames INTEGER NOT NULL DEFAULT 0,
     output_size INTEGER NOT NULL DEFAULT 0,
     seconds REAL NOT NULL DEFAULT 0,
-    picture BLOB NOT NULL DEFAULT x'',     -- before and after, JPEG
+    picture BLOB NOT NULL DEFAULT x'',     -- before and after, two JPEGs in a row
     warnings TEXT NOT NULL DEFAULT '[]',   -- of the last attempt, JSON
     UNIQUE (source, size, mtime_ns, target, recipe)
 )

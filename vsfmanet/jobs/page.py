@@ -1,23 +1,25 @@
-"""The report of a batch: one HTML page that needs no other files, with a picture of each film before and after."""
+"""The report of a batch: one HTML page that needs no other files, with each film before and after."""
 
 from __future__ import annotations
 
-from base64 import b64encode
+import os
 from collections import Counter
-from collections.abc import Sequence
-from fractions import Fraction
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import av
-import numpy as np
-from av.video.frame import VideoFrame
-from numpy.typing import NDArray
 
+from vsfmanet import __version__
 from vsfmanet.atomic import write_whole
+from vsfmanet.jobs.job import BatchOptions
 from vsfmanet.jobs.journal import Row
-from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.meter import clock
+from vsfmanet.media.pictures import frame_at, jpeg, length, liveliest, resized, split_jpegs
+from vsfmanet.media.slides import Slide, figure, page, settings_list, table
 
 GROUPS = {
     "done": ("done",),
@@ -28,47 +30,17 @@ GROUPS = {
 }
 """Groups of jobs, and the states that each contains."""
 
-WIDTH, HEIGHT = 320, 180
-"""Pixels of each half, at most."""
+PART = (320, 180)
+"""Largest width and height of the part of a frame that is shown, pixels of the output."""
 
-GAP = 4
-"""White pixels between the halves."""
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>vsfmanet: {title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; width: 100% }}
-th, td {{ text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd }}
-td {{ overflow-wrap: anywhere; white-space: pre-wrap }}
-td.number {{ text-align: right; white-space: nowrap }}
-h1 {{ overflow-wrap: anywhere }}
-img {{ display: block; max-width: 100%; height: auto }}
-caption {{ caption-side: bottom; text-align: left; color: #666; padding-top: .5rem }}
-.warning {{ color: #8a5a00 }}
-.done {{ color: #176b33 }} .left {{ color: #666 }}
-.refused, .damaged {{ color: #8a5a00 }} .failed {{ color: #a31515 }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{counts}</p>
-<p>{sums}</p>
-<table>
-<caption>Pictures: where the middle frame has most detail, before (enlarged) and after.</caption>
-<thead><tr><th>source</th><th>state</th><th>frames</th><th>MB</th><th>time</th><th>attempts</th>
-<th>cause, or before and after</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-</body>
-</html>
+STYLE = """
+.warning, .refused, .damaged { color: var(--warn) } .done { color: var(--good) } .failed { color: var(--bad) }
+.left-over { color: var(--soft) }
+td:last-child { white-space: pre-wrap; width: 45% } td:first-child { width: 22% }
+@media (max-width: 45rem) { td:first-child, td:last-child { width: auto } }
 """
+
+HEADS = ("source", "state", "frames", "MB", "time", "attempts", "cause, or before and after")
 
 
 def tally(rows: Sequence[Row]) -> str:
@@ -77,20 +49,47 @@ def tally(rows: Sequence[Row]) -> str:
     return ", ".join(f"{group} {counts[group]}" for group in GROUPS)
 
 
-def write_page(path: Path, rows: Sequence[Row], *, title: str) -> None:
+def write_page(path: Path, rows: Sequence[Row], options: BatchOptions, *, now: datetime) -> None:
     """Write the page, with failed jobs first.
 
     Args:
         path: File to create or replace.
         rows: Every job of the batch.
-        title: For the page.
+        options: Of the batch.
+        now: Date and time of the page.
     """
     order = ["failed", "damaged", "refused", "left", "done"]
-    lines = [_line(row) for row in sorted(rows, key=lambda row: order.index(_group(row)))]
+    lines = [_line(row, path, options) for row in sorted(rows, key=lambda row: order.index(_group(row)))]
     done = [row for row in rows if row.state == "done"]
     sums = f"{sum(row.frames for row in done)} frames, {sum(row.output_size for row in done) / 1e6:.1f} MB, made in "
     sums += clock(sum(row.seconds for row in done))
-    write_whole(path, PAGE.format(title=escape(title), counts=tally(rows), sums=sums, rows="\n".join(lines)))
+    title = f"{options.in_folder.name or options.in_folder} restored"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{escape(str(options.in_folder))} restored to {escape(str(options.out_folder))} by vsfmanet '
+        f"{__version__}; report of {now:%Y-%m-%d %H:%M %Z}.</p>",
+        f"<p>{tally(rows)}<br>{sums}</p>",
+        settings_list(list(_changed(options.template))),
+        table(
+            HEADS,
+            lines,
+            numbers=(2, 3, 4, 5),
+            caption="Pictures: where the middle frame has most detail, before (enlarged) and after. Move the line to "
+            "compare.",
+        ),
+    ]
+    write_whole(path, page(title=title, body="\n".join(body), generator=f"vsfmanet {__version__}", style=STYLE))
+
+
+def _changed(value: object) -> Iterator[tuple[str, str]]:
+    """Names and values of the options that are not the defaults."""
+    assert is_dataclass(value)
+    for field in fields(value):
+        chosen = getattr(value, field.name)
+        if is_dataclass(chosen):
+            yield from _changed(chosen)
+        elif field.name not in ("source", "target", "reserve", "ffmpeg") and chosen != field.default:
+            yield f"--{field.name.replace('_', '-')}", str(chosen)
 
 
 def _group(row: Row) -> str:
@@ -98,87 +97,74 @@ def _group(row: Row) -> str:
     return next(group for group, states in GROUPS.items() if row.state in states)
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, path: Path, options: BatchOptions) -> list[str]:
     """A row of the table."""
     group = _group(row)
-    numbers = (
+    state = group if row.state in ("new", "leased") else row.state
+    name = _relative(row.job.source, options.in_folder)
+    source = escape(name)
+    if group == "done":
+        source = (
+            f'<a href="{escape(quote(_relative(row.job.target, path.parent), errors="surrogateescape"))}">{source}</a>'
+        )
+    last = _pictures(row.picture, name) if group == "done" and row.picture else escape(_brief(row.cause, row))
+    last += "".join(f'<div class="warning">warning: {escape(_brief(text, row))}</div>' for text in row.warnings)
+    return [
+        source,
+        f'<span class="{"left-over" if group == "left" else group}">{state}</span>',
         f"{row.frames}" if row.frames else "",
         f"{row.output_size / 1e6:.1f}" if row.output_size else "",
         clock(row.seconds) if row.seconds else "",
         f"{row.attempts}" if row.attempts else "",
-    )
-    cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
-    state = group if row.state in ("new", "leased") else row.state
-    last = escape(row.cause)
-    if group == "done" and row.picture:
-        data = b64encode(row.picture).decode()
-        last = f'<img src="data:image/jpeg;base64,{data}" alt="before and after" loading="lazy">'
-    last += "".join(f'<div class="warning">warning: {escape(text)}</div>' for text in row.warnings)
-    return f'<tr><td>{escape(str(row.job.source))}</td><td class="{group}">{state}</td>{cells}<td>{last}</td></tr>'
+        last,
+    ]
+
+
+def _brief(text: str, row: Row) -> str:
+    """A message without the path of the source, which stands beside it."""
+    return text.removeprefix(f"{row.job.source}: ")
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """A path relative to a folder, with slashes, so that the page can move with its folder."""
+    try:
+        return Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder))).as_posix()
+    except ValueError:  # another drive of Windows
+        return str(path)
+
+
+def _pictures(data: bytes, name: str) -> str:
+    """HTML of the pictures of a film, with a slider."""
+    found = split_jpegs(data)
+    names = ("before", "after") if len(found) == 2 else ("before and after",)  # one picture in old journals
+    alts = (f"{name}, the source enlarged", f"{name}, restored") if len(found) == 2 else (f"{name} before and after",)
+    slides = [
+        Slide(name=each, alt=alt, jpeg=picture, size=_size(picture))
+        for each, alt, picture in zip(names, alts, found, strict=False)
+    ]
+    return figure(slides)
+
+
+def _size(picture: bytes) -> tuple[int, int]:
+    """Width and height of a JPEG, from its frame header (ITU-T T.81, B.2.2)."""
+    place = 2
+    while place + 9 < len(picture):
+        kind = picture[place + 1]
+        if 0xC0 <= kind <= 0xC2:
+            return int.from_bytes(picture[place + 7 : place + 9]), int.from_bytes(picture[place + 5 : place + 7])
+        place += 2 + int.from_bytes(picture[place + 2 : place + 4])
+    return PART
 
 
 def before_and_after(source: Path, made: Path) -> bytes:
-    """A JPEG of the source's picture, enlarged, beside that of the output; empty if one of them cannot be shown."""
+    """Two JPEGs, one after the other: a part of the source's picture, enlarged, and of the output; empty if one of them
+    cannot be shown.
+    """
     try:
-        middle = min(_length(source), _length(made)) / 2
-        after = _frame_at(made, middle)
-        before = _frame_at(source, middle)
-        size = after.shape[1], after.shape[0]
-        place = _liveliest(after)
-        halves = [np.ascontiguousarray(picture[place]) for picture in (_resized(before, size), after)]
-        gap = np.full((halves[0].shape[0], GAP, 3), 255, np.uint8)
-        return _jpeg(np.concatenate([halves[0], gap, halves[1]], axis=1))
+        middle = min(length(source), length(made)) / 2
+        after = frame_at(made, middle)
+        before = resized(frame_at(source, middle), (after.shape[1], after.shape[0]))
+        place = liveliest(after, PART)
+        return jpeg(before[place]) + jpeg(after[place])
     except (av.FFmpegError, OSError, ValueError, StopIteration):  # a report may do without
         return b""
-
-
-def _length(path: Path) -> Fraction:
-    """Of a film, seconds, as its header has it; some containers count the sound too."""
-    with open_container(path) as container:
-        return Fraction(container.duration or 0, 1_000_000)
-
-
-def _frame_at(path: Path, time: Fraction) -> NDArray[np.uint8]:
-    """The frame that is shown some seconds after the first one, or the last one: (H, W, 3) RGB, upright."""
-    with open_container(path) as container:
-        track = main_track(container)
-        if track is None:
-            raise ValueError("no video track")
-        place = (track.start_time or 0) + round(time / Fraction(track.time_base.numerator, track.time_base.denominator))
-        container.seek(place, stream=track)
-        frame = next(container.decode(track))
-        for later in container.decode(track):
-            if frame.pts is None or later.pts is None or later.pts > place:
-                break
-            frame = later
-        return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)).astype(np.uint8)
-
-
-def _resized(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A picture with a width and height of `size`, by bicubic interpolation."""
-    frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-    return frame.reformat(*size, interpolation="BICUBIC").to_ndarray().astype(np.uint8)
-
-
-def _liveliest(picture: NDArray[np.uint8]) -> tuple[slice, slice]:
-    """Rows and columns of the part where neighbouring pixels differ most, out of parts that overlap by a half."""
-    height, width = min(picture.shape[0], HEIGHT), min(picture.shape[1], WIDTH)
-    green = picture[..., 1].astype(np.int16)
-    detail = np.abs(np.diff(green, axis=0))[:, :-1] + np.abs(np.diff(green, axis=1))[:-1]
-    places = [
-        (slice(top, top + height), slice(left, left + width))
-        for top in range(0, picture.shape[0] - height + 1, max(1, height // 2))
-        for left in range(0, picture.shape[1] - width + 1, max(1, width // 2))
-    ]
-    return max(places, key=lambda place: int(detail[place].sum()))
-
-
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
-    """A picture (H, W, 3) as a file; JPEG wants even sizes."""
-    even = np.ascontiguousarray(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2])
-    encoder = av.CodecContext.create("mjpeg", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = even.shape[1], even.shape[0], "yuvj420p"
-    encoder.time_base = Fraction(1, 25)
-    encoder.options = {"qmin": "3", "qmax": "3"}
-    frame = VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuvj420p")
-    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
