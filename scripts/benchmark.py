@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -213,6 +213,7 @@ def row(
     print(f"{what:46} {wall:>9} {cpu:>9} {work:>7} {rate:>8} {share:>5} {taken:>6}  {ratio}".rstrip(), flush=True)
 
 
+@cache
 def gigamacs(name: str, height: int, width: int) -> float:
     """Multiply-adds of one frame through all of a preset, in 10^9: convolutions and matrix products."""
     with FakeTensorMode(), torch.inference_mode(), FlopCounterMode(display=False) as counter:

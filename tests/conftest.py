@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import vapoursynth as vs
@@ -46,6 +47,20 @@ def _signals_as_in_a_terminal() -> None:
 def _quick_garbage_collection() -> None:
     """Keep what is imported out of the collections that `clip.frames` ends with; they outlast the reading."""
     gc.freeze()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """An empty folder for the sources of a batch."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """The folder for the outputs of a batch; it does not exist yet."""
+    return tmp_path / "out"
 
 
 @pytest.fixture

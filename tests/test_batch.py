@@ -42,19 +42,6 @@ STUB = Path(__file__).with_name("batch_stub.py")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="a child dies with its batch only on Linux")
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Path:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> Path:
-    """The folder of the outputs; not there yet."""
-    return tmp_path / "out"
-
-
 SUPERVISE = supervise.supervise
 
 

@@ -19,11 +19,11 @@ from types import MappingProxyType
 from typing import Any
 
 import av
-import imageio_ffmpeg
 import pytest
 import vapoursynth as vs
 
 from tests import light
+from tests.films import FAST, FFMPEG, ffmpeg, lighten, picture
 from vsfmanet import manifest
 from vsfmanet.cli import main
 from vsfmanet.errors import DeviceError
@@ -37,18 +37,7 @@ from vsfmanet.settings import Resolved, RestoreSettings
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
-FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
-FAST = "--encoder-args=-preset ultrafast"
 COLOUR = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
-
-
-def ffmpeg(*arguments: str | Path) -> None:
-    subprocess.run([FFMPEG, "-hide_banner", "-loglevel", "error", "-y", *arguments], check=True)
-
-
-def picture(seconds: float, *, size: str = "64x48", rate: int = 25) -> list[str]:
-    """Input options for a moving picture."""
-    return ["-f", "lavfi", "-i", f"testsrc2=s={size}:r={rate}:d={seconds}"]
 
 
 @pytest.fixture(scope="session")
@@ -89,13 +78,7 @@ def varying(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def light_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network: the picture four times as large."""
-
-    def enlarge(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
-        return node.resize.Bicubic(4 * node.width, 4 * node.height)
-
-    monkeypatch.setattr(clips, "restore_clip", enlarge)
-    monkeypatch.setattr(runner, "weights_sha256", lambda model: f"weights of {model}")
+    lighten(monkeypatch, scale=4)
 
 
 def restore(*arguments: str | Path) -> int:

@@ -28,19 +28,6 @@ STUB = Path(__file__).with_name("batch_stub.py")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Slurm, Kubernetes and Ray's clusters are of Linux")
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Path:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> Path:
-    """The folder of the outputs; not there yet."""
-    return tmp_path / "out"
-
-
 @pytest.fixture(autouse=True)
 def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither weights nor encoders, here and in the processes that are started."""

@@ -37,13 +37,7 @@ from vsfmanet.media.verify import Needed, verify
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """25 frames at 25 per second, with sound."""
     path = tmp_path_factory.mktemp("made") / "made.mkv"
-    subprocess.run(
-        [
-            imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=1",
-            "-f", "lavfi", "-i", "sine=d=1", "-c:v", "libx264", "-preset", "ultrafast", "-c:a", "aac", path,
-        ],
-        check=True,
-    )  # fmt: skip
+    ffmpeg(*picture(1), *sound(1), *H264, "-c:a", "aac", path)
     return path
 
 

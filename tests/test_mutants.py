@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from scripts import mutants
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def mutants() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mutants", ROOT / "scripts" / "mutants.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutants"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_mutant_changes_one_place_and_names_a_test(mutants: ModuleType) -> None:
+def test_every_mutant_changes_one_place_and_names_a_test() -> None:
     names = [mutant.name for mutant in mutants.MUTANTS]
     assert len(set(names)) == len(names)
     for mutant in mutants.MUTANTS:
@@ -33,7 +21,7 @@ def test_every_mutant_changes_one_place_and_names_a_test(mutants: ModuleType) ->
         assert (ROOT / file).is_file(), mutant.name
 
 
-def test_a_mutant_that_no_test_notices_survives_and_the_code_is_as_it_was(mutants: ModuleType, tmp_path: Path) -> None:
+def test_a_mutant_that_no_test_notices_survives_and_the_code_is_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "code_of_this.py").write_text("VALUE = 1\nOTHER = 2\n")
     (tmp_path / "test_code.py").write_text(
         "import code_of_this\n\ndef test() -> None:\n    assert code_of_this.VALUE\n"
@@ -52,7 +40,7 @@ def test_a_mutant_that_no_test_notices_survives_and_the_code_is_as_it_was(mutant
         found(" = ", " = 5")
 
 
-def test_shares_make_the_whole(mutants: ModuleType) -> None:
+def test_shares_make_the_whole() -> None:
     taken = [mutant for number in range(1, 10) for mutant in mutants.MUTANTS[number - 1 :: 9]]
     assert sorted(mutant.name for mutant in taken) == sorted(mutant.name for mutant in mutants.MUTANTS)
     assert mutants.share("3/9") == (3, 9)

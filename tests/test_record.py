@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
 import pytest
 import vapoursynth as vs
 
+from tests.films import FAST, H264, ffmpeg, lighten, picture, sound
 from vsfmanet.cli import main
 from vsfmanet.errors import BusyError
-from vsfmanet.jobs import runner, scratch
+from vsfmanet.jobs import scratch
 from vsfmanet.jobs.files import move_new, part_path, pending_path, record_path, sweep
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.record import EDGE, Fingerprint, Record, find_done, job_key, read_record, write_record
@@ -29,32 +29,18 @@ from vsfmanet.settings import Resolved, RestoreSettings
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
-FAST = "--encoder-args=-preset ultrafast"
-
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten frames and sound."""
     path = tmp_path_factory.mktemp("film") / "film.mkv"
-    subprocess.run(
-        [
-            imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=32x32:r=25:d=0.4",
-            "-f", "lavfi", "-i", "sine=d=0.4", "-c:v", "libx264", "-preset", "ultrafast", "-c:a", "aac", path,
-        ],
-        check=True,
-    )  # fmt: skip
+    ffmpeg(*picture(0.4, size="32x32"), *sound(0.4), *H264, "-c:a", "aac", path)
     return path
 
 
 @pytest.fixture(autouse=True)
 def light_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network: the picture four times as large."""
-
-    def enlarge(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
-        return node.resize.Point(4 * node.width, 4 * node.height)
-
-    monkeypatch.setattr(clips, "restore_clip", enlarge)
-    monkeypatch.setattr(runner, "weights_sha256", lambda model: f"weights of {model}")
+    lighten(monkeypatch, scale=4)
 
 
 @pytest.fixture
@@ -459,9 +445,8 @@ def test_verify_compares_with_a_source_for_people_with_their_own_pipes(
     record_path(made).unlink()
     assert main(["verify", str(made), "--source", str(film)]) == 0
     mute, cut = made.with_name("mute.mkv"), made.with_name("cut.mkv")
-    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", made, "-c", "copy"]
-    subprocess.run([*ffmpeg, "-an", mute], check=True)
-    subprocess.run([*ffmpeg, "-frames:v", "7", cut], check=True)
+    ffmpeg("-i", made, "-c", "copy", "-an", mute)
+    ffmpeg("-i", made, "-c", "copy", "-frames:v", "7", cut)
     assert main(["verify", str(mute), "--source", str(film)]) == 6
     assert main(["verify", str(mute), "--source", str(film), "--no-audio"]) == 0
     capsys.readouterr()
