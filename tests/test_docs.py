@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import av
 import pytest
 
 import vsfmanet
+from vsfmanet.cli import main
 from vsfmanet.jobs.job import STALL_LIMIT, RestoreJob
 from vsfmanet.media.ffmpeg import find_ffmpeg
 from vsfmanet.settings import RestoreSettings
@@ -56,8 +59,9 @@ def anchors(text: str) -> set[str]:
 @cache
 def help_of(*command: str) -> str:
     """What `vsfmanet COMMAND --help` prints, as users see it."""
-    line = [sys.executable, "-m", "vsfmanet", *command, "--help"]
-    return subprocess.run(line, check=True, capture_output=True, text=True).stdout
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main([*command, "--help"]) == 0
+    return printed.getvalue()
 
 
 @cache

@@ -119,6 +119,16 @@ class RestoreJob:
         return from_json(cls, table, source=Path, target=Path, settings=RestoreSettings.from_json, ffmpeg=_path)
 
 
+def check_stall_limit(stall_limit: float) -> None:
+    """Check the option of that name.
+
+    Raises:
+        ConfigError: It is not above 0.
+    """
+    if not stall_limit > 0:
+        raise ConfigError(f"a stall limit above 0 s is needed, got {stall_limit}; mend --stall-limit")
+
+
 def _path(value: object) -> Path | None:
     """A path from its JSON value.
 
@@ -156,8 +166,7 @@ class BatchOptions:
     """Stop a job that makes no progress for so long."""
 
     def __post_init__(self) -> None:
-        if not self.stall_limit > 0:
-            raise ConfigError(f"a stall limit above 0 s is needed, got {self.stall_limit}; mend --stall-limit")
+        check_stall_limit(self.stall_limit)
         exposure = self.template.settings.exposure
         if isinstance(exposure, str | os.PathLike) and exposure not in EXPOSURE_WORDS:
             raise ConfigError(

@@ -22,9 +22,9 @@ from typing import IO, Any, Literal
 
 import psutil
 
-from vsfmanet.errors import ConfigError, IncompleteError
+from vsfmanet.errors import IncompleteError
 from vsfmanet.jobs.files import TemporaryFolder, record_path, sweep
-from vsfmanet.jobs.job import STALL_LIMIT, RestoreJob
+from vsfmanet.jobs.job import STALL_LIMIT, RestoreJob, check_stall_limit
 from vsfmanet.jobs.record import Record, adopt, is_intact, read_record
 
 PHASES = {
@@ -184,16 +184,6 @@ def supervise(
         temporary.close()  # a process that is killed cannot delete its files
     stop.check()
     return judge(job, process, code, renewed=_stamp(record_path(job.target)) != before)
-
-
-def check_stall_limit(stall_limit: float) -> None:
-    """Check the option of that name.
-
-    Raises:
-        ConfigError: It is not above 0.
-    """
-    if not stall_limit > 0:
-        raise ConfigError(f"a stall limit above 0 s is needed, got {stall_limit}; mend --stall-limit")
 
 
 def judge(job: RestoreJob, process: Process, code: int | None, *, renewed: bool) -> Outcome:
