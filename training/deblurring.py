@@ -24,8 +24,8 @@ from training.scenes.pool import Batch, Pool, open_pool
 from training.scenes.render import to_bytes
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.blocks import channels_last
+from vsfmanet.networks.description import SequenceNetwork
 from vsfmanet.networks.exposure_extractor import LEVELS
-from vsfmanet.networks.sequence import SequenceNetwork
 
 HELD_OUT = 25
 """One sequence in so many is kept for the report."""

@@ -13,9 +13,8 @@ import torch
 from training.growth import grown
 from training.loop import add_loop_arguments, load_checkpoint
 from training.losses import WARP_WEIGHT
-from vsfmanet.networks.description import RestorationNetwork
+from vsfmanet.networks.description import RestorationNetwork, SequenceNetwork
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset, start_from
-from vsfmanet.networks.sequence import SequenceNetwork
 from vsfmanet.weights import MODELS, load_fmanetpp
 
 
