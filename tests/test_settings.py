@@ -23,6 +23,8 @@ JOB = RestoreJob(
     target=Path("out.mkv"),
     settings=RestoreSettings(
         model="other",
+        height=480,
+        width=640,
         exposure=Path("film.csv"),
         source_path=Path("camera.mp4"),
         device="cuda",
@@ -63,7 +65,8 @@ def test_the_filter_has_the_arguments_and_defaults_of_the_settings() -> None:
 
 
 def test_a_job_survives_json_with_names_that_are_no_text() -> None:
-    for job in (JOB, RestoreJob(source=Path("in.mkv"), target=Path("out.mkv"))):
+    scaled = replace(JOB, settings=replace(JOB.settings, height=None, width=None, scale=1.5))
+    for job in (JOB, scaled, RestoreJob(source=Path("in.mkv"), target=Path("out.mkv"))):
         back = through_json(job)
         expected = replace(
             job,
@@ -80,7 +83,7 @@ def test_a_job_survives_json_with_names_that_are_no_text() -> None:
         assert all(
             getattr(value, field.name) != getattr(plain, field.name)
             for field in fields(plain)
-            if field.name != "target"
+            if field.name not in ("target", "scale")  # which excludes height and width
         )
 
 
@@ -109,6 +112,11 @@ def test_a_job_survives_json_with_names_that_are_no_text() -> None:
         ({"settings": {"tile": 64}}, r"tile must be \(width, height\)"),
         ({"settings": {"segment": "3"}}, "segment must be a whole number of frames from 1 to 64, got '3'"),
         ({"settings": {"exposure": "much"}}, 'exposure must be "auto" or a number in'),
+        ({"settings": {"height": 0}}, "height must be a whole number of pixels from 8, got 0"),
+        ({"settings": {"width": 1920.0}}, r"width must be a whole number of pixels from 8, got 1920\.0"),
+        ({"settings": {"scale": 0}}, "scale must be a number above 0 and up to 16, got 0"),
+        ({"settings": {"scale": 1080}}, "scale must be a number above 0 and up to 16, got 1080"),
+        ({"settings": {"scale": 2, "height": 480}}, "either scale or height and width are needed, got both"),
         ({"settings": {"skip": 1}}, "skip must be True or False, got 1"),
     ],
 )

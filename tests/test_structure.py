@@ -19,7 +19,14 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("vsfmanet.errors", "vsfmanet.atomic", "vsfmanet.manifest"),
-    ("vsfmanet.settings", "vsfmanet.caches", "vsfmanet.devices", "vsfmanet.segments", "vsfmanet.tiling"),
+    (
+        "vsfmanet.settings",
+        "vsfmanet.sizes",
+        "vsfmanet.caches",
+        "vsfmanet.devices",
+        "vsfmanet.segments",
+        "vsfmanet.tiling",
+    ),
     ("vsfmanet.ops",),
     ("vsfmanet.kernels",),
     ("vsfmanet.networks",),

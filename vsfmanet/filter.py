@@ -6,6 +6,7 @@ frame. Building a filter asks for none either: mpv and FFmpeg cannot deliver fra
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from vsfmanet.clips.scenes import mark_scenes
 from vsfmanet.errors import ConfigError, FormatError, VsfmanetError
 from vsfmanet.segments import SegmentGrid, default_length
 from vsfmanet.settings import (
-    DEFAULT_MODEL,
+    AUTO,
     Backend,
     Device,
     ExposureArgument,
@@ -28,10 +29,13 @@ from vsfmanet.settings import (
     RestoreSettings,
     device_indices,
 )
+from vsfmanet.sizes import enlargement, result_size, with_model
 
 if TYPE_CHECKING:
     from vsfmanet.clips.motion import Motion
     from vsfmanet.restorer import FrameRestorer
+
+_log = logging.getLogger(__name__)
 
 _READ_AHEAD = 16
 """Source frames kept beyond a window, so that none is decoded twice while later windows are being read."""
@@ -42,7 +46,10 @@ _READ_AHEAD_TO_SKIP = 96
 def restore(
     clip: vs.VideoNode,
     *,
-    model: str = DEFAULT_MODEL,
+    model: str = AUTO,
+    height: int | None = None,
+    width: int | None = None,
+    scale: float | None = None,
     exposure: ExposureArgument = "auto",
     source_path: str | os.PathLike[str] | None = None,
     device: Device = "auto",
@@ -61,7 +68,13 @@ def restore(
         clip: Progressive YUV, RGB or Gray of constant format and size, 8 to 16 bit integer or half or single float, at
             least 8x8 pixels. Samples outside the nominal range are clamped to it for the network.
         model: A name from `vsfmanet models`, or the path of a .safetensors file. The number after `x` in a name is the
-            scale.
+            scale. "auto" is `fmanetpp_x4_fast`; with `height`, `width` or `scale` it is the first model of the smallest
+            scale that reaches the size.
+        height: Height of the result in pixels. The model's enlargement is resized to it with Spline36, and the width
+            keeps the picture's shape. None for the model's own scale.
+        width: Width of the result in pixels. Together with a `height` that does not keep the picture's shape, the
+            sample aspect ratio changes instead, so that players show the same shape.
+        scale: Size of the result over that of the clip, in (0, 16], in place of `height` and `width`.
         exposure: Open-shutter time over frame interval, in (0, 1]; 0.5 is a 180 degree shutter. A number applies to all
             frames. A path ending in .csv or .json is a sidecar file: a table with the columns `frame` and `exposure`,
             or an object `{"exposure": [0.5, 0.48, null]}`, with every frame of the clip. A function takes a frame's
@@ -96,11 +109,12 @@ def restore(
             no other property of the filter.
 
     Returns:
-        The restored clip, `scale` times as wide and high, with the length, rate and properties of the clip. Its frames
-        also carry `FMANetModel` (name of the model); `FMANetExposure` in (0, 1], `FMANetExposureSource` ("argument",
-        "prop", "telemetry", "estimate" or "network") and `FMANetExposureConfidence` in [0, 1] (1 if the exposure is
-        known; below 0.5 an estimate is that of a frame nearby), unless the exposure is unknown and the model does not
-        estimate it; and `FMANetWindowStart` and `FMANetWindowEnd`, the first and last frame that the pixels depend on.
+        The restored clip, enlarged by the model's scale or of the size asked for, with the length, rate and properties
+        of the clip. Its frames also carry `FMANetModel` (name of the model); `FMANetExposure` in (0, 1],
+        `FMANetExposureSource` ("argument", "prop", "telemetry", "estimate" or "network") and
+        `FMANetExposureConfidence` in [0, 1] (1 if the exposure is known; below 0.5 an estimate is that of a frame
+        nearby), unless the exposure is unknown and the model does not estimate it; and `FMANetWindowStart` and
+        `FMANetWindowEnd`, the first and last frame that the pixels depend on.
 
     Raises:
         vs.Error: An argument or the clip cannot be used, the model or the device is missing, or the settings do not go
@@ -112,6 +126,9 @@ def restore(
         _check_is_clip(clip)
         settings = RestoreSettings(
             model=model,
+            height=height,
+            width=width,
+            scale=scale,
             exposure=exposure,
             source_path=source_path,
             device=device,
@@ -126,13 +143,14 @@ def restore(
         )
         source = colour.check_clip(clip)
 
-        from vsfmanet.restorer import Restorer  # with the networks and their weights
+        from vsfmanet.restorer import Restorer  # with the networks
 
+        settings = with_model(settings, source.width, source.height)
         with ExitStack() as opened:
             restorers: list[FrameRestorer] = []
             for index in settings.device_indices:
                 restorer = Restorer(
-                    model, device=device, device_index=index, precision=precision, backend=backend, tile=tile
+                    settings.model, device=device, device_index=index, precision=precision, backend=backend, tile=tile
                 )
                 opened.callback(restorer.close)
                 restorers.append(restorer)
@@ -223,7 +241,7 @@ def restore_with(clip: vs.VideoNode, restorers: Sequence[FrameRestorer], setting
         FormatError: The output format's subsampling does not divide the size.
         ExposureError: The exposure file or the source cannot be used.
         WeightsError: Exposures are to be estimated, and the weights of the estimator are missing.
-        ConfigError: `skip` with a model whose scale is not 1.
+        ConfigError: `skip` with a model whose scale is not 1, or the size asked for cannot be.
     """
     from vsfmanet.clips.windows import restore_windows  # with torch
 
@@ -232,7 +250,17 @@ def restore_with(clip: vs.VideoNode, restorers: Sequence[FrameRestorer], setting
         raise ConfigError(f"skip is for models of scale 1, got {restorers[0].name} of scale {scale}; leave it out")
     width, height = clip.width * scale, clip.height * scale
     target = clip.format if settings.output_format is None else colour.named_format(settings.output_format)
-    colour.check_subsampling(target, width, height)
+    size = result_size(
+        settings, clip.width, clip.height, multiples=(1 << target.subsampling_w, 1 << target.subsampling_h)
+    )
+    ratio = enlargement(settings, clip.width, clip.height)
+    if size is not None and ratio is not None and ratio > scale:
+        _log.warning(
+            "%s enlarges %dx%d to %dx%d; the rest, to %dx%d, is interpolated",
+            *(restorers[0].name, clip.width, clip.height, width, height, *size),
+        )
+    made = target if size in (None, (width, height)) else colour.finer(target)
+    colour.check_subsampling(made, width, height)
     grid = SegmentGrid(
         num_frames=clip.num_frames,
         length=settings.segment or default_length(width, height, devices=len(restorers)),
@@ -249,15 +277,12 @@ def restore_with(clip: vs.VideoNode, restorers: Sequence[FrameRestorer], setting
         motion = _motion(source, settings.device, settings.device_indices[0], kept=KEPT if sources.estimates else 4)
     if sources.estimates:
         source = keep_frames(write_estimates(source, motion), kept)
-    restored = restore_windows(source, restorers, grid, target)
-    if not settings.skip:
-        return restored
+    restored = restore_windows(source, restorers, grid, made)
+    if settings.skip:
+        from vsfmanet.clips.skipping import pass_sharp_frames
 
-    from vsfmanet.clips.skipping import pass_sharp_frames
-
-    same = target.id == clip.format.id
-    passed = tagged if same else colour.from_rgb(colour.to_rgb(tagged), clip.format, target)
-    return pass_sharp_frames(restored, passed, source, motion)
+        restored = pass_sharp_frames(restored, colour.plain(tagged, made, width, height), source, motion)
+    return restored if size in (None, (width, height)) else colour.resized(restored, target, *size)
 
 
 def _motion(marked: vs.VideoNode, device: Device, device_index: int, *, kept: int) -> Motion:

@@ -6,6 +6,7 @@ import hashlib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,27 @@ def find_model(name_or_path: str) -> tuple[str, Path, str | None]:
             return entry.name, entry.path, entry.sha256
     known = ", ".join(entry.name for entry in entries)
     raise WeightsError(f"model must be one of {known}, or a path that ends in .safetensors; got {name_or_path!r}")
+
+
+def model_for(enlargement: Fraction) -> ModelEntry:
+    """Return the first model of the smallest scale that reaches an enlargement, else of the largest scale.
+
+    Raises:
+        WeightsError: The manifest is missing or cannot be read.
+    """
+    entries = models_by_size()
+    reaching = [entry for entry in entries if entry.scale >= enlargement]
+    return reaching[0] if reaching else entries[-1]
+
+
+def models_by_size() -> list[ModelEntry]:
+    """Return the first model of each scale, the smallest scale first.
+
+    Raises:
+        WeightsError: The manifest is missing or cannot be read.
+    """
+    first = {entry.scale: entry for entry in reversed(list_models())}
+    return [entry for _, entry in sorted(first.items())]
 
 
 def find_shipped(table: Literal["analyser", "estimator"]) -> tuple[Path, str]:

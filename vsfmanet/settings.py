@@ -24,7 +24,17 @@ It is called once for each frame of a clip, in any order, so its result must dep
 type ExposureArgument = float | str | os.PathLike[str] | ExposureFunction
 """A number in (0, 1], "auto", "estimate", the path of a sidecar file, or a function."""
 
+AUTO = "auto"
+"""Value of `model` that leaves the choice to the size of the result."""
+
 DEFAULT_MODEL = "fmanetpp_x4_fast"
+"""Model that "auto" stands for if no size is asked for."""
+
+SMALLEST_SIDE = 8
+"""Smallest width and height of clips and results, in pixels."""
+
+LARGEST_SCALE = 16
+"""Largest `scale`."""
 
 EXPOSURE_WORDS = ("auto", "estimate")
 """Values of `exposure` other than paths: known sources in order, without or with an estimate from blur and motion."""
@@ -48,8 +58,17 @@ class RestoreSettings:
         ExposureError: `exposure` cannot be used.
     """
 
-    model: str = DEFAULT_MODEL
-    """A name from `vsfmanet models`, or the path of a .safetensors file."""
+    model: str = AUTO
+    """A name from `vsfmanet models`, or the path of a .safetensors file. "auto" is fmanetpp_x4_fast; with --height,
+    --width or --scale, the model of the smallest scale that reaches the size."""
+    height: int | None = None
+    """Height of the result in pixels, such as 1080. The model's enlargement is resized to it, and the width keeps the
+    picture's shape."""
+    width: int | None = None
+    """Width of the result in pixels. Together with a height that does not keep the picture's shape, the sample aspect
+    ratio changes instead, so that players show the same shape."""
+    scale: float | None = None
+    """Size of the result over that of the source, such as 1.5, in place of height and width."""
     exposure: ExposureArgument = "auto"
     """Open-shutter time over frame interval, in (0, 1]; 0.5 is a 180 degree shutter. For a different exposure of each
     frame, a .csv or .json file as `vsfmanet probe --export` writes it. "auto" uses film.exposure.csv or .json beside
@@ -82,6 +101,20 @@ class RestoreSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
             raise ConfigError(f"model must be a name, got {self.model!r}; leave it out for the default")
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            if side is not None and not (is_int(side) and side >= SMALLEST_SIDE):
+                raise ConfigError(
+                    f"{name} must be a whole number of pixels from {SMALLEST_SIDE}, got {side!r}; leave it out for the "
+                    "model's own scale"
+                )
+        if self.scale is not None and not (is_real(self.scale) and 0 < self.scale <= LARGEST_SCALE):
+            raise ConfigError(
+                f"scale must be a number above 0 and up to {LARGEST_SCALE}, got {self.scale!r}; leave it out for the "
+                "model's own scale"
+            )
+        if self.scale is not None and (self.height or self.width):
+            raise ConfigError("either scale or height and width are needed, got both; leave one of them out")
         check_exposure(self.exposure)
         check_choice("device", self.device, Device)
         device_indices(self.device_index)
@@ -100,6 +133,16 @@ class RestoreSettings:
             )
         if not isinstance(self.skip, bool):
             raise ConfigError(f"skip must be True or False, got {self.skip!r}; leave it out to restore all frames")
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the result has a size of its own, and not that of the model's enlargement."""
+        return not (self.height is self.width is self.scale is None)
+
+    @property
+    def named_model(self) -> str:
+        """The model; "auto" only if the size of a clip decides which."""
+        return DEFAULT_MODEL if self.model == AUTO and not self.resizes else self.model
 
     @property
     def device_indices(self) -> tuple[int, ...]:

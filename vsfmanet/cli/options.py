@@ -125,6 +125,8 @@ def one_word(converter: Any, metavar: str) -> Parameter:
 class SettingsOptions(RestoreSettings):
     """`RestoreSettings` as options."""
 
+    height: Annotated[int | None, WHOLE] = None
+    width: Annotated[int | None, WHOLE] = None
     exposure: Annotated[float | str, one_word(read_exposure, "auto|estimate|X|FILE")] = "auto"
     source_path: Annotated[Path | None, NO_OPTION] = None
     device_index: Annotated[int | tuple[int, ...], one_word(read_device_index, "N[,N...]")] = 0

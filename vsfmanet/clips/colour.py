@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -22,12 +23,11 @@ from vsfmanet.clips.planes import is_finite, read_rgb, write_rgb
 from vsfmanet.errors import FormatError
 from vsfmanet.ops.colour import MATRICES, Coding
 from vsfmanet.segments import MAX_FRAMES
+from vsfmanet.settings import SMALLEST_SIDE
+from vsfmanet.sizes import sample_stretch
 
 if TYPE_CHECKING:
     from vsfmanet.engines.cuda import Transfers
-
-MIN_SIDE = 8
-"""Smallest width and height of a clip, in pixels."""
 
 COLOUR_PROPS = ("_Matrix", "_Range", "_ChromaLocation")
 """Properties that `from_rgb` writes."""
@@ -57,9 +57,9 @@ def check_clip(clip: vs.VideoNode) -> vs.VideoNode:
             "convert all frames to one format and size with resize first"
         )
     check_format(clip.format)
-    if min(clip.width, clip.height) < MIN_SIDE:
+    if min(clip.width, clip.height) < SMALLEST_SIDE:
         raise FormatError(
-            f"a clip of at least {MIN_SIDE}x{MIN_SIDE} pixels is needed, got {clip.width}x{clip.height}; "
+            f"a clip of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels is needed, got {clip.width}x{clip.height}; "
             "add borders or resize it first"
         )
     if clip.num_frames > MAX_FRAMES:
@@ -201,6 +201,51 @@ def from_rgb(rgb: vs.VideoNode, source: vs.VideoFormat, target: vs.VideoFormat) 
 
     template = vs.core.std.BlankClip(rgb, format=target.id, keep=True)
     return template.std.FrameEval(convert, prop_src=[rgb], clip_src=[received])
+
+
+def resized(clip: vs.VideoNode, target: vs.VideoFormat, width: int, height: int) -> vs.VideoNode:
+    """Resize a clip with Spline36 to a size in pixels and a format of its own colour family; its colour tags are kept.
+
+    The sample aspect ratio changes with the picture's shape, but not for what whole pixels make of it.
+    """
+    stretch = sample_stretch((clip.width, clip.height), (width, height))
+
+    def stretched(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:
+        frame, props = f[0].copy(), f[1].props
+        named = [props.get("_SARNum", 1), props.get("_SARDen", 1)]
+        aspect = Fraction(*named) * stretch if all(isinstance(part, int) and part > 0 for part in named) else stretch
+        frame.props.update(_SARNum=aspect.numerator, _SARDen=aspect.denominator)
+        return frame
+
+    made = clip.resize.Spline36(width, height, format=target.id, dither_type=_DITHER)
+    if stretch == 1:  # resize itself would keep the shape to the last digit
+        return made.std.CopyFrameProps(clip, props=["_SARNum", "_SARDen"])
+    return made.std.ModifyFrame([made, clip], stretched)
+
+
+def plain(tagged: vs.VideoNode, target: vs.VideoFormat, width: int, height: int, *, scale: int = 1) -> vs.VideoNode:
+    """Convert a clip from `tag_colour` to a format and a size, as a restored one but without a network.
+
+    Args:
+        tagged: The clip.
+        target: Format of the result.
+        width: Of the result, in pixels.
+        height: Of the result, in pixels.
+        scale: Of the network. Where a matrix is guessed, the size of the restored frames decides.
+    """
+    if target.id == tagged.format.id and (width, height) == (tagged.width, tagged.height):
+        return tagged
+    if target.color_family == tagged.format.color_family:
+        return resized(tagged, target, width, height)
+    large = tagged.resize.Spline36(scale * tagged.width, scale * tagged.height, format=vs.RGBS)
+    return resized(from_rgb(large.std.CopyFrameProps(tagged), tagged.format, finer(target)), target, width, height)
+
+
+def finer(target: vs.VideoFormat) -> vs.VideoFormat:
+    """Format like another in which nothing is lost before frames are resized to it: with 16 bits if it is integer."""
+    if target.sample_type == vs.FLOAT:
+        return target
+    return vs.core.query_video_format(target.color_family, vs.INTEGER, 16, target.subsampling_w, target.subsampling_h)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,12 +9,12 @@ import torch
 import vapoursynth as vs
 from torch import Tensor
 
-from vsfmanet.clips.colour import MIN_SIDE
 from vsfmanet.clips.nodes import keep_frames, shifted
 from vsfmanet.clips.planes import read_clamped
 from vsfmanet.clips.scenes import starts_scene
 from vsfmanet.devices import Worker
 from vsfmanet.ops.matching import match_frames
+from vsfmanet.settings import SMALLEST_SIDE
 
 MAX_WIDTH = 960
 """Wider frames are reduced to this width before their motion is measured."""
@@ -34,7 +34,7 @@ class Motion:
     def __init__(self, marked: vs.VideoNode, worker: Worker, *, kept: int) -> None:
         self.worker = worker
         reduction = max(1.0, marked.width / MAX_WIDTH)
-        width, height = (max(MIN_SIDE, round(side / reduction)) for side in (marked.width, marked.height))
+        width, height = (max(SMALLEST_SIDE, round(side / reduction)) for side in (marked.width, marked.height))
         self.reduced = keep_frames(marked.resize.Bicubic(width, height, format=vs.RGBS), 4)
         """The reduced frames, RGBS."""
         self.dot = self.reduced.std.BlankClip(width=1, height=1, format=vs.GRAY8, keep=True)

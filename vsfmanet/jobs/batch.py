@@ -31,6 +31,7 @@ from vsfmanet.media.coding import choose_encoder, output_bytes
 from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.meter import clock
 from vsfmanet.settings import RestoreSettings
+from vsfmanet.sizes import result_size, with_model
 
 FOLDER = ".vsfmanet"
 """Folder in OUT_DIR for the journal and for lists of jobs."""
@@ -75,7 +76,8 @@ def dry_run(options: BatchOptions, report: Report) -> None:
         DeviceError: There is no such device.
     """
     jobs = find_jobs(options, report)
-    scale = model_scale(options.template.settings.model)
+    settings = options.template.settings
+    scale = 1 if settings.resizes else model_scale(settings.named_model)
     encoder = choose_encoder(options.template.encoder_args, "yuv420p", options.selection.suffix)
     frames = pixels = size = 0
     largest = (0, 0)
@@ -83,15 +85,15 @@ def dry_run(options: BatchOptions, report: Report) -> None:
         text, count, (width, height) = _estimate(job.source)
         frames += count
         pixels += count * width * height
-        size += output_bytes(
-            frames=count, pixels=width * height * scale**2, pixel_format="yuv420p", encoder_args=encoder
-        )
+        made = result_size(settings, width, height, multiples=(2, 2)) if count else None
+        made = made or (scale * width, scale * height)
+        size += output_bytes(frames=count, pixels=made[0] * made[1], pixel_format="yuv420p", encoder_args=encoder)
         largest = max(largest, (width, height), key=lambda sides: sides[0] * sides[1])
         report.note(f"{job.source} -> {job.target}: {text}")
     free = shutil.disk_usage(_existing(options.out_folder)).free
     report.note(f"{len(jobs)} files, about {frames} frames; about {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")
     if pixels:
-        speed, (width, height) = measure_speed(options.template.settings, largest)
+        speed, (width, height) = measure_speed(with_model(settings, *largest), largest)
         report.note(
             f"about {clock(pixels / speed)} on this device (measured: {width * height / speed:.3g} s for a frame of "
             f"{width}x{height}, other sizes in proportion)"
@@ -386,7 +388,7 @@ def measure_speed(settings: RestoreSettings, size: tuple[int, int]) -> tuple[flo
         VsfmanetError: The network or the device cannot be used.
     """
     exposure = "auto" if isinstance(settings.exposure, str) else settings.exposure
-    settings = replace(settings, exposure=exposure, segment=WARM, skip=False)
+    settings = replace(settings, exposure=exposure, segment=WARM, skip=False, height=None, width=None, scale=None)
     part = min(1.0, SMALLEST / min(size))
     while True:
         width, height = (max(16, round(side * part / 2) * 2) for side in size)

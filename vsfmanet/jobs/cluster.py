@@ -111,7 +111,7 @@ def write_list(options: BatchOptions, report: Report) -> Path:
         "in_folder": os.path.realpath(options.in_folder),
         "out_folder": os.path.realpath(options.out_folder),
         "template": template.to_json(),
-        "weights_sha256": weights_sha256(template.settings.model),
+        "weights_sha256": weights_sha256(template.settings.named_model),
         "recipe": recipe(template).digest(),
         "versions": _versions(),
         "jobs": [[str(pairing.source), str(pairing.target)] for pairing in pairings],
@@ -145,7 +145,7 @@ def read_list(path: Path) -> JobList:
             f"{path}: the list of jobs must be readable on {socket.gethostname()} under this path, but {error!r}; "
             "mount the share there as on the machine that wrote it"
         ) from error
-    found = _versions() | {"weights": weights_sha256(listed.template.settings.model)}
+    found = _versions() | {"weights": weights_sha256(listed.template.settings.named_model)}
     needed = {**listed.versions, "weights": listed.weights_sha256}
     if other := sorted(name for name in needed if needed[name] != found.get(name)):
         details = ", ".join(f"{name} {needed[name]}, got {found.get(name)}" for name in other)

@@ -43,6 +43,9 @@ from vsfmanet.media.thumbnails import SUFFIX, count_thumbnails
 EARLIEST_CUT = Fraction(3, 4)
 """Part of the length after which a range ends at the next scene cut."""
 
+TRIAL_FRAMES = 3
+"""Frames of a trial output: with fewer, a changed rate would not show."""
+
 SHORTEST_STEP = Fraction(2, 1000)
 """Shortest time between two frames, seconds; Matroska counts in milliseconds."""
 
@@ -110,7 +113,7 @@ class Ranges:
         self._scratch = scratch
         self._work = Path()
         self.trial = Path()
-        """Two-frame trial output, encoded and joined like the real one."""
+        """Trial output of a few frames, encoded and joined like the real one."""
         self._found: list[Range] = []
 
     @property
@@ -124,7 +127,7 @@ class Ranges:
         return [each.path.with_suffix(SUFFIX) for each in self._found]
 
     def open(self, key: str, blank: bytes) -> None:
-        """Try the encoder on two frames, and find the ranges that are finished.
+        """Try the encoder on some frames, and find the ranges that are finished.
 
         Args:
             key: `job_key`, and `Resolved.arithmetic`. Ranges of another key, encoder or length are never found.
@@ -134,9 +137,10 @@ class Ranges:
             OutputError: The encoder cannot work, or what it makes cannot be joined.
         """
         output = self._folder / f"trial{self._film.suffix}"
-        trial = replace(self._film, timestamps=self._film.timestamps[:2], copied=())
-        self._encode(trial, output, [blank, blank])
-        sample = read_range(output, range(2))
+        trial = replace(self._film, timestamps=self._film.timestamps[:TRIAL_FRAMES], copied=())
+        count = len(trial.timestamps)
+        self._encode(trial, output, [blank] * count)
+        sample = read_range(output, range(count))
         self.trial = output.with_stem("trial joined")
         self._join(trial, self.trial, [sample], begin=Fraction(0), advance=lambda: None)
         before, after = _first_frame(output), _first_frame(self.trial)

@@ -12,8 +12,8 @@ from typing import Any, Self
 from vsfmanet.atomic import write_new, write_whole
 from vsfmanet.errors import IncompleteError
 from vsfmanet.jobs.files import exposure_sidecar, pending_records, record_path, sweep
-from vsfmanet.manifest import file_sha256, find_model
-from vsfmanet.settings import is_int
+from vsfmanet.manifest import file_sha256, find_model, models_by_size
+from vsfmanet.settings import AUTO, is_int
 
 FORMAT = 1
 """Format of the record file; one of another format is not read."""
@@ -126,11 +126,13 @@ def job_key(fingerprint: Fingerprint, recipe_digest: str) -> str:
 
 
 def weights_sha256(model: str) -> str:
-    """Sha256 of a model's weights; loading the model checks it.
+    """Sha256 of a model's weights; loading the model checks it. For "auto", one of all models that a size can choose.
 
     Raises:
         WeightsError: There is no such model.
     """
+    if model == AUTO:
+        return hashlib.sha256(" ".join(sorted(entry.sha256 for entry in models_by_size())).encode()).hexdigest()
     _, path, expected = find_model(model)
     return expected or file_sha256(path)
 

@@ -27,7 +27,7 @@ from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputEr
 from vsfmanet.jobs.files import exposure_sidecar, remove_work
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.progress import Report
-from vsfmanet.jobs.ranges import Ranges, why_one_pass
+from vsfmanet.jobs.ranges import TRIAL_FRAMES, Ranges, why_one_pass
 from vsfmanet.jobs.record import Fingerprint, Recipe, Record, find_done, job_key, weights_sha256
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.manifest import file_sha256
@@ -37,7 +37,7 @@ from vsfmanet.media.coding import choose_encoder, has_filters, has_option, outpu
 from vsfmanet.media.commands import whole_run
 from vsfmanet.media.containers import CONTAINERS
 from vsfmanet.media.copying import refused_streams, with_early_subtitles
-from vsfmanet.media.decode import trial_hdr
+from vsfmanet.media.decode import trial_frame
 from vsfmanet.media.deinterlace import deinterlaced
 from vsfmanet.media.feed import Encoder
 from vsfmanet.media.ffmpeg import Ffmpeg, find_ffmpeg, takes_hdr
@@ -47,8 +47,9 @@ from vsfmanet.media.meter import clock
 from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, inspect, is_kept, save_packets
 from vsfmanet.media.thumbnails import SUFFIX, read_thumbnails
 from vsfmanet.media.timeline import parse_time, time_code
-from vsfmanet.media.verify import Needed, verify
+from vsfmanet.media.verify import Needed, check_trial, verify
 from vsfmanet.settings import Resolved, RestoreSettings
+from vsfmanet.sizes import sample_stretch, with_model
 
 SAME_PIXELS = {"device", "device_index", "backend", "tile", "segment", "source_path"}
 """Fields of `RestoreSettings` without effect on the result: where and how it is computed."""
@@ -81,8 +82,8 @@ def recipe(job: RestoreJob) -> Recipe:
     if isinstance(exposure, str | os.PathLike) and Path(exposure).is_file():
         own["exposure_sha256"] = file_sha256(Path(exposure))
     return Recipe(
-        model=job.settings.model,
-        weights_sha256=weights_sha256(job.settings.model),
+        model=job.settings.named_model,
+        weights_sha256=weights_sha256(job.settings.named_model),
         settings=settings | own,
         version=__version__,
     )
@@ -165,10 +166,11 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     _check_container(ffmpeg, source, copied, job.target.suffix.lower())
     report.phase("preparing")
     made_with = recipe(job)
-    made_by = resolved(job.settings, made_with.weights_sha256)
+    settings = with_model(_settings(job, source, report), clip.node.width, clip.node.height)
+    made_by = resolved(settings, weights_sha256(settings.model))
     exposures = Counter[str]()
-    restored = clips.restore_clip(clip.node, _settings(job, source, report))
-    clips.check_restored(source, clip.node, restored)
+    restored = clips.restore_clip(clip.node, settings)
+    clips.check_restored(source, clip.node, restored, settings)
     restored = clips.for_encoder(restored)
 
     folder = scratch.make_folder()
@@ -182,7 +184,8 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     _check_room(job, film, len(frames), None if ranges is None else len(ranges.missing))
     trial = _try_encoder(film, ffmpeg, restored, folder, scratch) if ranges is None else ranges.trial
     report.phase("preparing")
-    hdr = trial_hdr(trial)
+    size, hdr = trial_frame(trial)
+    check_trial(trial, size, [time * film.time_base for time in film.timestamps[:TRIAL_FRAMES]])
     if lacking := hdr.lacks(source.hdr):
         report.warn(_not_carried(lacking, source.hdr))
     if ranges is None:
@@ -194,7 +197,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     try:
         with report.begin("verifying", len(frames)) as progress:
             thumbnails = [folder / THUMBNAILS] if ranges is None else ranges.thumbnails
-            needed = _needed(source, clip, frames, film, hdr, thumbnails)
+            needed = _needed(source, clip, frames, film, size, hdr, thumbnails)
             verify(
                 part,
                 needed,
@@ -214,8 +217,8 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         recipe=made_with,
         versions=_versions(ffmpeg),
         frames=len(frames),
-        width=film.size[0],
-        height=film.size[1],
+        width=size[0],
+        height=size[1],
         pictures=needed.likeness,
         output_size=part.stat().st_size,
         output_sha256=file_sha256(part),
@@ -231,12 +234,18 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     scratch.publish(part, job.target, record, overwrite=job.overwrite)
     remove_work(job.target)
     length = float((film.timestamps[-1] - film.timestamps[0]) * film.time_base)
-    report.note(f"made {job.target}: {len(frames)} frames of {film.size[0]}x{film.size[1]}, {clock(length)}")
+    report.note(f"made {job.target}: {len(frames)} frames of {size[0]}x{size[1]}, {clock(length)}")
     return record
 
 
 def _needed(
-    source: Source, clip: SourceClip, frames: range, film: Film, hdr: Hdr, thumbnails: Sequence[Path]
+    source: Source,
+    clip: SourceClip,
+    frames: range,
+    film: Film,
+    size: tuple[int, int],
+    hdr: Hdr,
+    thumbnails: Sequence[Path],
 ) -> Needed:
     """What the output must hold; what the user has set with --encoder-args is as the user has it."""
     own = film.encoder_args
@@ -244,10 +253,10 @@ def _needed(
     extent = "whole" if len(frames) == clip.node.num_frames else "part"
     return Needed(
         source=source,
-        size=film.size,
-        aspect=None if filtered or has_option(own, "aspect", "bsf") else film.aspect,
+        size=size,
+        aspect=None if filtered or size != film.size or has_option(own, "aspect", "bsf") else film.aspect,
         pictures=read_thumbnails(thumbnails),
-        likeness=film.likeness,
+        likeness=film.likeness if size == film.size or film.likeness == "unknown" else "rough",
         hdr=hdr,
         anchors=[(n - frames.start, time) for n, time in clip.anchors if n in frames],
         times=[timestamp * film.time_base for timestamp in film.timestamps],
@@ -388,7 +397,7 @@ def _film(
         pixel_format=pixel_format,
         colour=clips.colour(clip.node.get_frame(0)),
         hdr=source.hdr if source.hdr.is_static and takes_hdr(ffmpeg) else Hdr(),
-        aspect=clip.aspect,
+        aspect=clip.aspect * sample_stretch((clip.node.width, clip.node.height), (restored.width, restored.height)),
         rate=source.rate,
         timestamps=clip.timestamps[frames.start : frames.stop],
         time_base=clip.time_base,
@@ -464,18 +473,20 @@ def _blank(restored: vs.VideoNode) -> bytes:
 
 
 def _try_encoder(film: Film, ffmpeg: Ffmpeg, restored: vs.VideoNode, folder: Path, scratch: Scratch) -> Path:
-    """Encode one blank frame, to find a wrong option or a missing encoder now and not after hours.
+    """Encode some blank frames, to find a wrong option or a missing encoder now and not after hours.
 
     Returns:
-        A film of that frame.
+        A film of these frames.
 
     Raises:
         OutputError: The encoder cannot work.
     """
-    trial = replace(film, timestamps=film.timestamps[:1], copied=())
+    trial = replace(film, timestamps=film.timestamps[:TRIAL_FRAMES], copied=())
     output = folder / f"trial{film.suffix}"
     with Encoder(whole_run(trial, ffmpeg, output, covers=folder), trial, launch=scratch.launch) as encoder:
-        encoder.write(_blank(restored))
+        blank = _blank(restored)
+        for _ in trial.timestamps:
+            encoder.write(blank)
         encoder.finish()
     return output
 

@@ -12,6 +12,7 @@ from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.meter import Meters
 from vsfmanet.media.source import inspect, is_kept
 from vsfmanet.media.verify import Needed, verify
+from vsfmanet.sizes import sample_stretch
 
 REMEDY = "do not use it in place of its source, and make it again"
 
@@ -35,19 +36,17 @@ def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str
     """
     source = inspect(source_path)
     clip = clips.open_clip(source, threads=0, interlaced=True)
-    width, height = clip.node.width, clip.node.height
     try:
         size = inspect(path).size
     except SourceError as error:
         raise IncompleteError(f"{path}: a whole video file is needed, got {error}; {REMEDY}") from error
     if os.path.samefile(path, source_path):
         raise ConfigError(f"{path}: the file and its source must be two files, got one; name the source")
-    scale = max(1, size[0] // width)
     with meters.begin("verifying", clip.node.num_frames) as progress:
         needed = Needed(
             source=source,
-            size=(scale * width, scale * height),
-            aspect=clip.aspect,
+            size=size,  # any; but with its aspect, the picture must have the source's shape
+            aspect=clip.aspect * sample_stretch((clip.node.width, clip.node.height), size),
             pictures=clips.thumbnails(clip.node),
             likeness="restored",
             hdr=Hdr(),  # whether the encoder could carry the source's is not known here

@@ -22,6 +22,7 @@ from vsfmanet.media.source import Source, check_unchanged
 from vsfmanet.media.thumbnails import Kept, thumbnail
 from vsfmanet.media.timeline import TIME_CODE_ERROR, Timeline, frame_shown, is_ascending, repaired
 from vsfmanet.settings import RestoreSettings
+from vsfmanet.sizes import result_size
 
 AHEAD = 8
 """Frames requested ahead of the encoder, and finished frames that may wait for it: a 4K frame is 12 to 48 MiB."""
@@ -181,21 +182,24 @@ def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
         raise
 
 
-def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode) -> None:
-    """Check that a restored clip has all frames and a whole multiple of the size, and that its frames fit into memory.
+def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode, settings: RestoreSettings) -> None:
+    """Check that a restored clip has all frames, of the size asked for, and that its frames fit into memory.
+
+    Without such a size it must be a whole multiple of that of the source.
 
     Raises:
         IncompleteError: A frame or part of one is missing.
         FormatError: The frames are too large.
     """
-    scale = restored.width // node.width
-    if restored.num_frames != node.num_frames or (restored.width, restored.height) != (
-        scale * node.width,
-        scale * node.height,
-    ):
+    made, scale = restored.format, restored.width // node.width
+    size = result_size(
+        settings, node.width, node.height, multiples=(1 << made.subsampling_w, 1 << made.subsampling_h)
+    ) or (scale * node.width, scale * node.height)
+    if restored.num_frames != node.num_frames or (restored.width, restored.height) != size:
+        wanted = f"{size[0]}x{size[1]}" if settings.resizes else f"a multiple of {node.width}x{node.height}"
         raise IncompleteError(
-            f"{source.path}: {node.num_frames} frames of a multiple of {node.width}x{node.height} are needed, "
-            f"but the filter offers {restored.num_frames} of {restored.width}x{restored.height}; report this as a bug"
+            f"{source.path}: {node.num_frames} frames of {wanted} are needed, but the filter "
+            f"offers {restored.num_frames} of {restored.width}x{restored.height}; report this as a bug"
         )
     if (restored.width + 128) * (restored.height + 128) >= MOST_PIXELS:
         raise FormatError(

@@ -144,8 +144,8 @@ def first_frame(path: Path) -> tuple[int, Hdr]:
     return 0, Hdr()
 
 
-def trial_hdr(path: Path) -> Hdr:
-    """The HDR metadata of a trial output.
+def trial_frame(path: Path) -> tuple[tuple[int, int], Hdr]:
+    """Width, height and HDR metadata of the first frame of a trial output.
 
     Raises:
         OutputError: No frame of it decodes.
@@ -154,7 +154,7 @@ def trial_hdr(path: Path) -> Hdr:
         with open_container(path) as container:
             track = main_track(container)
             for frame in container.decode(track) if track else ():
-                return Hdr.of(frame)
+                return (frame.width, frame.height), Hdr.of(frame)
     except (av.FFmpegError, OSError) as error:
         raise OutputError(f"the encoder's output must decode, got {error}; check --encoder-args") from error
     raise OutputError("the encoder must write each frame, but a trial has none; leave filters that drop frames out")

@@ -178,7 +178,7 @@ class Kept:
         """Describe a difference beyond the allowed ones between a frame and the thumbnail; None if there is none.
 
         Args:
-            frame: Of the size of the first, or a whole multiple.
+            frame: Of the size of the first, a whole multiple, or any other, which costs more.
             likeness: How closely it must match, not "unknown".
         """
         same = frame.format.name == self.format.name
@@ -191,6 +191,8 @@ class Kept:
             frame = frame.reformat(format=self.format.name)
         depth = frame.format.components[0].bits
         scale = max(1, frame.width // self.format.width)
+        if (frame.width, frame.height) != (scale * self.format.width, scale * self.format.height):
+            frame, scale = frame.reformat(self.format.width, self.format.height), 1
         found = thumbnail(frame_planes(frame), depth=depth, number=self.number, scale=scale)
         return difference(self.thumbnail, found, BOUNDS[likeness])
 

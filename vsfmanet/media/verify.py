@@ -13,7 +13,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vsfmanet.errors import IncompleteError, SourceError
+from vsfmanet.errors import IncompleteError, OutputError, SourceError
 from vsfmanet.media.copied import Anchor, Mismatch, check_chapters, check_names, check_sound, check_streams
 from vsfmanet.media.decode import decode
 from vsfmanet.media.demux import main_track, open_container
@@ -33,29 +33,35 @@ FLAT = 2
 """Most code values of 8 bits between the darkest and brightest pixel of a frame of one colour."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Needed:
+@dataclass(frozen=True, kw_only=True)
+class _Frames:
+    """Requirements on the frames of a file."""
+
+    size: tuple[int, int]
+    """Width and height of the frames."""
+    times: Sequence[Fraction]
+    """Time of each frame, seconds on the source's clock."""
+    pictures: Iterator[Kept] | None = None
+    """Thumbnails that the frames are compared with, in order; None for no comparison."""
+    likeness: Likeness = "unknown"
+    """How closely each frame must match its thumbnail."""
+    anchors: Sequence[tuple[int, Fraction]] = ()
+    """Numbers of frames in the file, ascending, with their own timestamp in the source, seconds. Sound is compared with
+    them; computed times are not among them."""
+    lively: Collection[int] = ()
+    """Numbers of frames that must not be of one colour, as they are after some device faults."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed(_Frames):
     """Requirements on a file."""
 
     source: Source
     """Source of the file."""
-    size: tuple[int, int]
-    """Width and height of the frames."""
     aspect: Fraction | None
     """Width over height of a sample (SAR); None if the user's options may have set another."""
-    pictures: Iterator[Kept] | None
-    """Thumbnails that the frames are compared with, in order; None for no comparison."""
-    likeness: Likeness
-    """How closely each frame must match its thumbnail."""
     hdr: Hdr
     """HDR metadata that must be present."""
-    times: Sequence[Fraction]
-    """Time of each frame, seconds on the source's clock."""
-    anchors: Sequence[tuple[int, Fraction]]
-    """Numbers of frames in the file, ascending, with their own timestamp in the source, seconds. Sound is compared with
-    them; computed times are not among them."""
-    lively: Collection[int]
-    """Numbers of frames that must not be of one colour, as they are after some device faults."""
     copied: Sequence[Stream]
     """Streams of the source that must have been copied."""
     extent: str
@@ -100,7 +106,28 @@ def verify(part: Path, needed: Needed, *, advance: Callable[[], None], remedy: s
         raise IncompleteError(f"{part}: {mismatch}; {remedy}") from mismatch
 
 
-def _check_frames(part: Path, needed: Needed, advance: Callable[[], None]) -> list[Anchor]:
+def check_trial(trial: Path, size: tuple[int, int], times: Sequence[Fraction]) -> None:
+    """Decode a trial output, and compare count, size and times of its frames.
+
+    Args:
+        trial: The file.
+        size: Width and height of its first frame.
+        times: Time of each frame that it was made of, seconds.
+
+    Raises:
+        OutputError: Something differs, as it would in the whole output.
+    """
+    needed = _Frames(size=size, times=times)
+    try:
+        _check_frames(trial, needed, lambda: None)
+    except (av.FFmpegError, Mismatch) as error:
+        raise OutputError(
+            f"the encoder must write each frame at its time, but in a trial {error}; leave those of --encoder-args out "
+            "that change timing or number of frames (-r, -vf fps=...)"
+        ) from error
+
+
+def _check_frames(part: Path, needed: _Frames, advance: Callable[[], None]) -> list[Anchor]:
     """Count the frames, and compare size and timestamp of each, apart from a shift common to all.
 
     Returns:
@@ -159,7 +186,7 @@ def _decoded(container: InputContainer, track: VideoStream) -> Iterator[VideoFra
             count += 1
 
 
-def _check_picture(frame: VideoFrame, number: int, needed: Needed) -> None:
+def _check_picture(frame: VideoFrame, number: int, needed: _Frames) -> None:
     """Compare a frame with its thumbnail."""
     if needed.pictures is None or needed.likeness == "unknown":
         return
