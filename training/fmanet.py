@@ -32,13 +32,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--flow-weight", type=float, default=0.01, help="weight of the flow loss, per LR pixel (default: %(default)s)")
     add("--warp-weight", type=float, default=WARP_WEIGHT, help="lambda1 of Eq. 9 (default: %(default)s)")
     add("--grid", type=int, default=1, choices=(1, 2, 4), help="side of a cell of the network (default: %(default)s)")
-    add("--detail-width", type=int, default=0, help="channels of the detail branch (default: %(default)s)")
-    add("--detail-grid", type=int, default=1, choices=(1, 2), help="side of its cells (default: %(default)s)")
+    add("--path-width", type=int, default=0, help="channels of the path branch (default: %(default)s)")
+    add("--path-grid", type=int, default=1, choices=(1, 2, 4), help="side of its cells (default: %(default)s)")
 
 
 def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
     """Build the network on `device`, in training mode, with what the options of `add_run_arguments` start it from."""
-    grid = {"grid": args.grid, "detail_width": args.detail_width, "detail_grid": args.detail_grid}
+    grid = {"grid": args.grid, "path_width": args.path_width, "path_grid": args.path_grid}
     config = replace(preset(args.preset, args.scale), **grid)
     network = FMANetPP(config)
     network.to(device).to(memory_format=torch.channels_last).train()

@@ -89,6 +89,38 @@ def image_flow_loss(image_flow: Tensor, flow: Tensor, visible: Tensor) -> Tensor
     return (error * visible).sum() / visible.sum().clamp(min=1)
 
 
+def half_blur(flow: Tensor, exposure: Tensor) -> Tensor:
+    """Half of the exact motion blur, from the middle of the exposure to its end.
+
+    Args:
+        flow: (B, T, 2, 2, H, W), exact, in LR pixels; 0 at the clip's ends.
+        exposure: (B, T) in (0, 1].
+
+    Returns:
+        (B, T, 2, H, W), LR pixels: right, down. 0 for clips of one frame.
+    """
+    velocity = (flow[:, :, 0] - flow[:, :, 1]) / 2
+    velocity[:, [0, -1]] *= 2  # one neighbour alone
+    return exposure[:, :, None, None, None] / 2 * velocity
+
+
+def blur_loss(blur: Tensor, flow: Tensor, exposure: Tensor) -> Tensor:
+    """Relative l1 between estimated and exact motion blur.
+
+    Args:
+        blur: (B, T, 2, H/g, W/g), half of the estimated motion blur of each cell, LR pixels.
+        flow: As for `half_blur`.
+        exposure: As for `half_blur`.
+
+    Returns:
+        Scalar: differences of a pixel count as 1 where nothing moves, and less where much does.
+    """
+    exact = half_blur(flow, exposure).flatten(0, 1)
+    exact = F.adaptive_avg_pool2d(exact, blur.shape[-2:])
+    error = (blur.flatten(0, 1) - exact).square().sum(dim=1).add(1e-4).sqrt()
+    return (error / (1 + exact.norm(dim=1))).mean()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Degradation:
     """What NetD alone says of clips; the fields are those of `FMANetPPOutput`."""
@@ -116,7 +148,7 @@ def estimate_degradation(
     guidance = embed.flatten(0, 1) if embed is not None else network.embed(flat, known)
     following, previous = neighbour_index(clips, frames, (), lr.device)
     netd = network.degradation
-    feat, flow, _ = netd(flat, following, previous, guidance)
+    feat, flow = netd(flat, following, previous, guidance)
     image_flow = netd.sharp_flow(flow)[..., : lr.shape[-2], : lr.shape[-1]].unflatten(1, (2, 3))
     return Degradation(
         image_flow=image_flow.unflatten(0, (clips, frames)),

@@ -29,7 +29,7 @@ from training.loop import (
     load_checkpoint,
     panels,
 )
-from training.losses import decibel_loss, degradation_loss, image_flow_loss, reblur_loss, temporal_loss
+from training.losses import blur_loss, decibel_loss, degradation_loss, image_flow_loss, reblur_loss, temporal_loss
 from training.scenes.pool import Batch, open_pool
 from vsfmanet.networks.fmanetpp import FMANetPP
 
@@ -52,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
         help="only sequences of this median motion, LR pixels",
     )
     add("--degradation-weight", type=float, default=0.1, help="lambda3 of Eq. 10 (default: %(default)s)")
+    add("--blur-weight", type=float, default=0.02, help="of the path branch's blur (default: %(default)s)")
     add("--temporal-weight", type=float, default=0.0, help="of the temporal loss, e.g. 0.2 (default: %(default)s)")
     add("--reblur-weight", type=float, default=0.0, help="of the reblur loss, e.g. 0.1 (default: %(default)s)")
     return parser.parse_args()
@@ -92,6 +93,9 @@ def main() -> None:
             with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
                 values["degradation"] = degradation_loss(network, out, clips, rebuilt, warp_weight=args.warp_weight)
             loss = loss + args.degradation_weight * values["degradation"]
+        if out.blur is not None and args.blur_weight:
+            values["blur"] = blur_loss(out.blur, clips.flow, clips.exposure)
+            loss = loss + args.blur_weight * values["blur"]
         if args.temporal_weight:
             values["temporal"] = temporal_loss(out.frames, clips)
             loss = loss + args.temporal_weight * ramp(step / args.steps, *TEMPORAL_RAMP) * values["temporal"]

@@ -146,9 +146,13 @@ class CudaGraphEngine:
         out, *guides = self._run("bridge", run, lr, feat)
         return out, tuple(guides)
 
-    def finish(self, lr: Tensor, feat: Tensor) -> Tensor:
+    def finish(self, lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
         """See `Parts`."""
-        [frame] = self._run("finish", lambda lr, feat: (self._parts.finish(lr, feat),), lr, feat)
+
+        def run(lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> tuple[Tensor]:
+            return (self._parts.finish(lr, feat, flow, embed),)
+
+        [frame] = self._run("finish", run, lr, feat, flow, embed)
         return frame
 
     def _run(self, name: str, part: Callable[..., tuple[Tensor, ...]], *inputs: Tensor | None) -> tuple[Tensor, ...]:

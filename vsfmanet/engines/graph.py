@@ -72,6 +72,7 @@ class GraphEngine:
         self._build, self._load = build, load
         self._size: tuple[int, int] | None = None
         self._runs: dict[str, Run] = {}
+        self._last_inputs: tuple[str, ...] = ()
 
     def stem(self, lr: Tensor) -> Tensor:
         """See `Parts`."""
@@ -103,9 +104,10 @@ class GraphEngine:
         out, *guides = self._runs["bridge"]([lr, feat])
         return out, tuple(guides)
 
-    def finish(self, lr: Tensor, feat: Tensor) -> Tensor:
+    def finish(self, lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
         """See `Parts`."""
-        [frame] = self._runs["finish"]([lr, feat])
+        given = {"lr": lr, "feat": feat, "flow": flow, "embed": embed}
+        [frame] = self._runs["finish"]([value for name in self._last_inputs if (value := given[name]) is not None])
         return frame
 
     @torch.inference_mode(mode=False)  # an export does not work there
@@ -131,6 +133,7 @@ class GraphEngine:
             run = self._cache.fetch(spec, partial(self._built, part), partial(self._load, part))
             self._check(part, run)
             runs[part.name] = run
+            self._last_inputs = tuple(part.inputs)  # of "finish", the last part: not all networks read all
         self._runs, self._size = runs, (height, width)
 
     def _built(self, part: ExportPart) -> bytes:

@@ -307,6 +307,7 @@ class ExposureModulation(nn.Module):
 
     def __init__(self, width: int, embed_width: int, hidden: int) -> None:
         super().__init__()
+        self.embed_width = embed_width
         self.to_affine = nn.Sequential(
             nn.Linear(embed_width, hidden), leaky_relu(), last := nn.Linear(hidden, 2 * width)
         )
@@ -317,7 +318,7 @@ class ExposureModulation(nn.Module):
 
         Args:
             feat: (N, C, H, W).
-            embed: (N, U).
+            embed: (N, U), or more channels, of which the first U are read.
 
         Returns:
             (N, C, H, W).
@@ -327,7 +328,7 @@ class ExposureModulation(nn.Module):
         """
         if embed is None:
             raise ShapeError("an exposure-aware block needs the exposure embedding, got none; pass that of the frames")
-        scale, shift = rearrange(self.to_affine(embed), "n (two c) -> two n c 1 1", two=2)
+        scale, shift = rearrange(self.to_affine(embed[:, : self.embed_width]), "n (two c) -> two n c 1 1", two=2)
         return torch.addcmul(shift, feat, 1 + scale)
 
 

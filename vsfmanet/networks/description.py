@@ -152,12 +152,14 @@ class Parts(Protocol):
         """
         ...
 
-    def finish(self, lr: Tensor, feat: Tensor) -> Tensor:
+    def finish(self, lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
         """Compute restored frames.
 
         Args:
             lr: (N, 3, H, W) RGB in [0, 1].
             feat: (N, C, h, w), from the last level.
+            flow: (N, F, h, w), fp32, from the last level.
+            embed: As for `level`.
 
         Returns:
             (N, 3, s*H, s*W), fp32, nominal range [0, 1], not clamped.

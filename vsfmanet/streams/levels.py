@@ -72,7 +72,9 @@ class LevelStreams:
         exposure, confidence = record.given, float(record.given is not None)
         if record.read is not None:
             exposure, confidence = record.read.tolist()
-        frame = self._parts.finish(record.lr, record.feat.to(self._device))[0]
+        assert record.flow is not None
+        feat, flow = record.feat.to(self._device), record.flow.to(self._device)
+        frame = self._parts.finish(record.lr, feat, flow, record.embed)[0]
         return Restored(index=record.index, frame=frame, exposure=exposure, confidence=confidence)
 
     def _chain(self, source: FrameSource, first: int, *, whole: bool) -> Iterator[_Record]:

@@ -62,13 +62,13 @@ class FMANetPPConfig:
     grid: int = 1
     """Side g of a cell in input pixels: 1, 2 or 4. Flow, levels and guide are computed once a cell, for a cost that
     falls by g^2; see `DegradationNetwork` and `RestorationNetwork`."""
-    detail_width: int = 0
-    """Channels of the detail branch, shallow convolutions on a finer grid that carry fine detail; 0 for none."""
-    detail_grid: int = 1
-    """Side of a cell of the detail branch in input pixels; divides `grid` and is smaller."""
+    path_width: int = 0
+    """Channels of the path branch, which reads each frame along the path of its blur (`PathBranch`); 0 for none."""
+    path_grid: int = 1
+    """Side of a cell of the path branch in input pixels; 1, 2 or 4, and at most `grid`."""
 
     def __post_init__(self) -> None:
-        check_fields(self, least={"detail_width": 0})
+        check_fields(self, least={"path_width": 0})
         if self.scale not in _KERNEL_SIZES:
             raise ConfigError(f"scale must be 4, 2 or 1, got {self.scale}")
         if self.width % self.heads:
@@ -84,11 +84,10 @@ class FMANetPPConfig:
             )
         if self.grid not in (1, 2, 4):
             raise ConfigError(f"grid must be 1, 2 or 4, got {self.grid}")
-        if self.detail_width and (self.detail_grid not in (1, 2) or self.detail_grid >= self.grid):
-            raise ConfigError(
-                f"detail_grid must be 1 or 2 and smaller than grid ({self.grid}), got "
-                f"{self.detail_grid}; set detail_width to 0 for no branch"
-            )
+        if self.path_width and (self.path_grid not in (1, 2, 4) or self.path_grid > self.grid):
+            raise ConfigError(f"path_grid must be 1, 2 or 4, and at most grid ({self.grid}), got {self.path_grid}")
+        if self.path_width and self.upsampler == "two_stage":
+            raise ConfigError("upsampler two_stage is for networks without a path branch; use 'lr'")
         if self.upsampler == "two_stage" and self.grid != 1:
             raise ConfigError(f"upsampler two_stage is for grid 1, got grid {self.grid}; use 'lr'")
 

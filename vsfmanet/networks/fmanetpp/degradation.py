@@ -31,10 +31,9 @@ class NetD(nn.Module):
     of the pairs plus what its head adds. Without that mean, head and flow updates both start at zero and neither has a
     gradient to leave it: the flow was not learned at all in 2,700 steps.
 
-    Departure with a grid of g > 1: the stem reads cells of g x g pixels, after a pixel-unshuffle, beside the features
-    of the detail branch (two convolutions on cells of d x d pixels, d = `detail_grid`) if there is one. Features and
-    flow are of cells, (H/g, W/g) rounded up, the flow in units of a cell; frames that g does not divide are padded by
-    their border.
+    Departure with a grid of g > 1: the stem reads cells of g x g pixels, after a pixel-unshuffle. Features and flow are
+    of cells, (H/g, W/g) rounded up, the flow in units of a cell; frames that g does not divide are padded by their
+    border.
 
     Args:
         config: Sizes.
@@ -47,26 +46,14 @@ class NetD(nn.Module):
         width, flow_width = config.width, 6 * config.num_flows
         self.num_flows = config.num_flows
         self._first_flow = match_frames if config.initial_flow == "matching" else _no_motion
-        self.grid, self.detail_grid = config.grid, config.detail_grid
-        self.detail: Layers | None = None
-        detail_channels = 0
-        if config.detail_width:
-            detail_channels = config.detail_width * (config.grid // config.detail_grid) ** 2
-            self.detail = Layers(
-                Conv3x3(3 * config.detail_grid**2, config.detail_width),
-                leaky_relu(),
-                Conv3x3(config.detail_width, config.detail_width),
-                leaky_relu(),
-            )
+        self.grid = config.grid
         self.stem = Layers(
-            Conv3x3(3 * config.grid**2 + detail_channels, width),
+            Conv3x3(3 * config.grid**2, width),
             leaky_relu(),
             ResidualDenseBlock(width, config.dense_growth, config.dense_layers),
         )
         if config.grid > 1:
             keep_scale(self.stem)
-            if self.detail is not None:
-                keep_scale(self.detail)
         self.blocks = nn.ModuleList(
             HRBABlock(config, embed_width=embed_width, flow_features=config.flow_features)
             for _ in range(config.num_blocks)
@@ -96,7 +83,7 @@ class NetD(nn.Module):
 
     def forward(
         self, lr: Tensor, following: Tensor, previous: Tensor, embed: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """Run NetD on N frames at once.
 
         Args:
@@ -106,44 +93,25 @@ class NetD(nn.Module):
             embed: (N, U) exposure embeddings; None without exposure awareness.
 
         Returns:
-            Features (N, C, H/g, W/g) and flow (N, 6n, H/g, W/g), fp32, of the last block, and the result of `details`.
+            Features (N, C, H/g, W/g) and flow (N, 6n, H/g, W/g), fp32, of the last block.
         """
         dtype = next(self.parameters()).dtype
-        typed = lr.to(dtype).contiguous(memory_format=torch.channels_last)
-        detail = self.details(typed)
-        feat = self.enter(typed, detail)
+        feat = self.enter(lr.to(dtype).contiguous(memory_format=torch.channels_last))
         flow = self.initial_flow(lr, (lr[following], lr[previous]))
         for block in self.blocks:
             feat, flow = block(feat, (feat[following], feat[previous]), flow, embed)
-        return feat, flow, detail
+        return feat, flow
 
-    def details(self, lr: Tensor) -> Tensor | None:
-        """Compute the features of the detail branch.
-
-        Args:
-            lr: (N, 3, H, W) in [0, 1], in the type of the weights.
-
-        Returns:
-            (N, D, H/d, W/d) with H and W rounded up to multiples of g, d = `detail_grid`; None without the branch.
-        """
-        return None if self.detail is None else self.detail(cells(at_multiples(lr, self.grid), self.detail_grid))
-
-    def enter(self, lr: Tensor, detail: Tensor | None = None) -> Tensor:
+    def enter(self, lr: Tensor) -> Tensor:
         """Compute the features that the first block reads.
 
         Args:
             lr: (N, 3, H, W) in [0, 1], in the type of the weights.
-            detail: Result of `details`; computed if not given.
 
         Returns:
             (N, C, H/g, W/g).
         """
-        if detail is None:
-            detail = self.details(lr)
-        parts = [cells(lr, self.grid)]
-        if detail is not None:
-            parts.append(cells(detail, self.grid // self.detail_grid))
-        return self.stem(*parts)
+        return self.stem(cells(lr, self.grid))
 
     def initial_flow(self, lr: Tensor, neighbours: tuple[Tensor, Tensor]) -> Tensor:
         """Estimate the flow that the first level reads, the same for all pairs, with open masks.

@@ -53,12 +53,13 @@ class _Bridge(nn.Module):
 
 
 class _Finish(nn.Module):
-    def __init__(self, degradation: NetD, restoration: NetR, dtype: torch.dtype) -> None:
+    def __init__(self, restoration: NetR) -> None:
         super().__init__()
-        self.degradation, self.restoration, self.dtype = degradation, restoration, dtype
+        self.restoration = restoration
 
-    def forward(self, lr: Tensor, feat: Tensor) -> Tensor:
-        return self.restoration.finish(lr, feat, self.degradation.details(lr.to(self.dtype)))
+    def forward(self, lr: Tensor, feat: Tensor, flow: Tensor | None = None, embed: Tensor | None = None) -> Tensor:
+        blur = None if flow is None else self.restoration.blur(feat, flow, embed)
+        return self.restoration.finish(lr, feat, blur)
 
 
 def export_parts(
@@ -86,13 +87,18 @@ def export_parts(
     def feat() -> Tensor:
         return torch.randn(1, config.width, rows, columns, generator=generator).to(device, dtype)
 
+    def embedding() -> Tensor:
+        vector = nn.functional.normalize(torch.randn(1, embed_width, generator=generator), dim=1)
+        if config.path_width:
+            vector = torch.cat([vector, torch.tensor([[0.5, 1.0]])], dim=1)
+        return vector.to(device, dtype)
+
     flow = (3 * torch.randn(1, 6 * config.num_flows, rows, columns, generator=generator)).to(device)
     yield ExportPart(name="stem", module=_Stem(degradation, dtype), inputs={"lr": picture()}, outputs=("feat_out",))
     for index, block in enumerate(whole.blocks):
         inputs = {"feat": feat(), "next": feat(), "previous": feat(), "flow": flow}
         if embed_width:
-            embed = torch.randn(1, embed_width, generator=generator)
-            inputs["embed"] = nn.functional.normalize(embed, dim=1).to(device, dtype)
+            inputs["embed"] = embedding()
         if index >= config.num_blocks:
             inputs["guide"] = feat()
         updates = whole.updates_flow(index)
@@ -104,4 +110,6 @@ def export_parts(
     yield ExportPart(
         name="bridge", module=_Bridge(degradation, restoration, dtype), inputs=both, outputs=("feat_out", *guides)
     )
-    yield ExportPart(name="finish", module=_Finish(degradation, restoration, dtype), inputs=both, outputs=("frame",))
+    if config.path_width:
+        both = {**both, "flow": flow, **({"embed": embedding()} if embed_width else {})}
+    yield ExportPart(name="finish", module=_Finish(restoration), inputs=both, outputs=("frame",))

@@ -29,6 +29,7 @@ from vsfmanet.networks.fmanetpp.deploy import fold, unfold
 from vsfmanet.networks.fmanetpp.export import export_parts
 from vsfmanet.networks.fmanetpp.parts import EagerParts, TiledParts
 from vsfmanet.networks.fmanetpp.restoration import NetR
+from vsfmanet.ops.warp import PATH_SAMPLES
 from vsfmanet.segments import Reach
 from vsfmanet.tiling import MemoryPlan
 
@@ -45,6 +46,9 @@ class FMANetPPOutput:
     image_flow: Tensor | None
     """(B, T, 2, 3, H, W), fp32: direction (next, previous), flow dx, dy in LR pixels and mask logit, between sharp
     frames; None when deployed."""
+    blur: Tensor | None
+    """(B, T, 2, H/g, W/g), fp32: half of the motion blur of each cell in LR pixels, right and down; None without a
+    path branch."""
     kernel_feat: Tensor
     """(B, T, C, H/g, W/g): h_K, from which `NetD.kernels` computes the logits of the degradation kernels."""
 
@@ -119,8 +123,9 @@ class FMANetPP(LevelNetwork):
             last = 3 * 64 * 16 * size + 2 * image * config.scale**2
         else:
             last = (2 * channels + 2 * 3 * (config.scale * grid) ** 2) * size + 2 * image * config.scale**2
-        # On the grid of the detail: frame and upsampled features, each beside the detail, and the result of both.
-        last += 4 * config.detail_width * (grid // config.detail_grid) ** 2 * size
+        if config.path_width:  # samples of the frame in fp32 with their places, and twice more; the branch's features
+            last += 3 * 3 * PATH_SAMPLES * grid**2 * 4 + 2 * PATH_SAMPLES * grid**2 * 4
+            last += 3 * config.path_width * (grid // config.path_grid) ** 2 * size
         working = max(wide, last) + 2 * feat + flow
         rows, columns = -(-height // grid), -(-width // grid)
         if plan.tile is None:
@@ -154,18 +159,28 @@ class FMANetPP(LevelNetwork):
         if self.extractor is None:
             return None
         if exposure is None:
-            return self.extractor(lr)
+            return self._with_exposure(self.extractor(lr), None)
         known = ~exposure.isnan()
         levels = self.anchors if self.exposure_embeds is None else F.normalize(self.exposure_embeds.float(), dim=1)
         # A pageable copy this small does not block the host.
         given = anchor_embedding(levels, exposure.to(lr.device, non_blocking=True).nan_to_num(1.0))
-        if known.all():
-            return given
-        return torch.where(known[:, None].to(lr.device, non_blocking=True), given, self.extractor(lr))
+        on_device = known[:, None].to(lr.device, non_blocking=True)
+        if not known.all():
+            given = torch.where(on_device, given, self.extractor(lr))
+        return self._with_exposure(given, exposure)
+
+    def _with_exposure(self, embed: Tensor, exposure: Tensor | None) -> Tensor:
+        """Append `EXPOSURE_CHANNELS` to embeddings (N, U), if there is a path branch that reads them."""
+        if not self.config.path_width:
+            return embed
+        if exposure is None:
+            exposure = torch.full((len(embed),), torch.nan)
+        values = torch.stack([exposure.float().nan_to_num(0.0), (~exposure.isnan()).float()], dim=1)
+        return torch.cat([embed, values.to(embed.device, non_blocking=True)], dim=1)
 
     def read_exposure(self, embed: Tensor) -> tuple[Tensor, Tensor]:
         """See `LevelNetwork`."""
-        return read_exposure(self.anchors, embed, self.reading_temperature)
+        return read_exposure(self.anchors, embed[:, : self.anchors.shape[1]], self.reading_temperature)
 
     def folded_guide(self) -> tuple[Tensor, Tensor]:
         """Multiply kernel head and kernel embeddings; returns weight (M*C, C, k, k) and bias (M*C,)."""
@@ -209,7 +224,7 @@ class FMANetPP(LevelNetwork):
         flat = lr.flatten(0, 1)
         known = exposure.flatten() if exposure is not None else None
         guidance = embed.flatten(0, 1) if embed is not None else self.embed(flat, known)
-        feat, flow, detail = self.degradation(flat, following, previous, guidance)
+        feat, flow = self.degradation(flat, following, previous, guidance)
         image_flow = None
         if not self.deployed:
             image_flow = self.degradation.sharp_flow(flow)[..., : lr.shape[-2], : lr.shape[-1]]
@@ -220,8 +235,10 @@ class FMANetPP(LevelNetwork):
         for block, guide in zip(self.restoration.blocks, guides, strict=True):
             neighbours = (feat[following], feat[previous])
             feat, flow = block(feat, neighbours, flow, guidance, guide, update_flow=block is not last)
+        blur = self.restoration.blur(feat, flow, guidance)
         return FMANetPPOutput(
-            frames=self.restoration.finish(flat, feat, detail).unflatten(0, (clips, frames)),
+            frames=self.restoration.finish(flat, feat, blur).unflatten(0, (clips, frames)),
+            blur=None if blur is None else blur.unflatten(0, (clips, frames)),
             image_flow=None
             if image_flow is None
             else rearrange(image_flow, "(b t) (d c) h w -> b t d c h w", b=clips, d=2),

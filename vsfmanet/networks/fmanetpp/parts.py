@@ -17,6 +17,9 @@ from vsfmanet.tiling import Box, assemble, tiles
 _FINISH_REACH = 4
 """Cells around a cell on which its part of the result depends, for all upsamplers."""
 
+_PATH_REACH = 6
+"""Cells more with a path branch: its convolutions, those of the blur, and the enlargement of the blur to pixels."""
+
 
 class EagerParts:
     """The modules of the network as they are.
@@ -56,9 +59,29 @@ class EagerParts:
         guides = self._netr.guides(self._netd.kernel_feat(feat), self._netd.to_kernels)
         return self._netr.enter(self._typed(lr), feat), guides
 
-    def finish(self, lr: Tensor, feat: Tensor) -> Tensor:
+    def finish(self, lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
         """See `Parts`."""
-        return self._netr.finish(lr, feat, self._netd.details(self._typed(lr)))
+        return self._netr.finish(lr, feat, self._netr.blur(feat, flow, embed))
+
+    def finish_tile(
+        self, box: Box, frames: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None, grid: int
+    ) -> Tensor:
+        """Run `finish` for a tile.
+
+        Args:
+            box: The tile, in cells.
+            frames: (N, 3, H, W), whole frames, whose sides the grid divides.
+            feat: (N, C, H/g, W/g), of whole frames.
+            flow: (N, 6n, H/g, W/g), of whole frames.
+            embed: As for `finish`.
+            grid: g.
+
+        Returns:
+            (N, 3, s*h, s*w), the tile.
+        """
+        own = box.of(feat)
+        blur = self._netr.blur(own, box.of(flow), embed)
+        return self._netr.finish(box.of(frames, grid), own, blur, frames, (grid * box.top, grid * box.left))
 
     def updates_flow(self, index: int) -> bool:
         """Return whether level `index` refines the flow; nothing reads that of the last one."""
@@ -87,7 +110,8 @@ class TiledParts:
         self._whole = whole
         self._scale, self._grid = config.scale, config.grid
         self._tile = max(1, tile[0] // config.grid), max(1, tile[1] // config.grid)
-        self._stem_reach = config.dense_layers + 2 + (config.detail_width > 0)
+        self._stem_reach = config.dense_layers + 2
+        self._finish_reach = _FINISH_REACH + _PATH_REACH * (config.path_width > 0)
         self._aligned_reach = config.fuse_convs + 2  # fusion, and the two convolutions of the flow update
 
     def stem(self, lr: Tensor) -> Tensor:
@@ -137,14 +161,14 @@ class TiledParts:
         out, *guides = self._assemble(feat, self._stem_reach, part)
         return out, tuple(guides)
 
-    def finish(self, lr: Tensor, feat: Tensor) -> Tensor:
+    def finish(self, lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
         """See `Parts`; the result is on the CPU."""
         image = at_multiples(lr, self._grid)
 
         def part(box: Box) -> tuple[Tensor]:
-            return (self._whole.finish(box.of(image, self._grid), box.of(feat)).cpu(),)
+            return (self._whole.finish_tile(box, image, feat, flow, embed, self._grid).cpu(),)
 
-        [frame] = self._assemble(feat, _FINISH_REACH, part, scale=self._scale * self._grid)
+        [frame] = self._assemble(feat, self._finish_reach, part, scale=self._scale * self._grid)
         return frame[..., : self._scale * lr.shape[2], : self._scale * lr.shape[3]]
 
     def _refined(self, stage: Stage, x: Tensor, guide: Tensor | None) -> Tensor:

@@ -6,18 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsfmanet.networks.blocks import Conv3x3, Layers, ResidualDenseBlock, keep_scale, leaky_relu, zero_init
+from vsfmanet.networks.blocks import (
+    Conv3x3,
+    Layers,
+    ResidualDenseBlock,
+    at_multiples,
+    keep_scale,
+    leaky_relu,
+    zero_init,
+)
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
 from vsfmanet.networks.fmanetpp.degradation import cells
 from vsfmanet.networks.fmanetpp.deploy import fold
 from vsfmanet.networks.fmanetpp.level import GuidedBlock
+from vsfmanet.networks.fmanetpp.path import BlurPath, PathBranch
 
 
 class NetR(nn.Module):
     """NetR: restores each frame from its features, its motion and its degradation. Source: FMA-Net++, Sec. 3.4.
 
     Departure with a grid of g > 1: levels are computed once a cell of g x g pixels, and the upsampler ends with a
-    pixel-shuffle. With a detail branch it ends on the branch's grid, where two convolutions join it with the detail.
+    pixel-shuffle. With a path branch it ends on the branch's grid, see `PathBranch`.
 
     Args:
         config: Sizes.
@@ -55,7 +64,8 @@ class NetR(nn.Module):
                 nn.Conv2d(3 * config.kernel_size**2, width, 1, bias=False) for _ in range(config.num_blocks)
             )
         self.upsampler = _upsampler(config)
-        self.join = _join(config) if config.detail_width else None
+        self.blur_path = BlurPath(config, embed_width=embed_width) if config.path_width else None
+        self.path = PathBranch(config) if config.path_width else None
 
     def enter(self, lr: Tensor, feat: Tensor) -> Tensor:
         """Compute the features that the first block reads.
@@ -103,43 +113,50 @@ class NetR(nn.Module):
         with torch.autocast(head.weight.device.type, enabled=False):
             return fold(head, list(self.kernel_embeds.parameters()))
 
-    def finish(self, lr: Tensor, feat: Tensor, detail: Tensor | None) -> Tensor:
+    def blur(self, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor | None:
+        """Compute half of the motion blur of each cell; see `BlurPath.forward`. None without a path branch."""
+        return None if self.blur_path is None else self.blur_path(feat, flow, embed)
+
+    def finish(
+        self,
+        lr: Tensor,
+        feat: Tensor,
+        blur: Tensor | None,
+        frames: Tensor | None = None,
+        origin: tuple[int, int] = (0, 0),
+    ) -> Tensor:
         """Compute restored frames: the residual plus the bilinear image (Eq. 8).
 
         Args:
-            lr: (N, 3, H, W) in [0, 1], fp32.
+            lr: (N, 3, H, W) in [0, 1], fp32; whole frames, or a tile of them.
             feat: (N, C, H/g, W/g), from the last block.
-            detail: Result of `NetD.details`; None without a detail branch.
+            blur: (N, 2, H/g, W/g), result of `blur`.
+            frames: If `lr` is a tile, the whole frames, whose sides g divides.
+            origin: Row and column of the frames where the tile begins.
 
         Returns:
             (N, 3, s*H, s*W), fp32, nominal range [0, 1], not clamped.
         """
         residual = self.upsampler(feat)
-        if self.join is not None:
-            assert detail is not None
-            residual = self.join(residual, detail)
+        if self.path is not None:
+            assert blur is not None
+            residual = self.path(residual, at_multiples(lr, self.grid) if frames is None else frames, blur, origin)
         residual = residual[..., : self.scale * lr.shape[-2], : self.scale * lr.shape[-1]]  # without the padding to g
         skip = F.interpolate(lr.float(), scale_factor=self.scale, mode="bilinear", align_corners=False)
         return skip + residual.float()
 
 
-def _join(config: FMANetPPConfig) -> Layers:
-    """Build the layers from upsampled features and detail to residual image; the last one starts at zero."""
-    width, factor = config.detail_width, config.scale * config.detail_grid
-    layers = Layers(Conv3x3(2 * width, width), leaky_relu(), last := Conv3x3(width, 3 * factor**2))
-    keep_scale(layers)
-    zero_init(last)
-    return Layers(*layers, nn.PixelShuffle(factor))
-
-
 def _upsampler(config: FMANetPPConfig) -> Layers:
-    """Build the layers from features to residual image; with a detail branch, to what `_join` reads.
+    """Build the layers from features to residual image; with a path branch, to the features that it reads.
 
     The last layer starts at zero, so a fresh network returns the bilinear image.
     """
-    if config.detail_width:
-        factor = config.grid // config.detail_grid
-        branch = Layers(Conv3x3(config.width, config.detail_width * factor**2), nn.PixelShuffle(factor), leaky_relu())
+    if config.path_width:
+        factor = config.grid // config.path_grid
+        layers: list[nn.Module] = [Conv3x3(config.width, config.path_width * factor**2)]
+        if factor > 1:
+            layers.append(nn.PixelShuffle(factor))
+        branch = Layers(*layers, leaky_relu())
         keep_scale(branch)
         return branch
     if config.upsampler == "two_stage":
