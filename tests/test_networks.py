@@ -177,8 +177,8 @@ CHANGES: dict[str, object] = {
     "exposure_aware": False,
     "guidance": "sft",
     "grid": 2,
-    "detail_width": 8,
-    "detail_grid": 2,
+    "path_width": 8,
+    "path_grid": 2,
 }
 
 
@@ -198,13 +198,13 @@ def test_every_setting_moves_the_network(field: str) -> None:
 
 @pytest.mark.parametrize("scale", [4, 2, 1])
 @pytest.mark.parametrize(
-    "branch", [{"grid": 2}, {"grid": 4}, {"grid": 2, "detail_width": 4}, {"grid": 4, "detail_width": 4},
-               {"grid": 4, "detail_width": 4, "detail_grid": 2}],
+    "branch", [{"grid": 2}, {"grid": 4}, {"grid": 2, "path_width": 4}, {"grid": 4, "path_width": 4},
+               {"grid": 4, "path_width": 4, "path_grid": 2}],
 )  # fmt: skip
 def test_a_network_on_cells_takes_any_size_learns_whole_and_starts_at_the_bilinear_image(
     branch: dict[str, int], scale: int
 ) -> None:
-    config = replace(CELLS, **{"detail_width": 0, **branch}, scale=scale)  # type: ignore[arg-type]
+    config = replace(CELLS, **{"path_width": 0, **branch}, scale=scale)  # type: ignore[arg-type]
     lr = clip(2, 9, 13)
     with torch.inference_mode():
         fresh = FMANetPP(config).eval()(lr)
@@ -239,7 +239,7 @@ def test_the_flow_of_cells_is_told_in_pixels() -> None:
     )
     frames = torch.stack([texture.roll(8 * t, dims=3)[0] for t in range(3)])[None]
     flows = []
-    for config in (replace(CELLS, grid=1, detail_width=0), CELLS):
+    for config in (replace(CELLS, grid=1, path_width=0), CELLS):
         with torch.inference_mode():
             out = FMANetPP(config).eval()(frames)
         assert out.image_flow is not None
@@ -249,7 +249,7 @@ def test_the_flow_of_cells_is_told_in_pixels() -> None:
 
 
 def test_a_start_from_a_model_on_pixels_keeps_the_levels() -> None:
-    model = awake(replace(CELLS, grid=1, detail_width=0)).deployed_form()
+    model = awake(replace(CELLS, grid=1, path_width=0)).deployed_form()
     network = FMANetPP(CELLS)
     afresh = {name.rpartition(".")[0] for name in start_from(network, model)}
     assert afresh == {
@@ -258,10 +258,10 @@ def test_a_start_from_a_model_on_pixels_keeps_the_levels() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("detail_width", [0, 4])
-def test_stems_started_from_those_of_pixels_read_the_mean_of_each_cell(detail_width: int) -> None:
-    model = awake(replace(CELLS, grid=1, detail_width=0)).deployed_form()
-    network = FMANetPP(replace(CELLS, detail_width=detail_width))
+@pytest.mark.parametrize("path_width", [0, 4])
+def test_stems_started_from_those_of_pixels_read_the_mean_of_each_cell(path_width: int) -> None:
+    model = awake(replace(CELLS, grid=1, path_width=0)).deployed_form()
+    network = FMANetPP(replace(CELLS, path_width=path_width))
     start_from(network, model)
     lr, feat = clip(2, 16, 24)[0], torch.rand(2, CELLS.width, 4, 6)
     means = F.avg_pool2d(lr, CELLS.grid)
@@ -422,8 +422,8 @@ def test_a_wrong_input_is_named(shape: tuple[int, ...]) -> None:
         ({"scale": 2, "upsampler": "two_stage"}, "two_stage makes scale 4"),
         ({"fuse_convs": 3}, "fuse_convs must be"),
         ({"grid": 3}, "grid must be"),
-        ({"detail_width": 8}, "detail_grid must be 1 or 2 and smaller than grid"),
-        ({"grid": 2, "detail_width": 8, "detail_grid": 2}, "smaller than grid"),
+        ({"path_width": 8}, "path_grid must be 1 or 2 and smaller than grid"),
+        ({"grid": 2, "path_width": 8, "path_grid": 2}, "smaller than grid"),
         ({"grid": 2, "upsampler": "two_stage"}, "two_stage is for grid 1"),
     ],
 )

@@ -53,7 +53,7 @@ def test_a_stream_equals_the_whole_sequence_at_once(restorer: Restorer, weights:
     torch.testing.assert_close(frames(restorer, clip, 0, FRAMES), whole, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("change", [{}, {"grid": 2, "scale": 2}, {"detail_grid": 2, "scale": 1}, {"detail_width": 0}])
+@pytest.mark.parametrize("change", [{}, {"grid": 2, "scale": 2}, {"path_grid": 2, "scale": 1}, {"path_width": 0}])
 def test_a_stream_of_a_network_on_cells_equals_the_whole_sequence(change: dict[str, int], tmp_path: Path) -> None:
     path, clip = tmp_path / "cells.safetensors", NoiseSource()
     save_model(awake(replace(CELLS, **change)).deployed_form(), path)  # type: ignore[arg-type]

@@ -81,8 +81,8 @@ def test_tiles_cover_a_frame_once(tile: tuple[int, int]) -> None:
         replace(TINY, scale=1),
         CELLS,
         replace(CELLS, scale=1, grid=2),
-        replace(CELLS, scale=2, detail_grid=2),
-        replace(CELLS, scale=1, detail_width=0),
+        replace(CELLS, scale=2, path_grid=2),
+        replace(CELLS, scale=1, path_width=0),
     ],
 )
 @pytest.mark.parametrize("tile", [(16, 64), (17, 16)])

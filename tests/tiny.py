@@ -20,7 +20,7 @@ TINY = FMANetPPConfig(
     width=12, num_blocks=2, num_flows=3, heads=2, feed_forward_width=16, fuse_convs=1, dense_growth=4, dense_layers=2,
     extractor_width=4, modulation_width=6, kernel_head_size=1, upsampler="lr", last_flow_update=False,
 )  # fmt: skip
-CELLS = replace(TINY, grid=4, detail_width=4, initial_flow="matching", flow_features=True, learned_exposures=True)
+CELLS = replace(TINY, grid=4, path_width=4, initial_flow="matching", flow_features=True, learned_exposures=True)
 """On a grid of 4, with a detail branch at full size."""
 TINY_JFFRA = JFFRAConfig(width=16, depth=2, bottom_depth=2, flow_width=8, flow_features=True)
 TINY_M2AENET = M2AENetConfig(width=8, depth=1, motion_width=2, blur_width=2)

@@ -104,21 +104,21 @@ def half_blur(flow: Tensor, exposure: Tensor) -> Tensor:
     return exposure[:, :, None, None, None] / 2 * velocity
 
 
-def blur_loss(blur: Tensor, flow: Tensor, exposure: Tensor) -> Tensor:
-    """Relative l1 between estimated and exact motion blur.
+def blur_loss(motion: Tensor, flow: Tensor, exposure: Tensor) -> Tensor:
+    """Relative l1 between estimated and exact motion: of the blur, and of the flow to both neighbours.
 
     Args:
-        blur: (B, T, 2, H/g, W/g), half of the estimated motion blur of each cell, LR pixels.
+        motion: (B, T, 6, H/g, W/g), `FMANetPPOutput.motion`, LR pixels.
         flow: As for `half_blur`.
         exposure: As for `half_blur`.
 
     Returns:
-        Scalar: differences of a pixel count as 1 where nothing moves, and less where much does.
+        Scalar: a difference of one pixel counts as 1 where nothing moves, and less where much does.
     """
-    exact = half_blur(flow, exposure).flatten(0, 1)
-    exact = F.adaptive_avg_pool2d(exact, blur.shape[-2:])
-    error = (blur.flatten(0, 1) - exact).square().sum(dim=1).add(1e-4).sqrt()
-    return (error / (1 + exact.norm(dim=1))).mean()
+    exact = torch.cat([half_blur(flow, exposure), flow.flatten(2, 3)], dim=2).flatten(0, 1)
+    exact = F.adaptive_avg_pool2d(exact, (motion.shape[-2], motion.shape[-1])).unflatten(1, (3, 2))
+    error = (motion.flatten(0, 1).unflatten(1, (3, 2)) - exact).square().sum(dim=2).add(1e-4).sqrt()
+    return (error / (1 + exact.norm(dim=2))).mean()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

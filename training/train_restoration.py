@@ -93,8 +93,8 @@ def main() -> None:
             with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
                 values["degradation"] = degradation_loss(network, out, clips, rebuilt, warp_weight=args.warp_weight)
             loss = loss + args.degradation_weight * values["degradation"]
-        if out.blur is not None and args.blur_weight:
-            values["blur"] = blur_loss(out.blur, clips.flow, clips.exposure)
+        if out.motion is not None and args.blur_weight:
+            values["blur"] = blur_loss(out.motion, clips.flow, clips.exposure)
             loss = loss + args.blur_weight * values["blur"]
         if args.temporal_weight:
             values["temporal"] = temporal_loss(out.frames, clips)

@@ -146,13 +146,17 @@ class CudaGraphEngine:
         out, *guides = self._run("bridge", run, lr, feat)
         return out, tuple(guides)
 
-    def finish(self, lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
+    def finish(
+        self, lr: Tensor, neighbours: tuple[Tensor, Tensor], feat: Tensor, flow: Tensor, embed: Tensor | None
+    ) -> Tensor:
         """See `Parts`."""
 
-        def run(lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> tuple[Tensor]:
-            return (self._parts.finish(lr, feat, flow, embed),)
+        def run(
+            lr: Tensor, following: Tensor, previous: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None
+        ) -> tuple[Tensor]:
+            return (self._parts.finish(lr, (following, previous), feat, flow, embed),)
 
-        [frame] = self._run("finish", run, lr, feat, flow, embed)
+        [frame] = self._run("finish", run, lr, *neighbours, feat, flow, embed)
         return frame
 
     def _run(self, name: str, part: Callable[..., tuple[Tensor, ...]], *inputs: Tensor | None) -> tuple[Tensor, ...]:

@@ -104,9 +104,12 @@ class GraphEngine:
         out, *guides = self._runs["bridge"]([lr, feat])
         return out, tuple(guides)
 
-    def finish(self, lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
+    def finish(
+        self, lr: Tensor, neighbours: tuple[Tensor, Tensor], feat: Tensor, flow: Tensor, embed: Tensor | None
+    ) -> Tensor:
         """See `Parts`."""
-        given = {"lr": lr, "feat": feat, "flow": flow, "embed": embed}
+        following, previous = neighbours
+        given = {"lr": lr, "next": following, "previous": previous, "feat": feat, "flow": flow, "embed": embed}
         [frame] = self._runs["finish"]([value for name in self._last_inputs if (value := given[name]) is not None])
         return frame
 

@@ -152,11 +152,14 @@ class Parts(Protocol):
         """
         ...
 
-    def finish(self, lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
+    def finish(
+        self, lr: Tensor, neighbours: tuple[Tensor, Tensor], feat: Tensor, flow: Tensor, embed: Tensor | None
+    ) -> Tensor:
         """Compute restored frames.
 
         Args:
             lr: (N, 3, H, W) RGB in [0, 1].
+            neighbours: As for `initial_flow`.
             feat: (N, C, h, w), from the last level.
             flow: (N, F, h, w), fp32, from the last level.
             embed: As for `level`.

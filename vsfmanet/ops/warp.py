@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -50,36 +51,36 @@ def flow_warp(
     return out.to(x.dtype)
 
 
-PATH_SAMPLES = 13
-"""Places along the path of the blur that `sample_path` reads: -3, -2.5 ... 3 times half the blur's length."""
-
-
-def sample_path(image: Tensor, blur: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
-    """Sample frames along the path of their motion blur, bilinear; beyond the border its pixels are repeated.
+def sample_path(
+    image: Tensor, path: Tensor, places: Sequence[float], shift: Tensor | None = None, origin: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """Sample frames at places along a path through each pixel, bilinear; beyond the border its pixels are repeated.
 
     Args:
-        image: (N, 3, H, W) in [0, 1].
-        blur: (N, 2, h, w), half of the motion blur in pixels: channel 0 right, 1 down.
-        origin: Row and column of `image` where `blur` begins.
+        image: (N, C, H, W), any range.
+        path: (N, 2, h, w) in pixels: channel 0 right, 1 down.
+        places: P multiples of `path` at which to sample.
+        shift: (N, 2, h, w) in pixels, from each pixel to the middle of its path; None for none.
+        origin: Row and column of `image` where `path` begins.
 
     Returns:
-        (N, 39, h, w), fp32, [colour, place]: the pixel itself minus 0.5 in the middle, elsewhere samples minus the pixel.
+        (N, C, P, h, w), fp32.
     """
-    n, _, h, w = blur.shape
-    top, left = origin
+    h, w = path.shape[-2:]
+    height, width = image.shape[-2:]
     with torch.autocast(image.device.type, enabled=False):
-        image, blur = image.float(), blur.float()
-        places = torch.linspace(-3, 3, PATH_SAMPLES, device=image.device)[:, None, None, None]
-        column = torch.arange(left, left + w, device=image.device, dtype=torch.float32)
-        row = torch.arange(top, top + h, device=image.device, dtype=torch.float32)[:, None]
-        height, width = image.shape[-2:]
-        x = (2 * (column + places[..., 0] * blur[:, None, 0]) + 1) / width - 1
-        y = (2 * (row + places[..., 0] * blur[:, None, 1]) + 1) / height - 1
-        grid = torch.stack([x, y], dim=-1).flatten(1, 2)
-        samples = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        samples = samples.unflatten(2, (PATH_SAMPLES, h))
-        before, own, after = samples.split([PATH_SAMPLES // 2, 1, PATH_SAMPLES // 2], dim=2)
-        return torch.cat([before - own, own - 0.5, after - own], dim=2).flatten(1, 2)
+        column = torch.arange(origin[1], origin[1] + w, device=image.device, dtype=torch.float32)
+        row = torch.arange(origin[0], origin[0] + h, device=image.device, dtype=torch.float32)[:, None]
+        if shift is not None:
+            column, row = column + shift[:, :1].float(), row + shift[:, 1:].float()
+        steps = torch.cat([place * path[:, None].float() for place in places], dim=1)  # (N, P, 2, h, w)
+        grid = torch.stack(
+            [(2 * (column + steps[:, :, 0]) + 1) / width - 1, (2 * (row + steps[:, :, 1]) + 1) / height - 1], dim=-1
+        )
+        samples = F.grid_sample(
+            image.float(), grid.flatten(1, 2), mode="bilinear", padding_mode="border", align_corners=False
+        )
+    return samples.unflatten(2, (len(places), h))
 
 
 def multi_flow_warp(x: Tensor, pairs: Tensor, origin: tuple[int, int] | None = None) -> Tensor:

@@ -32,6 +32,8 @@ class _Record:
     """(1, C, h, w), channels-last, for the next level."""
     flow: Tensor | None = None
     """(1, F, h, w), fp32; None before the first level."""
+    neighbours: tuple[Tensor, ...] = ()
+    """(1, 3, H, W) each: the next and the previous frame, or the frame itself; none before the first level."""
     guides: tuple[Tensor, ...] = ()
     """(1, C, h, w) for each level after the bridge."""
 
@@ -74,7 +76,7 @@ class LevelStreams:
             exposure, confidence = record.read.tolist()
         assert record.flow is not None
         feat, flow = record.feat.to(self._device), record.flow.to(self._device)
-        frame = self._parts.finish(record.lr, feat, flow, record.embed)[0]
+        frame = self._parts.finish(record.lr, record.neighbours, feat, flow, record.embed)[0]
         return Restored(index=record.index, frame=frame, exposure=exposure, confidence=confidence)
 
     def _chain(self, source: FrameSource, first: int, *, whole: bool) -> Iterator[_Record]:
@@ -120,7 +122,7 @@ class LevelStreams:
         guide = own.guides[level - bridge].to(device) if level >= bridge else None
         neighbours = after.feat.to(device), before.feat.to(device)
         feat, flow = self._parts.level(level, own.feat.to(device), neighbours, flow, own.embed, guide)
-        return replace(own, feat=self._resting(feat), flow=self._resting(flow))
+        return replace(own, feat=self._resting(feat), flow=self._resting(flow), neighbours=(after.lr, before.lr))
 
     def _bridge(self, record: _Record) -> _Record:
         """Pass a frame over the bridge."""

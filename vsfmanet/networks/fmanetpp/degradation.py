@@ -81,9 +81,7 @@ class NetD(nn.Module):
             assert self.to_kernels.bias is not None
             self.to_kernels.bias.copy_(torch.stack([own - 2, own, own - 2]).flatten())
 
-    def forward(
-        self, lr: Tensor, following: Tensor, previous: Tensor, embed: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, lr: Tensor, following: Tensor, previous: Tensor, embed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run NetD on N frames at once.
 
         Args:

@@ -53,13 +53,15 @@ class _Bridge(nn.Module):
 
 
 class _Finish(nn.Module):
-    def __init__(self, restoration: NetR) -> None:
+    def __init__(self, parts: EagerParts, names: Sequence[str]) -> None:
         super().__init__()
-        self.restoration = restoration
+        self.netr, self.parts, self.names = parts.restoration, parts, tuple(names)
 
-    def forward(self, lr: Tensor, feat: Tensor, flow: Tensor | None = None, embed: Tensor | None = None) -> Tensor:
-        blur = None if flow is None else self.restoration.blur(feat, flow, embed)
-        return self.restoration.finish(lr, feat, blur)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        given = dict(zip(self.names, inputs, strict=True))
+        lr, feat = given["lr"], given["feat"]
+        neighbours = given.get("next", lr), given.get("previous", lr)
+        return self.parts.finish(lr, neighbours, feat, given.get("flow", feat), given.get("embed"))
 
 
 def export_parts(
@@ -111,5 +113,7 @@ def export_parts(
         name="bridge", module=_Bridge(degradation, restoration, dtype), inputs=both, outputs=("feat_out", *guides)
     )
     if config.path_width:
-        both = {**both, "flow": flow, **({"embed": embedding()} if embed_width else {})}
-    yield ExportPart(name="finish", module=_Finish(restoration), inputs=both, outputs=("frame",))
+        both = {"lr": both["lr"], "next": picture(), "previous": picture(), "feat": both["feat"], "flow": flow}
+        if embed_width:
+            both["embed"] = embedding()
+    yield ExportPart(name="finish", module=_Finish(whole, list(both)), inputs=both, outputs=("frame",))

@@ -28,8 +28,8 @@ from vsfmanet.networks.fmanetpp.degradation import NetD
 from vsfmanet.networks.fmanetpp.deploy import fold, unfold
 from vsfmanet.networks.fmanetpp.export import export_parts
 from vsfmanet.networks.fmanetpp.parts import EagerParts, TiledParts
+from vsfmanet.networks.fmanetpp.path import SAMPLES, Frames
 from vsfmanet.networks.fmanetpp.restoration import NetR
-from vsfmanet.ops.warp import PATH_SAMPLES
 from vsfmanet.segments import Reach
 from vsfmanet.tiling import MemoryPlan
 
@@ -46,9 +46,8 @@ class FMANetPPOutput:
     image_flow: Tensor | None
     """(B, T, 2, 3, H, W), fp32: direction (next, previous), flow dx, dy in LR pixels and mask logit, between sharp
     frames; None when deployed."""
-    blur: Tensor | None
-    """(B, T, 2, H/g, W/g), fp32: half of the motion blur of each cell in LR pixels, right and down; None without a
-    path branch."""
+    motion: Tensor | None
+    """(B, T, 6, H/g, W/g), fp32: motion of each cell, see `BlurPath.forward`; None without a path branch."""
     kernel_feat: Tensor
     """(B, T, C, H/g, W/g): h_K, from which `NetD.kernels` computes the logits of the degradation kernels."""
 
@@ -124,7 +123,7 @@ class FMANetPP(LevelNetwork):
         else:
             last = (2 * channels + 2 * 3 * (config.scale * grid) ** 2) * size + 2 * image * config.scale**2
         if config.path_width:  # samples of the frame in fp32 with their places, and twice more; the branch's features
-            last += 3 * 3 * PATH_SAMPLES * grid**2 * 4 + 2 * PATH_SAMPLES * grid**2 * 4
+            last += 3 * 3 * SAMPLES * grid**2 * 4 + 2 * SAMPLES * grid**2 * 4
             last += 3 * config.path_width * (grid // config.path_grid) ** 2 * size
         working = max(wide, last) + 2 * feat + flow
         rows, columns = -(-height // grid), -(-width // grid)
@@ -235,10 +234,13 @@ class FMANetPP(LevelNetwork):
         for block, guide in zip(self.restoration.blocks, guides, strict=True):
             neighbours = (feat[following], feat[previous])
             feat, flow = block(feat, neighbours, flow, guidance, guide, update_flow=block is not last)
-        blur = self.restoration.blur(feat, flow, guidance)
+        motion = self.restoration.motion(feat, flow, guidance)
+        whole = Frames.of(flat, (flat[following], flat[previous]), self.config.grid)
+        restored = self.restoration.finish(whole, feat, motion)
+        restored = restored[..., : self.scale * lr.shape[-2], : self.scale * lr.shape[-1]]
         return FMANetPPOutput(
-            frames=self.restoration.finish(flat, feat, blur).unflatten(0, (clips, frames)),
-            blur=None if blur is None else blur.unflatten(0, (clips, frames)),
+            frames=restored.unflatten(0, (clips, frames)),
+            motion=None if motion is None else motion.unflatten(0, (clips, frames)),
             image_flow=None
             if image_flow is None
             else rearrange(image_flow, "(b t) (d c) h w -> b t d c h w", b=clips, d=2),

@@ -11,6 +11,7 @@ from vsfmanet.networks.blocks import at_multiples
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
 from vsfmanet.networks.fmanetpp.degradation import NetD
 from vsfmanet.networks.fmanetpp.level import HRBABlock, Stage
+from vsfmanet.networks.fmanetpp.path import Frames
 from vsfmanet.networks.fmanetpp.restoration import NetR
 from vsfmanet.tiling import Box, assemble, tiles
 
@@ -30,7 +31,7 @@ class EagerParts:
     """
 
     def __init__(self, degradation: NetD, restoration: NetR) -> None:
-        self._netd, self._netr = degradation, restoration
+        self._netd, self._netr = self.degradation, self.restoration = degradation, restoration
         self._dtype = next(degradation.parameters()).dtype
         self.blocks: list[HRBABlock] = [*degradation.blocks, *restoration.blocks]
 
@@ -59,29 +60,31 @@ class EagerParts:
         guides = self._netr.guides(self._netd.kernel_feat(feat), self._netd.to_kernels)
         return self._netr.enter(self._typed(lr), feat), guides
 
-    def finish(self, lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
+    def finish(
+        self, lr: Tensor, neighbours: tuple[Tensor, Tensor], feat: Tensor, flow: Tensor, embed: Tensor | None
+    ) -> Tensor:
         """See `Parts`."""
-        return self._netr.finish(lr, feat, self._netr.blur(feat, flow, embed))
+        frame = self.finish_tile(Frames.of(lr, neighbours, self._netr.grid), feat, flow, embed)
+        return frame[..., : self._netr.scale * lr.shape[-2], : self._netr.scale * lr.shape[-1]]
 
     def finish_tile(
-        self, box: Box, frames: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None, grid: int
+        self, frames: Frames, feat: Tensor, flow: Tensor, embed: Tensor | None, tile: Box | None = None
     ) -> Tensor:
         """Run `finish` for a tile.
 
         Args:
-            box: The tile, in cells.
-            frames: (N, 3, H, W), whole frames, whose sides the grid divides.
+            frames: Whole frames.
             feat: (N, C, H/g, W/g), of whole frames.
             flow: (N, 6n, H/g, W/g), of whole frames.
             embed: As for `finish`.
-            grid: g.
+            tile: The tile, in cells; None for whole frames.
 
         Returns:
             (N, 3, s*h, s*w), the tile.
         """
-        own = box.of(feat)
-        blur = self._netr.blur(own, box.of(flow), embed)
-        return self._netr.finish(box.of(frames, grid), own, blur, frames, (grid * box.top, grid * box.left))
+        if tile is not None:
+            feat, flow = tile.of(feat), tile.of(flow)
+        return self._netr.finish(frames, feat, self._netr.motion(feat, flow, embed), tile)
 
     def updates_flow(self, index: int) -> bool:
         """Return whether level `index` refines the flow; nothing reads that of the last one."""
@@ -161,12 +164,14 @@ class TiledParts:
         out, *guides = self._assemble(feat, self._stem_reach, part)
         return out, tuple(guides)
 
-    def finish(self, lr: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
+    def finish(
+        self, lr: Tensor, neighbours: tuple[Tensor, Tensor], feat: Tensor, flow: Tensor, embed: Tensor | None
+    ) -> Tensor:
         """See `Parts`; the result is on the CPU."""
-        image = at_multiples(lr, self._grid)
+        frames = Frames.of(lr, neighbours, self._grid)
 
         def part(box: Box) -> tuple[Tensor]:
-            return (self._whole.finish_tile(box, image, feat, flow, embed, self._grid).cpu(),)
+            return (self._whole.finish_tile(frames, feat, flow, embed, box).cpu(),)
 
         [frame] = self._assemble(feat, self._finish_reach, part, scale=self._scale * self._grid)
         return frame[..., : self._scale * lr.shape[2], : self._scale * lr.shape[3]]

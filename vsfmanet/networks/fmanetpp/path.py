@@ -1,30 +1,61 @@
-"""The path branch: frames read along the path that blurred them."""
+"""The path branch: frames and their neighbours, read along the path that blurred them."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vsfmanet.networks.blocks import Conv3x3, Layers, keep_scale, leaky_relu, zero_init
+from vsfmanet.networks.blocks import Conv3x3, Layers, at_multiples, keep_scale, leaky_relu, zero_init
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
-from vsfmanet.ops.warp import PATH_SAMPLES, sample_path
+from vsfmanet.ops.warp import sample_path
+from vsfmanet.tiling import Box
 
 _HEAD_WIDTH = 32
 _FLOW_UNIT = 8.0  # pixels
 _UNKNOWN = 0.6  # exposure that a fresh network takes where none is known: the middle of the levels
 
+BEFORE = (-3.0, -2.5, -2.0, -1.5, -1.0, -0.5)
+"""Places along the path before the middle of the exposure, in units of half the blur. Those after it mirror them."""
+
+AROUND = (-2.0, -1.0, 0.0, 1.0, 2.0)
+"""Places at which the neighbours are read, around the pixel that the flow leads to."""
+
+SAMPLES = 2 * len(BEFORE) + 1 + 2 * len(AROUND)
+"""Samples of each colour for each pixel."""
+
 EXPOSURE_CHANNELS = 2
 """Channels that follow an embedding for the path branch: the known exposure, 0 if unknown, and whether it is known."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frames:
+    """Frames with their neighbours, as the path branch samples them: whole, with sides that the grid divides, fp32."""
+
+    own: Tensor
+    """(N, 3, H, W) in [0, 1]."""
+    following: Tensor
+    """(N, 3, H, W), next frames; where one is missing, the frame itself."""
+    previous: Tensor
+    """(N, 3, H, W), alike."""
+
+    @classmethod
+    def of(cls, lr: Tensor, neighbours: tuple[Tensor, Tensor], grid: int) -> Self:
+        """Build from frames (N, 3, H, W) and their next and previous ones, padded to multiples of `grid`."""
+        own, following, previous = (at_multiples(image.float(), grid) for image in (lr, *neighbours))
+        return cls(own=own, following=following, previous=previous)
+
+
 class BlurPath(nn.Module):
-    """Estimate the motion of each cell while the shutter was open: flow times exposure.
+    """Estimate how each cell moves, and how far while the shutter is open.
 
     A known exposure is taken as it is. Where it is unknown, it is estimated for each cell from the features. The
     velocity is the mean of the flow to the next frame and of that from the previous one, by weights that the features
-    decide (a neighbour may be missing or occluded), plus a correction.
+    decide, because a neighbour may be missing or occluded.
 
     Args:
         config: Sizes.
@@ -34,37 +65,40 @@ class BlurPath(nn.Module):
     def __init__(self, config: FMANetPPConfig, *, embed_width: int) -> None:
         super().__init__()
         self.num_flows, self.grid, self.knows_exposure = config.num_flows, config.grid, embed_width > 0
-        self.head = Layers(Conv3x3(config.width + 4, _HEAD_WIDTH), leaky_relu(), last := Conv3x3(_HEAD_WIDTH, 4))
+        self.head = Layers(Conv3x3(config.width + 4, _HEAD_WIDTH), leaky_relu(), last := Conv3x3(_HEAD_WIDTH, 6))
         keep_scale(self.head)
         zero_init(last)
-        self.usual = nn.Parameter(torch.tensor(_UNKNOWN).logit())
+        with torch.no_grad():
+            assert last.bias is not None
+            last.bias[1] = torch.tensor(_UNKNOWN).logit()
 
     def forward(self, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
-        """Compute half of the motion blur as a vector, from the middle of the exposure to its end.
+        """Compute the motion of each cell.
 
         Args:
-            feat: (N, C, H/g, W/g), from the last block.
-            flow: (N, 6n, H/g, W/g), fp32, in units of a cell.
+            feat: (N, C, h, w), from the last block.
+            flow: (N, 6n, h, w), fp32, in units of a cell.
             embed: (N, U + 2), exposure embeddings with `EXPOSURE_CHANNELS`; None without exposure awareness.
 
         Returns:
-            (N, 2, H/g, W/g), fp32, input pixels: right, down.
+            (N, 6, h, w), fp32, input pixels, right and down each: half of the motion blur, from the middle of the
+            exposure to its end; flow to the next frame; flow to the previous frame.
         """
         pairs = rearrange(flow, "n (d g c) h w -> n d g c h w", d=2, g=self.num_flows)
-        flows = self.grid * pairs[:, :, :, :2].mean(dim=2)  # (N, 2, 2, h, w): next, previous
-        seen = F.softsign(flows.flatten(1, 2) / _FLOW_UNIT).to(feat.dtype)
-        weight, exposure, correction = self.head(feat, seen).float().split([1, 1, 2], dim=1)
-        weight, exposure = weight.sigmoid(), (exposure + self.usual).sigmoid()
+        flows = self.grid * pairs[:, :, :, :2].mean(dim=2).flatten(1, 2)
+        seen = F.softsign(flows / _FLOW_UNIT).to(feat.dtype).contiguous(memory_format=torch.channels_last)
+        weight, exposure, correction = self.head(feat, seen).float().split([1, 1, 4], dim=1)
+        weight, exposure, flows = weight.sigmoid(), exposure.sigmoid(), flows + _FLOW_UNIT * correction
         if self.knows_exposure:
             assert embed is not None
             given, known = rearrange(embed[:, -EXPOSURE_CHANNELS:].float(), "n c -> c n 1 1 1")
             exposure = torch.lerp(exposure, given, known)
-        velocity = weight * flows[:, 0] - (1 - weight) * flows[:, 1] + _FLOW_UNIT * correction
-        return exposure / 2 * velocity
+        velocity = weight * flows[:, :2] - (1 - weight) * flows[:, 2:]
+        return torch.cat([exposure / 2 * velocity, flows], dim=1)
 
 
 class PathBranch(nn.Module):
-    """Restore detail from samples of the frame along its blur.
+    """Restore detail from samples of a frame and its neighbours along the blur.
 
     Motion blur of any direction and length is a box over the path that a point takes while the shutter is open. In
     samples at fixed fractions of that path it is always the same box, so that shallow convolutions of one size undo
@@ -78,9 +112,8 @@ class PathBranch(nn.Module):
         super().__init__()
         width, factor = config.path_width, config.scale * config.path_grid
         self.grid, self.path_grid = config.grid, config.path_grid
-        channels = (3 * PATH_SAMPLES + 3) * config.path_grid**2
         self.body = Layers(
-            Conv3x3(width + channels, width), leaky_relu(),
+            Conv3x3(width + (3 * SAMPLES + 3) * config.path_grid**2, width), leaky_relu(),
             Conv3x3(width, width), leaky_relu(),
             Conv3x3(width, width), leaky_relu(),
             Conv3x3(width, width), leaky_relu(),
@@ -89,23 +122,30 @@ class PathBranch(nn.Module):
         keep_scale(self.body)
         zero_init(last)
 
-    def forward(self, context: Tensor, image: Tensor, blur: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
+    def forward(self, context: Tensor, frames: Frames, motion: Tensor, tile: Box) -> Tensor:
         """Compute the residual image.
 
         Args:
-            context: (N, D, h/d, w/d), features of the levels, of the frames or of a tile of them.
-            image: (N, 3, H, W) in [0, 1], fp32, whole frames whose sides g divides.
-            blur: (N, 2, h/g, w/g), fp32, result of `BlurPath` for the tile.
-            origin: Row and column of `image` where the tile begins.
+            context: (N, D, h/d, w/d), features of the levels, of a tile of h x w pixels.
+            frames: Whole frames.
+            motion: (N, 6, h/g, w/g), fp32, result of `BlurPath` for the tile.
+            tile: The tile, in cells of g x g pixels.
 
         Returns:
             (N, 3, s*h, s*w).
         """
         if self.grid > 1:
-            blur = F.interpolate(blur, scale_factor=self.grid, mode="bilinear", align_corners=False)
-        samples = sample_path(image, blur, origin)
+            motion = F.interpolate(motion, scale_factor=self.grid, mode="bilinear", align_corners=False)
+        blur, ahead, back = motion.split(2, dim=1)
+        origin = self.grid * tile.top, self.grid * tile.left
+        own = tile.of(frames.own, self.grid)[:, :, None]
+        before, after = (
+            sample_path(frames.own, blur, places, origin=origin) for places in (BEFORE, [-place for place in BEFORE])
+        )
+        following = sample_path(frames.following, blur, AROUND, ahead, origin)
+        previous = sample_path(frames.previous, blur, AROUND, back, origin)
+        others = torch.cat([before, after, following, previous], dim=2) - own
         length = blur.square().sum(dim=1, keepdim=True).add(1e-2).log() / 2
-        read = torch.cat([samples, F.softsign(blur / (_FLOW_UNIT / 2)), length], dim=1).to(context.dtype)
-        if self.path_grid > 1:
-            read = F.pixel_unshuffle(read, self.path_grid)
-        return self.body(context, read.contiguous(memory_format=torch.channels_last))
+        read = [(own - 0.5).squeeze(2), others.flatten(1, 2), F.softsign(blur / (_FLOW_UNIT / 2)), length]
+        cells = F.pixel_unshuffle(torch.cat(read, dim=1).to(context.dtype), self.path_grid)
+        return self.body(context, cells.contiguous(memory_format=torch.channels_last))

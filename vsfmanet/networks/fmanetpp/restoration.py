@@ -10,7 +10,6 @@ from vsfmanet.networks.blocks import (
     Conv3x3,
     Layers,
     ResidualDenseBlock,
-    at_multiples,
     keep_scale,
     leaky_relu,
     zero_init,
@@ -19,7 +18,8 @@ from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
 from vsfmanet.networks.fmanetpp.degradation import cells
 from vsfmanet.networks.fmanetpp.deploy import fold
 from vsfmanet.networks.fmanetpp.level import GuidedBlock
-from vsfmanet.networks.fmanetpp.path import BlurPath, PathBranch
+from vsfmanet.networks.fmanetpp.path import BlurPath, Frames, PathBranch
+from vsfmanet.tiling import Box
 
 
 class NetR(nn.Module):
@@ -113,36 +113,29 @@ class NetR(nn.Module):
         with torch.autocast(head.weight.device.type, enabled=False):
             return fold(head, list(self.kernel_embeds.parameters()))
 
-    def blur(self, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor | None:
-        """Compute half of the motion blur of each cell; see `BlurPath.forward`. None without a path branch."""
+    def motion(self, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor | None:
+        """Compute the motion of each cell; see `BlurPath.forward`. None without a path branch."""
         return None if self.blur_path is None else self.blur_path(feat, flow, embed)
 
-    def finish(
-        self,
-        lr: Tensor,
-        feat: Tensor,
-        blur: Tensor | None,
-        frames: Tensor | None = None,
-        origin: tuple[int, int] = (0, 0),
-    ) -> Tensor:
+    def finish(self, frames: Frames, feat: Tensor, motion: Tensor | None, tile: Box | None = None) -> Tensor:
         """Compute restored frames: the residual plus the bilinear image (Eq. 8).
 
         Args:
-            lr: (N, 3, H, W) in [0, 1], fp32; whole frames, or a tile of them.
-            feat: (N, C, H/g, W/g), from the last block.
-            blur: (N, 2, H/g, W/g), result of `blur`.
-            frames: If `lr` is a tile, the whole frames, whose sides g divides.
-            origin: Row and column of the frames where the tile begins.
+            frames: Whole frames of H x W pixels.
+            feat: (N, C, H/g, W/g), from the last block, of the frames or of a tile of them.
+            motion: (N, 6, H/g, W/g), result of `motion`, alike.
+            tile: The tile, in cells; None for the whole frames.
 
         Returns:
             (N, 3, s*H, s*W), fp32, nominal range [0, 1], not clamped.
         """
+        tile = tile or Box(top=0, left=0, bottom=feat.shape[-2], right=feat.shape[-1])
         residual = self.upsampler(feat)
         if self.path is not None:
-            assert blur is not None
-            residual = self.path(residual, at_multiples(lr, self.grid) if frames is None else frames, blur, origin)
-        residual = residual[..., : self.scale * lr.shape[-2], : self.scale * lr.shape[-1]]  # without the padding to g
-        skip = F.interpolate(lr.float(), scale_factor=self.scale, mode="bilinear", align_corners=False)
+            assert motion is not None
+            residual = self.path(residual, frames, motion, tile)
+        lr = tile.of(frames.own, self.grid)
+        skip = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
         return skip + residual.float()
 
 
