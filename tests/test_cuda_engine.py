@@ -65,7 +65,7 @@ def outcomes(engine: Parts, net: FMANetPP, height: int, width: int, seed: int) -
     for index, guide in enumerate(guides, net.config.num_blocks):
         feat, flow = engine.level(index, feat, pair, flow, embed, guide)
         found += [feat, flow]
-    return [*found, engine.finish(lr, feat)]
+    return [*found, engine.finish(lr, (following, previous), feat, flow, embed)]
 
 
 def agree(actual: list[Tensor], expected: list[Tensor]) -> None:
@@ -124,8 +124,8 @@ def test_no_part_waits_for_numbers_of_the_host(name: str, monkeypatch: pytest.Mo
         engine.initial_flow(lr, (following, previous))
         feat, flow = engine.level(0, engine.stem(lr), (feat, feat), flow, embed, None)
         feat, guides = engine.bridge(lr, feat)
-        feat, _ = engine.level(net.config.num_blocks, feat, (feat, feat), flow, embed, guides[0])
-        engine.finish(lr, feat)
+        feat, flow = engine.level(net.config.num_blocks, feat, (feat, feat), flow, embed, guides[0])
+        engine.finish(lr, (following, previous), feat, flow, embed)
 
 
 def _failing(message: str) -> Callable[[Run], Recorded]:

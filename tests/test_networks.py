@@ -14,6 +14,8 @@ from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks.blocks import ChannelAttention, ExposureModulation
 from vsfmanet.networks.exposure_extractor import anchor_embedding, fit_temperature, read_exposure
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset, start_from
+from vsfmanet.networks.fmanetpp.path import Frames, PathBranch
+from vsfmanet.tiling import Box
 from vsfmanet.weights import parameter_count
 
 PAPER = preset("paper")
@@ -149,7 +151,8 @@ def test_all_parameters_learn_but_the_flow_update_that_nothing_reads(name: str) 
     out = network(clip(3, 16, 20), ONE_KNOWN)
     assert out.image_flow is not None
     kernels = network.degradation.kernels(out.kernel_feat.flatten(0, 1))
-    (out.frames.square().mean() + out.image_flow.square().mean() + kernels.square().mean()).backward()
+    motion = 0 if out.motion is None else out.motion.square().mean()
+    (motion + out.frames.square().mean() + out.image_flow.square().mean() + kernels.square().mean()).backward()
     idle = {key for key, value in network.named_parameters() if value.grad is None}
     unread = f"restoration.blocks.{network.config.num_blocks - 1}.flow_update"
     assert idle == {key for key, _ in network.named_parameters() if key.startswith(unread)}
@@ -187,7 +190,7 @@ def test_every_setting_moves_the_network(field: str) -> None:
     if field == "last_flow_update":  # built for its parameter count alone
         assert parameter_count(FMANetPP(replace(TINY, last_flow_update=True))) > parameter_count(FMANetPP(TINY))
         return
-    config = CELLS if field.startswith("detail") else TINY
+    config = CELLS if field.startswith("path") else TINY
     with torch.inference_mode():
         before = awake(config)(clip(3), ONE_KNOWN).frames
         after = awake(
@@ -199,7 +202,7 @@ def test_every_setting_moves_the_network(field: str) -> None:
 @pytest.mark.parametrize("scale", [4, 2, 1])
 @pytest.mark.parametrize(
     "branch", [{"grid": 2}, {"grid": 4}, {"grid": 2, "path_width": 4}, {"grid": 4, "path_width": 4},
-               {"grid": 4, "path_width": 4, "path_grid": 2}],
+               {"grid": 4, "path_width": 4, "path_grid": 2}, {"grid": 1, "path_width": 4}],
 )  # fmt: skip
 def test_a_network_on_cells_takes_any_size_learns_whole_and_starts_at_the_bilinear_image(
     branch: dict[str, int], scale: int
@@ -219,7 +222,8 @@ def test_a_network_on_cells_takes_any_size_learns_whole_and_starts_at_the_biline
     assert out.image_flow is not None
     kernels = network.degradation.kernels(out.kernel_feat.flatten(0, 1))
     assert kernels.shape[-2:] == (16, 20)
-    (out.frames.square().mean() + out.image_flow.square().mean() + kernels.square().mean()).backward()
+    motion = 0 if out.motion is None else out.motion.square().mean()
+    (motion + out.frames.square().mean() + out.image_flow.square().mean() + kernels.square().mean()).backward()
     assert all(value.grad is not None for name, value in network.named_parameters() if "extractor" not in name)
 
 
@@ -252,10 +256,9 @@ def test_a_start_from_a_model_on_pixels_keeps_the_levels() -> None:
     model = awake(replace(CELLS, grid=1, path_width=0)).deployed_form()
     network = FMANetPP(CELLS)
     afresh = {name.rpartition(".")[0] for name in start_from(network, model)}
-    assert afresh == {
-        "degradation.detail.0", "degradation.detail.2",
-        "restoration.upsampler.0", "restoration.upsampler.2", "restoration.join.0", "restoration.join.2",
-    }  # fmt: skip
+    new = ("restoration.upsampler.", "restoration.blur_path.", "restoration.path.")
+    assert afresh
+    assert all(name.startswith(new) for name in afresh)
 
 
 @pytest.mark.parametrize("path_width", [0, 4])
@@ -422,8 +425,9 @@ def test_a_wrong_input_is_named(shape: tuple[int, ...]) -> None:
         ({"scale": 2, "upsampler": "two_stage"}, "two_stage makes scale 4"),
         ({"fuse_convs": 3}, "fuse_convs must be"),
         ({"grid": 3}, "grid must be"),
-        ({"path_width": 8}, "path_grid must be 1 or 2 and smaller than grid"),
-        ({"grid": 2, "path_width": 8, "path_grid": 2}, "smaller than grid"),
+        ({"path_width": 8, "path_grid": 2}, "path_grid must be 1, 2 or 4, and at most grid"),
+        ({"grid": 4, "path_width": 8, "path_grid": 3, "upsampler": "lr"}, "path_grid must be 1, 2 or 4"),
+        ({"path_width": 8}, "upsampler two_stage is for networks without a path branch"),
         ({"grid": 2, "upsampler": "two_stage"}, "two_stage is for grid 1"),
     ],
 )
@@ -433,7 +437,7 @@ def test_contradictory_settings_are_refused(change: dict[str, int], message: str
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match="paper, base or fast"):
+    with pytest.raises(ConfigError, match="paper, base, fast or path"):
         preset("slow")
 
 
@@ -455,3 +459,34 @@ def test_cost_is_linear_in_pixels() -> None:
         return total
 
     assert macs(32, 48) == 4 * macs(16, 24)
+
+
+def test_the_path_branch_reads_where_the_blur_and_the_flow_lead() -> None:
+    ramp = torch.arange(40.0).expand(1, 3, 30, 40) / 40
+    branch = PathBranch(replace(CELLS, grid=2, path_grid=1, path_width=1))
+    read: list[Tensor] = []
+    branch.body.register_forward_pre_hook(lambda _, parts: read.append(parts[1]))
+    motion = torch.tensor([2.0, 0.0, 5.0, 0.0, -4.0, 0.0]).view(1, 6, 1, 1).expand(1, 6, 15, 20)
+    frames = Frames(own=ramp, following=ramp, previous=ramp)
+    branch(torch.zeros(1, 1, 30, 40), frames, motion, Box(top=0, left=0, bottom=15, right=20))
+    samples = 40 * read[0][0, 6:, 15, 20]  # pixels from the middle of the ramp
+    own = torch.linspace(-2 * 3, 2 * 3, 13)
+    around = torch.linspace(-2 * 2, 2 * 2, 5)
+    expected = torch.cat([own.repeat(3), (5 + around).repeat(3), (-4 + around).repeat(3)])
+    torch.testing.assert_close(samples, expected, atol=1e-4, rtol=0)
+
+
+def test_a_known_exposure_is_the_length_of_the_blur_and_an_unknown_one_is_estimated() -> None:
+    network, lr = FMANetPP(CELLS).eval(), clip(3, 16, 24)
+    with torch.inference_mode():
+        motions = {name: network(lr, given).motion for name, given in (
+            ("half", torch.full((1, 3), 0.5)), ("short", torch.full((1, 3), 0.01)), ("unknown", None),
+        )}  # fmt: skip
+    half, short, unknown = (motions[name] for name in ("half", "short", "unknown"))
+    assert half is not None
+    assert short is not None
+    assert unknown is not None
+    flows = half[:, :, 2:]
+    torch.testing.assert_close(half[:, :, :2], 0.25 * (flows[:, :, :2] - flows[:, :, 2:]) / 2)
+    torch.testing.assert_close(short[:, :, :2], 0.02 * half[:, :, :2])
+    torch.testing.assert_close(unknown[:, :, :2], 1.2 * half[:, :, :2])  # a fresh network takes 0.6

@@ -93,6 +93,7 @@ def test_every_part_of_the_network_is_the_same_in_tiles(config: FMANetPPConfig, 
     generator = torch.Generator().manual_seed(2)
     lr = torch.rand(1, 3, HEIGHT, WIDTH, generator=generator)
     size = -(-HEIGHT // config.grid), -(-WIDTH // config.grid)
+    others = torch.rand(2, 1, 3, HEIGHT, WIDTH, generator=generator)
     feat, *neighbours = torch.randn(3, 1, config.width, *size, generator=generator)
     flow = 6 * torch.randn(1, 6 * config.num_flows, *size, generator=generator)  # far beyond a tile's border
     embed = network.embed(lr)
@@ -102,7 +103,7 @@ def test_every_part_of_the_network_is_the_same_in_tiles(config: FMANetPPConfig, 
         (eager.stem(lr), tiled.stem(lr)),
         (eager_feat, tiled_feat),
         *zip(guides, tiled_guides, strict=True),
-        (eager.finish(lr, feat), tiled.finish(lr, feat)),
+        tuple(parts.finish(lr, (others[0], others[1]), feat, flow, embed) for parts in (eager, tiled)),
     ]
     for level in range(2 * config.num_blocks):
         guide = guides[level - config.num_blocks] if level >= config.num_blocks else None

@@ -21,7 +21,7 @@ TINY = FMANetPPConfig(
     extractor_width=4, modulation_width=6, kernel_head_size=1, upsampler="lr", last_flow_update=False,
 )  # fmt: skip
 CELLS = replace(TINY, grid=4, path_width=4, initial_flow="matching", flow_features=True, learned_exposures=True)
-"""On a grid of 4, with a detail branch at full size."""
+"""On a grid of 4, with a path branch at full size."""
 TINY_JFFRA = JFFRAConfig(width=16, depth=2, bottom_depth=2, flow_width=8, flow_features=True)
 TINY_M2AENET = M2AENetConfig(width=8, depth=1, motion_width=2, blur_width=2)
 TINY_MMPRNN = MMPRNNConfig(cell_blocks=1, decoder_blocks=1, width=4, prior_width=4)

@@ -25,27 +25,28 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--start-from", metavar="MODEL", help="a model or .safetensors file, its extractor included")
     add_loop_arguments(parser)
     add = parser.add_argument
-    add("--preset", default="fast", choices=("paper", "base", "fast"), help="default: %(default)s")
+    add("--preset", default="fast", choices=("paper", "base", "fast", "path"), help="default: %(default)s")
     add("--scale", type=int, default=4, choices=(4, 2, 1), help="default: %(default)s")
     add("--known-exposure", type=float, default=0.2, help="part of the clips given their exposure (%(default)s)")
     add("--degradation-frames", type=int, default=1, help="frames per batch that are rebuilt (default: %(default)s)")
     add("--flow-weight", type=float, default=0.01, help="weight of the flow loss, per LR pixel (default: %(default)s)")
     add("--warp-weight", type=float, default=WARP_WEIGHT, help="lambda1 of Eq. 9 (default: %(default)s)")
-    add("--grid", type=int, default=1, choices=(1, 2, 4), help="side of a cell of the network (default: %(default)s)")
-    add("--path-width", type=int, default=0, help="channels of the path branch (default: %(default)s)")
-    add("--path-grid", type=int, default=1, choices=(1, 2, 4), help="side of its cells (default: %(default)s)")
+    add("--grid", type=int, choices=(1, 2, 4), help="side of a cell of the network, pixels (default: the preset's)")
+    add("--path-width", type=int, help="channels of the path branch (default: the preset's)")
+    add("--path-grid", type=int, choices=(1, 2, 4), help="side of its cells (default: the preset's)")
 
 
 def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
     """Build the network on `device`, in training mode, with what the options of `add_run_arguments` start it from."""
-    grid = {"grid": args.grid, "path_width": args.path_width, "path_grid": args.path_grid}
+    asked = {"grid": args.grid, "path_width": args.path_width, "path_grid": args.path_grid}
+    grid = {name: value for name, value in asked.items() if value is not None}
     config = replace(preset(args.preset, args.scale), **grid)
     network = FMANetPP(config)
     network.to(device).to(memory_format=torch.channels_last).train()
     assert network.extractor is not None
     if args.start_from:
         model = load_fmanetpp(args.start_from).to(device)
-        same = {name: getattr(model.config, name) for name in ("scale", *grid)}
+        same = {name: getattr(model.config, name) for name in ("scale", *asked)}
         if replace(config, **same) != model.config:
             model = grown(model, replace(config, **same))
         afresh = start_from(network, model)

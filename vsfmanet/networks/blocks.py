@@ -93,6 +93,23 @@ def at_multiples(frames: Tensor, multiple: int) -> Tensor:
     return F.pad(frames, padding, mode="replicate") if any(padding) else frames
 
 
+def cells(image: Tensor, grid: int) -> Tensor:
+    """Turn the pixels of each cell into channels.
+
+    Args:
+        image: (N, C, H, W); padded by its border to multiples of g.
+        grid: g.
+
+    Returns:
+        (N, C*g^2, H/g, W/g), rounded up, in the order of `torch.nn.PixelUnshuffle`, channels-last; `image` itself if
+        g is 1.
+    """
+    if grid == 1:
+        return image
+    parts = rearrange(at_multiples(image, grid), "n c (h p) (w q) -> n h w (c p q)", p=grid, q=grid)
+    return parts.permute(0, 3, 1, 2)
+
+
 def channels_last(network: nn.Module) -> None:
     """Convert the weights of 2D convolutions to the channels-last format; 3D convolutions have no such format."""
     for value in network.parameters():

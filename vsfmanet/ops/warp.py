@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -52,14 +51,20 @@ def flow_warp(
 
 
 def sample_path(
-    image: Tensor, path: Tensor, places: Sequence[float], shift: Tensor | None = None, origin: tuple[int, int] = (0, 0)
+    image: Tensor,
+    path: Tensor,
+    reach: float,
+    count: int,
+    shift: Tensor | None = None,
+    origin: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """Sample frames at places along a path through each pixel, bilinear; beyond the border its pixels are repeated.
+    """Sample frames at evenly spaced places along a path through each pixel, bilinear; the border is repeated.
 
     Args:
         image: (N, C, H, W), any range.
         path: (N, 2, h, w) in pixels: channel 0 right, 1 down.
-        places: P multiples of `path` at which to sample.
+        reach: The places go from `-reach * path` to `reach * path`.
+        count: P, number of places.
         shift: (N, 2, h, w) in pixels, from each pixel to the middle of its path; None for none.
         origin: Row and column of `image` where `path` begins.
 
@@ -71,16 +76,17 @@ def sample_path(
     with torch.autocast(image.device.type, enabled=False):
         column = torch.arange(origin[1], origin[1] + w, device=image.device, dtype=torch.float32)
         row = torch.arange(origin[0], origin[0] + h, device=image.device, dtype=torch.float32)[:, None]
+        right, down = path.float().unbind(dim=1)
         if shift is not None:
-            column, row = column + shift[:, :1].float(), row + shift[:, 1:].float()
-        steps = torch.cat([place * path[:, None].float() for place in places], dim=1)  # (N, P, 2, h, w)
-        grid = torch.stack(
-            [(2 * (column + steps[:, :, 0]) + 1) / width - 1, (2 * (row + steps[:, :, 1]) + 1) / height - 1], dim=-1
-        )
+            column, row = column + shift[:, 0].float(), row + shift[:, 1].float()
+        middle = torch.stack(torch.broadcast_tensors((2 * column + 1) / width - 1, (2 * row + 1) / height - 1), dim=-1)
+        step = torch.stack([right * (2 / width), down * (2 / height)], dim=-1)
+        places = torch.linspace(-reach, reach, count, device=image.device)[:, None, None, None]
+        grid = torch.addcmul(middle if middle.dim() == 3 else middle[:, None], places, step[:, None])
         samples = F.grid_sample(
             image.float(), grid.flatten(1, 2), mode="bilinear", padding_mode="border", align_corners=False
         )
-    return samples.unflatten(2, (len(places), h))
+    return samples.unflatten(2, (count, h))
 
 
 def multi_flow_warp(x: Tensor, pairs: Tensor, origin: tuple[int, int] | None = None) -> Tensor:

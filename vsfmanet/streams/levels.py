@@ -32,8 +32,8 @@ class _Record:
     """(1, C, h, w), channels-last, for the next level."""
     flow: Tensor | None = None
     """(1, F, h, w), fp32; None before the first level."""
-    neighbours: tuple[Tensor, ...] = ()
-    """(1, 3, H, W) each: the next and the previous frame, or the frame itself; none before the first level."""
+    neighbours: tuple[Tensor, Tensor] | None = None
+    """(1, 3, H, W) each: the next and the previous frame, or the frame itself; None before the first level."""
     guides: tuple[Tensor, ...] = ()
     """(1, C, h, w) for each level after the bridge."""
 
@@ -75,6 +75,7 @@ class LevelStreams:
         if record.read is not None:
             exposure, confidence = record.read.tolist()
         assert record.flow is not None
+        assert record.neighbours is not None
         feat, flow = record.feat.to(self._device), record.flow.to(self._device)
         frame = self._parts.finish(record.lr, record.neighbours, feat, flow, record.embed)[0]
         return Restored(index=record.index, frame=frame, exposure=exposure, confidence=confidence)

@@ -103,7 +103,13 @@ class FMANetPPConfig:
 
 
 def preset(name: str, scale: int = 4) -> FMANetPPConfig:
-    """Return the configuration `paper` (12.8 M parameters), `base` (3.2 M) or `fast` (1.6 M) for a scale of 4, 2 or 1.
+    """Return the configuration `paper` (12.8 M parameters), `base` (3.2 M), `fast` (1.6 M) or `path` for a scale.
+
+    `path` has few levels on a coarse grid, and leaves the detail to the path branch.
+
+    Args:
+        name: Name of the preset.
+        scale: 4, 2 or 1.
 
     Raises:
         ConfigError: There is no preset of this name, or no such scale.
@@ -123,4 +129,12 @@ def preset(name: str, scale: int = 4) -> FMANetPPConfig:
             upsampler="lr", last_flow_update=False, initial_flow="matching", flow_features=True,
             learned_exposures=True,
         )  # fmt: skip
-    raise ConfigError(f"name must be paper, base or fast, got {name!r}")
+    if name == "path":
+        grid = {4: 1, 2: 2, 1: 4}[scale] if scale in _KERNEL_SIZES else 1
+        return FMANetPPConfig(
+            scale=scale, width=48, num_blocks=1, num_flows=2, heads=4, feed_forward_width=96, fuse_convs=1,
+            dense_growth=32, dense_layers=2, extractor_width=8, modulation_width=32, kernel_head_size=1,
+            upsampler="lr", last_flow_update=False, initial_flow="matching", flow_features=True,
+            learned_exposures=True, grid=grid, path_width=64, path_grid=(grid + 1) // 2,
+        )  # fmt: skip
+    raise ConfigError(f"name must be paper, base, fast or path, got {name!r}")

@@ -12,6 +12,7 @@ from vsfmanet.networks.blocks import (
     Layers,
     ResidualDenseBlock,
     at_multiples,
+    cells,
     keep_scale,
     leaky_relu,
     zero_init,
@@ -124,13 +125,14 @@ class NetD(nn.Module):
         Returns:
             (N, 6n, H/g, W/g), fp32, channels-last, in units of a cell.
         """
+        images = tuple(at_multiples(image, self.grid) for image in (lr, *neighbours))
+        fine = max(1, self.grid // 2)  # half a cell: small motion would not be seen in whole ones
+        own, following, previous = (F.avg_pool2d(image, fine) if fine > 1 else image for image in images)
+        flows = self._first_flow(torch.cat([own, own]), torch.cat([following, previous]))
         if self.grid > 1:
-            lr, *others = (F.avg_pool2d(at_multiples(image, self.grid), self.grid) for image in (lr, *neighbours))
-            neighbours = (others[0], others[1])
-        n, _, h, w = lr.shape
-        flows = self._first_flow(torch.cat([lr, lr]), torch.cat(neighbours))
-        mask = torch.full((n, 1, h, w), _OPEN_MASK, device=lr.device)
-        both = torch.cat([part for flow in flows.split(n) for part in [flow, mask] * self.num_flows], dim=1)
+            flows = F.avg_pool2d(flows, self.grid // fine) * (fine / self.grid)
+        mask = torch.full((len(lr), 1, *flows.shape[2:]), _OPEN_MASK, device=lr.device)
+        both = torch.cat([part for flow in flows.split(len(lr)) for part in [flow, mask] * self.num_flows], dim=1)
         return both.contiguous(memory_format=torch.channels_last)
 
     def sharp_flow(self, flow: Tensor) -> Tensor:
@@ -170,19 +172,3 @@ class NetD(nn.Module):
 def _no_motion(own: Tensor, other: Tensor) -> Tensor:
     """Return the zero flow (N, 2, H, W), fp32, for `own` (N, 3, H, W); see `match_frames`."""
     return torch.zeros(len(own), 2, *own.shape[2:], device=own.device)
-
-
-def cells(image: Tensor, grid: int) -> Tensor:
-    """Turn the pixels of each cell into channels.
-
-    Args:
-        image: (N, C, H, W); padded by its border to multiples of g.
-        grid: g.
-
-    Returns:
-        (N, C*g^2, H/g, W/g), rounded up.
-    """
-    if grid == 1:
-        return image
-    unshuffled = F.pixel_unshuffle(at_multiples(image, grid), grid)
-    return unshuffled.contiguous(memory_format=torch.channels_last)

@@ -28,7 +28,7 @@ from vsfmanet.networks.fmanetpp.degradation import NetD
 from vsfmanet.networks.fmanetpp.deploy import fold, unfold
 from vsfmanet.networks.fmanetpp.export import export_parts
 from vsfmanet.networks.fmanetpp.parts import EagerParts, TiledParts
-from vsfmanet.networks.fmanetpp.path import SAMPLES, Frames
+from vsfmanet.networks.fmanetpp.path import CHANNELS, Frames
 from vsfmanet.networks.fmanetpp.restoration import NetR
 from vsfmanet.segments import Reach
 from vsfmanet.tiling import MemoryPlan
@@ -123,7 +123,7 @@ class FMANetPP(LevelNetwork):
         else:
             last = (2 * channels + 2 * 3 * (config.scale * grid) ** 2) * size + 2 * image * config.scale**2
         if config.path_width:  # samples of the frame in fp32 with their places, and twice more; the branch's features
-            last += 3 * 3 * SAMPLES * grid**2 * 4 + 2 * SAMPLES * grid**2 * 4
+            last += 2 * CHANNELS * grid**2 * (4 + size)
             last += 3 * config.path_width * (grid // config.path_grid) ** 2 * size
         working = max(wide, last) + 2 * feat + flow
         rows, columns = -(-height // grid), -(-width // grid)

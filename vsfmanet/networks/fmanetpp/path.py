@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vsfmanet.networks.blocks import Conv3x3, Layers, at_multiples, keep_scale, leaky_relu, zero_init
+from vsfmanet.networks.blocks import Conv3x3, Layers, at_multiples, cells, keep_scale, leaky_relu, zero_init
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
 from vsfmanet.ops.warp import sample_path
 from vsfmanet.tiling import Box
@@ -19,14 +19,14 @@ _HEAD_WIDTH = 32
 _FLOW_UNIT = 8.0  # pixels
 _UNKNOWN = 0.6  # exposure that a fresh network takes where none is known: the middle of the levels
 
-BEFORE = (-3.0, -2.5, -2.0, -1.5, -1.0, -0.5)
-"""Places along the path before the middle of the exposure, in units of half the blur. Those after it mirror them."""
+OWN_REACH, OWN_COUNT = 3.0, 13
+"""Places at which a frame is read: the farthest, in units of half the blur, and their number."""
 
-AROUND = (-2.0, -1.0, 0.0, 1.0, 2.0)
-"""Places at which the neighbours are read, around the pixel that the flow leads to."""
+NEIGHBOUR_REACH, NEIGHBOUR_COUNT = 2.0, 5
+"""The same for each neighbour, around the pixel that the flow leads to."""
 
-SAMPLES = 2 * len(BEFORE) + 1 + 2 * len(AROUND)
-"""Samples of each colour for each pixel."""
+CHANNELS = 3 * (OWN_COUNT + 2 * NEIGHBOUR_COUNT) + 6
+"""Channels that the branch reads for each pixel: samples, the pixel itself, and the blur as a vector and a length."""
 
 EXPOSURE_CHANNELS = 2
 """Channels that follow an embedding for the path branch: the known exposure, 0 if unknown, and whether it is known."""
@@ -113,7 +113,7 @@ class PathBranch(nn.Module):
         width, factor = config.path_width, config.scale * config.path_grid
         self.grid, self.path_grid = config.grid, config.path_grid
         self.body = Layers(
-            Conv3x3(width + (3 * SAMPLES + 3) * config.path_grid**2, width), leaky_relu(),
+            Conv3x3(width + CHANNELS * config.path_grid**2, width), leaky_relu(),
             Conv3x3(width, width), leaky_relu(),
             Conv3x3(width, width), leaky_relu(),
             Conv3x3(width, width), leaky_relu(),
@@ -138,14 +138,15 @@ class PathBranch(nn.Module):
             motion = F.interpolate(motion, scale_factor=self.grid, mode="bilinear", align_corners=False)
         blur, ahead, back = motion.split(2, dim=1)
         origin = self.grid * tile.top, self.grid * tile.left
-        own = tile.of(frames.own, self.grid)[:, :, None]
-        before, after = (
-            sample_path(frames.own, blur, places, origin=origin) for places in (BEFORE, [-place for place in BEFORE])
-        )
-        following = sample_path(frames.following, blur, AROUND, ahead, origin)
-        previous = sample_path(frames.previous, blur, AROUND, back, origin)
-        others = torch.cat([before, after, following, previous], dim=2) - own
+        own = tile.of(frames.own, self.grid)
         length = blur.square().sum(dim=1, keepdim=True).add(1e-2).log() / 2
-        read = [(own - 0.5).squeeze(2), others.flatten(1, 2), F.softsign(blur / (_FLOW_UNIT / 2)), length]
-        cells = F.pixel_unshuffle(torch.cat(read, dim=1).to(context.dtype), self.path_grid)
-        return self.body(context, cells.contiguous(memory_format=torch.channels_last))
+        read = [own - 0.5, F.softsign(blur / (_FLOW_UNIT / 2)), length]
+        for image, shift, reach, count in (
+            (frames.own, None, OWN_REACH, OWN_COUNT),
+            (frames.following, ahead, NEIGHBOUR_REACH, NEIGHBOUR_COUNT),
+            (frames.previous, back, NEIGHBOUR_REACH, NEIGHBOUR_COUNT),
+        ):
+            samples = sample_path(image, blur, reach, count, shift, origin)
+            read.append(samples.sub_(own[:, :, None]).flatten(1, 2))
+        together = torch.cat([part.to(context.dtype) for part in read], dim=1)
+        return self.body(context, cells(together, self.path_grid))

@@ -10,12 +10,12 @@ from vsfmanet.networks.blocks import (
     Conv3x3,
     Layers,
     ResidualDenseBlock,
+    cells,
     keep_scale,
     leaky_relu,
     zero_init,
 )
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
-from vsfmanet.networks.fmanetpp.degradation import cells
 from vsfmanet.networks.fmanetpp.deploy import fold
 from vsfmanet.networks.fmanetpp.level import GuidedBlock
 from vsfmanet.networks.fmanetpp.path import BlurPath, Frames, PathBranch
