@@ -256,7 +256,7 @@ def test_a_start_from_a_model_on_pixels_keeps_the_levels() -> None:
     model = awake(replace(CELLS, grid=1, path_width=0)).deployed_form()
     network = FMANetPP(CELLS)
     afresh = {name.rpartition(".")[0] for name in start_from(network, model)}
-    new = ("restoration.upsampler.", "restoration.blur_path.", "restoration.path.")
+    new = ("restoration.upsampler.2.", "restoration.blur_path.", "restoration.path.")
     assert afresh
     assert all(name.startswith(new) for name in afresh)
 
@@ -427,7 +427,6 @@ def test_a_wrong_input_is_named(shape: tuple[int, ...]) -> None:
         ({"grid": 3}, "grid must be"),
         ({"path_width": 8, "path_grid": 2}, "path_grid must be 1, 2 or 4, and at most grid"),
         ({"grid": 4, "path_width": 8, "path_grid": 3, "upsampler": "lr"}, "path_grid must be 1, 2 or 4"),
-        ({"path_width": 8}, "upsampler two_stage is for networks without a path branch"),
         ({"grid": 2, "upsampler": "two_stage"}, "two_stage is for grid 1"),
     ],
 )
@@ -468,7 +467,7 @@ def test_the_path_branch_reads_where_the_blur_and_the_flow_lead() -> None:
     branch.body.register_forward_pre_hook(lambda _, parts: read.append(parts[1]))
     motion = torch.tensor([2.0, 0.0, 5.0, 0.0, -4.0, 0.0]).view(1, 6, 1, 1).expand(1, 6, 15, 20)
     frames = Frames(own=ramp, following=ramp, previous=ramp)
-    branch(torch.zeros(1, 1, 30, 40), frames, motion, Box(top=0, left=0, bottom=15, right=20))
+    branch(torch.zeros(1, CELLS.width, 15, 20), frames, motion, Box(top=0, left=0, bottom=15, right=20))
     samples = 40 * read[0][0, 6:, 15, 20]  # pixels from the middle of the ramp
     own = torch.linspace(-2 * 3, 2 * 3, 13)
     around = torch.linspace(-2 * 2, 2 * 2, 5)

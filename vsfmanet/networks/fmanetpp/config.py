@@ -86,8 +86,6 @@ class FMANetPPConfig:
             raise ConfigError(f"grid must be 1, 2 or 4, got {self.grid}")
         if self.path_width and (self.path_grid not in (1, 2, 4) or self.path_grid > self.grid):
             raise ConfigError(f"path_grid must be 1, 2 or 4, and at most grid ({self.grid}), got {self.path_grid}")
-        if self.path_width and self.upsampler == "two_stage":
-            raise ConfigError("upsampler two_stage is for networks without a path branch; use 'lr'")
         if self.upsampler == "two_stage" and self.grid != 1:
             raise ConfigError(f"upsampler two_stage is for grid 1, got grid {self.grid}; use 'lr'")
 

@@ -112,6 +112,12 @@ class PathBranch(nn.Module):
         super().__init__()
         width, factor = config.path_width, config.scale * config.path_grid
         self.grid, self.path_grid = config.grid, config.path_grid
+        shuffle = config.grid // config.path_grid
+        self.context = Layers(
+            Conv3x3(config.width, width * shuffle**2),
+            *([nn.PixelShuffle(shuffle)] if shuffle > 1 else []),
+            leaky_relu(),
+        )
         self.body = Layers(
             Conv3x3(width + CHANNELS * config.path_grid**2, width), leaky_relu(),
             Conv3x3(width, width), leaky_relu(),
@@ -119,14 +125,14 @@ class PathBranch(nn.Module):
             Conv3x3(width, width), leaky_relu(),
             last := Conv3x3(width, 3 * factor**2), nn.PixelShuffle(factor),
         )  # fmt: skip
-        keep_scale(self.body)
+        keep_scale(self)
         zero_init(last)
 
-    def forward(self, context: Tensor, frames: Frames, motion: Tensor, tile: Box) -> Tensor:
-        """Compute the residual image.
+    def forward(self, feat: Tensor, frames: Frames, motion: Tensor, tile: Box) -> Tensor:
+        """Compute an addition to the residual image.
 
         Args:
-            context: (N, D, h/d, w/d), features of the levels, of a tile of h x w pixels.
+            feat: (N, C, h/g, w/g), from the last block, of a tile of h x w pixels.
             frames: Whole frames.
             motion: (N, 6, h/g, w/g), fp32, result of `BlurPath` for the tile.
             tile: The tile, in cells of g x g pixels.
@@ -148,5 +154,5 @@ class PathBranch(nn.Module):
         ):
             samples = sample_path(image, blur, reach, count, shift, origin)
             read.append(samples.sub_(own[:, :, None]).flatten(1, 2))
-        together = torch.cat([part.to(context.dtype) for part in read], dim=1)
-        return self.body(context, cells(together, self.path_grid))
+        together = torch.cat([part.to(feat.dtype) for part in read], dim=1)
+        return self.body(self.context(feat), cells(together, self.path_grid))

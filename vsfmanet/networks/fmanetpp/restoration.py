@@ -26,7 +26,7 @@ class NetR(nn.Module):
     """NetR: restores each frame from its features, its motion and its degradation. Source: FMA-Net++, Sec. 3.4.
 
     Departure with a grid of g > 1: levels are computed once a cell of g x g pixels, and the upsampler ends with a
-    pixel-shuffle. With a path branch it ends on the branch's grid, see `PathBranch`.
+    pixel-shuffle. A path branch adds to the residual image, see `PathBranch`.
 
     Args:
         config: Sizes.
@@ -133,25 +133,14 @@ class NetR(nn.Module):
         residual = self.upsampler(feat)
         if self.path is not None:
             assert motion is not None
-            residual = self.path(residual, frames, motion, tile)
+            residual = residual + self.path(feat, frames, motion, tile)
         lr = tile.of(frames.own, self.grid)
         skip = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
         return skip + residual.float()
 
 
 def _upsampler(config: FMANetPPConfig) -> Layers:
-    """Build the layers from features to residual image; with a path branch, to the features that it reads.
-
-    The last layer starts at zero, so a fresh network returns the bilinear image.
-    """
-    if config.path_width:
-        factor = config.grid // config.path_grid
-        layers: list[nn.Module] = [Conv3x3(config.width, config.path_width * factor**2)]
-        if factor > 1:
-            layers.append(nn.PixelShuffle(factor))
-        branch = Layers(*layers, leaky_relu())
-        keep_scale(branch)
-        return branch
+    """Build the layers from features to residual image; the last starts at zero, so that it is the bilinear image."""
     if config.upsampler == "two_stage":
         layers = [
             Conv3x3(config.width, 256), nn.PixelShuffle(2), leaky_relu(),
