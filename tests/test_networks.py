@@ -256,7 +256,7 @@ def test_a_start_from_a_model_on_pixels_keeps_the_levels() -> None:
     model = awake(replace(CELLS, grid=1, path_width=0)).deployed_form()
     network = FMANetPP(CELLS)
     afresh = {name.rpartition(".")[0] for name in start_from(network, model)}
-    new = ("restoration.upsampler.2.", "restoration.blur_path.", "restoration.path.")
+    new = ("restoration.upsampler.2", "restoration.blur_path", "restoration.path")
     assert afresh
     assert all(name.startswith(new) for name in afresh)
 

@@ -45,8 +45,9 @@ class FMANetPPConfig:
     """Hidden channels of the exposure modulation."""
     kernel_head_size: int = 3
     """Side of the last convolution of the kernel head, 3 or 1."""
-    upsampler: Literal["two_stage", "lr"] = "two_stage"
-    """`two_stage`: two pixel shuffles and convolutions at output size (scale 4); `lr`: all work at input size."""
+    upsampler: Literal["two_stage", "lr", "path"] = "two_stage"
+    """`two_stage`: two pixel shuffles and convolutions at output size (scale 4); `lr`: all work on the levels' grid;
+    `path`: the path branch alone, since what a coarse grid adds to single pixels is mostly noise."""
     last_flow_update: bool = True
     """Build the flow update of the last restoration block. Nothing reads it; it only matches published counts."""
     initial_flow: Literal["zero", "matching"] = "zero"
@@ -84,6 +85,8 @@ class FMANetPPConfig:
             )
         if self.grid not in (1, 2, 4):
             raise ConfigError(f"grid must be 1, 2 or 4, got {self.grid}")
+        if self.upsampler == "path" and not self.path_width:
+            raise ConfigError("upsampler path needs a path branch, got path_width 0; set path_width or use 'lr'")
         if self.path_width and (self.path_grid not in (1, 2, 4) or self.path_grid > self.grid):
             raise ConfigError(f"path_grid must be 1, 2 or 4, and at most grid ({self.grid}), got {self.path_grid}")
         if self.upsampler == "two_stage" and self.grid != 1:
@@ -132,7 +135,7 @@ def preset(name: str, scale: int = 4) -> FMANetPPConfig:
         return FMANetPPConfig(
             scale=scale, width=48, num_blocks=1, num_flows=2, heads=4, feed_forward_width=96, fuse_convs=1,
             dense_growth=32, dense_layers=2, extractor_width=8, modulation_width=32, kernel_head_size=1,
-            upsampler="lr", last_flow_update=False, initial_flow="matching", flow_features=True,
-            learned_exposures=True, grid=grid, path_width=64, path_grid=(grid + 1) // 2,
+            upsampler="path" if grid > 1 else "lr", last_flow_update=False, initial_flow="matching",
+            flow_features=True, learned_exposures=True, grid=grid, path_width=64, path_grid=(grid + 1) // 2,
         )  # fmt: skip
     raise ConfigError(f"name must be paper, base, fast or path, got {name!r}")

@@ -158,15 +158,22 @@ class FMANetPP(LevelNetwork):
         if self.extractor is None:
             return None
         if exposure is None:
-            return self._with_exposure(self.extractor(lr), None)
+            return self._with_exposure(self._read(lr), None)
         known = ~exposure.isnan()
         levels = self.anchors if self.exposure_embeds is None else F.normalize(self.exposure_embeds.float(), dim=1)
         # A pageable copy this small does not block the host.
         given = anchor_embedding(levels, exposure.to(lr.device, non_blocking=True).nan_to_num(1.0))
         on_device = known[:, None].to(lr.device, non_blocking=True)
         if not known.all():
-            given = torch.where(on_device, given, self.extractor(lr))
+            given = torch.where(on_device, given, self._read(lr))
         return self._with_exposure(given, exposure)
+
+    def _read(self, lr: Tensor) -> Tensor:
+        """Run the extractor on frames (N, 3, H, W), without a graph where it is frozen; returns (N, U)."""
+        assert self.extractor is not None
+        frozen = not any(value.requires_grad for value in self.extractor.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            return self.extractor(lr)
 
     def _with_exposure(self, embed: Tensor, exposure: Tensor | None) -> Tensor:
         """Append `EXPOSURE_CHANNELS` to embeddings (N, U), if there is a path branch that reads them."""
@@ -302,6 +309,8 @@ def start_from(network: FMANetPP, model: FMANetPP) -> list[str]:
         for name in ("degradation.stem.0.weight", "restoration.stem.0.weight"):
             theirs[name] = _spread(theirs[name], own[name].shape[1], network.config.grid)
     taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
+    if model.scale != network.scale:  # what one scale adds to the bilinear image would be wrong for another
+        taken = {name: value for name, value in taken.items() if not name.startswith("restoration.upsampler.2.")}
     network.load_state_dict(taken, strict=False)
     left = {name for name in (*own, *theirs) if name not in taken and not name.startswith("degradation.image_flow")}
     solved = unfold(guide, head, len(embeds))

@@ -113,11 +113,7 @@ class PathBranch(nn.Module):
         width, factor = config.path_width, config.scale * config.path_grid
         self.grid, self.path_grid = config.grid, config.path_grid
         shuffle = config.grid // config.path_grid
-        self.context = Layers(
-            Conv3x3(config.width, width * shuffle**2),
-            *([nn.PixelShuffle(shuffle)] if shuffle > 1 else []),
-            leaky_relu(),
-        )
+        self.context = Layers(Conv3x3(config.width, width * shuffle**2), nn.PixelShuffle(shuffle), leaky_relu())
         self.body = Layers(
             Conv3x3(width + CHANNELS * config.path_grid**2, width), leaky_relu(),
             Conv3x3(width, width), leaky_relu(),

@@ -63,7 +63,7 @@ class NetR(nn.Module):
             self.kernel_embeds = nn.ModuleList(
                 nn.Conv2d(3 * config.kernel_size**2, width, 1, bias=False) for _ in range(config.num_blocks)
             )
-        self.upsampler = _upsampler(config)
+        self.upsampler = None if config.upsampler == "path" else _upsampler(config)
         self.blur_path = BlurPath(config, embed_width=embed_width) if config.path_width else None
         self.path = PathBranch(config) if config.path_width else None
 
@@ -130,13 +130,14 @@ class NetR(nn.Module):
             (N, 3, s*H, s*W), fp32, nominal range [0, 1], not clamped.
         """
         tile = tile or Box(top=0, left=0, bottom=feat.shape[-2], right=feat.shape[-1])
-        residual = self.upsampler(feat)
+        lr = tile.of(frames.own, self.grid)
+        restored = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
+        if self.upsampler is not None:
+            restored = restored + self.upsampler(feat).float()
         if self.path is not None:
             assert motion is not None
-            residual = residual + self.path(feat, frames, motion, tile)
-        lr = tile.of(frames.own, self.grid)
-        skip = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        return skip + residual.float()
+            restored = restored + self.path(feat, frames, motion, tile).float()
+        return restored
 
 
 def _upsampler(config: FMANetPPConfig) -> Layers:
