@@ -202,10 +202,10 @@ def test_every_setting_moves_the_network(field: str) -> None:
 @pytest.mark.parametrize("scale", [4, 2, 1])
 @pytest.mark.parametrize(
     "branch", [{"grid": 2}, {"grid": 4}, {"grid": 2, "path_width": 4}, {"grid": 4, "path_width": 4},
-               {"grid": 4, "path_width": 4, "path_grid": 2}, {"grid": 1, "path_width": 4}],
+               {"grid": 4, "path_width": 4, "path_grid": 2, "upsampler": "path"}, {"grid": 1, "path_width": 4}],
 )  # fmt: skip
 def test_a_network_on_cells_takes_any_size_learns_whole_and_starts_at_the_bilinear_image(
-    branch: dict[str, int], scale: int
+    branch: dict[str, object], scale: int
 ) -> None:
     config = replace(CELLS, **{"path_width": 0, **branch}, scale=scale)  # type: ignore[arg-type]
     lr = clip(2, 9, 13)
@@ -428,6 +428,7 @@ def test_a_wrong_input_is_named(shape: tuple[int, ...]) -> None:
         ({"path_width": 8, "path_grid": 2}, "path_grid must be 1, 2 or 4, and at most grid"),
         ({"grid": 4, "path_width": 8, "path_grid": 3, "upsampler": "lr"}, "path_grid must be 1, 2 or 4"),
         ({"grid": 2, "upsampler": "two_stage"}, "two_stage is for grid 1"),
+        ({"upsampler": "path"}, "upsampler path needs a path branch"),
     ],
 )
 def test_contradictory_settings_are_refused(change: dict[str, int], message: str) -> None:

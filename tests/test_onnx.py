@@ -29,7 +29,7 @@ from vsfmanet.networks.fmanetpp import FMANetPPConfig
 from vsfmanet.restorer import Restorer
 from vsfmanet.weights import save_model
 
-ON_CELLS = replace(CELLS, num_blocks=1, path_grid=2, scale=1)
+ON_CELLS = replace(CELLS, num_blocks=1, path_grid=2, scale=1, upsampler="path")
 SMALL = replace(TINY, num_blocks=1, initial_flow="matching", flow_features=True)
 SPEC = EngineSpec(
     part="stem", weights_sha256="ab", height=8, width=9, precision="float16", runtime="TensorRT 10.9",

@@ -81,7 +81,7 @@ def test_tiles_cover_a_frame_once(tile: tuple[int, int]) -> None:
         replace(TINY, scale=1),
         CELLS,
         replace(CELLS, scale=1, grid=2),
-        replace(CELLS, scale=2, path_grid=2),
+        replace(CELLS, scale=2, path_grid=2, upsampler="path"),
         replace(CELLS, scale=1, path_width=0),
     ],
 )
