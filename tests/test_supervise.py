@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ from vsfmanet.jobs import supervise as supervision
 from vsfmanet.jobs.files import part_path, pending_path, record_path
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.record import Fingerprint, Record, write_pending, write_record
-from vsfmanet.jobs.supervise import Event, Outcome, Verdict, Watch, supervise
+from vsfmanet.jobs.supervise import KEPT_BUFFERS, Event, Outcome, Verdict, Watch, supervise
 from vsfmanet.manifest import file_sha256
 from vsfmanet.settings import RestoreSettings
 
@@ -293,3 +295,19 @@ def test_outcomes_of_the_machine_are_told_apart() -> None:
     assert [Outcome(code=code).verdict for code in range(9)] == [
         "done", "bug", "refused", "refused", "machine", "machine", "failed", "busy", "machine",
     ]  # fmt: skip
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").is_file()
+    or "[madvise]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii"),
+    reason="the system gives huge pages to those that ask",
+)
+def test_a_job_asks_for_huge_pages() -> None:
+    look = "kept = b'x' * (64 << 20); print('hg' in ' '.join(open('/proc/self/smaps').read().split()).split(' '))"
+    plain, asked = (
+        subprocess.run(
+            [sys.executable, "-c", look], env=os.environ | more, check=True, capture_output=True, text=True
+        ).stdout.strip()
+        for more in ({"GLIBC_TUNABLES": ""}, KEPT_BUFFERS)
+    )
+    assert (plain, asked) == ("False", "True")
