@@ -276,6 +276,7 @@ def test_reblurring_asks_only_where_there_is_blur_and_moves_only_the_restored_fr
     head = network.degradation.to_kernels
     assert head is not None
     assert head.weight.grad is None or not head.weight.grad.any()
+    assert network.restoration.upsampler is not None
     last = network.restoration.upsampler[2]
     assert isinstance(last, torch.nn.Conv2d)
     assert last.weight.grad is not None

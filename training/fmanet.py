@@ -21,7 +21,11 @@ from vsfmanet.weights import MODELS, load_fmanetpp
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that the training of NetD and of the whole network share, those of the grid among them."""
     start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument("--extractor", type=Path, help="checkpoint of training.train_extractor")
+    start.add_argument(
+        "--extractor",
+        metavar="FILE",
+        help="checkpoint of training.train_extractor, or a model that lends its extractor",
+    )
     start.add_argument("--start-from", metavar="MODEL", help="a model or .safetensors file, its extractor included")
     add_loop_arguments(parser)
     add = parser.add_argument
@@ -51,11 +55,15 @@ def start_network(args: argparse.Namespace, device: str) -> FMANetPP:
             model = grown(model, replace(config, **same))
         afresh = start_from(network, model)
         print(f"from {args.start_from}; afresh: {', '.join(afresh) or 'nothing'}")
-    else:
-        stage_1 = load_checkpoint(args.extractor, device)
+    elif args.extractor.endswith(".pt"):
+        stage_1 = load_checkpoint(Path(args.extractor), device)
         network.extractor.load_state_dict(stage_1["extractor"])
         network.anchors.copy_(stage_1["anchors"])
         network.reading_temperature.copy_(stage_1["reading_temperature"])
+    else:
+        lender = load_fmanetpp(args.extractor)
+        names = [name for name in lender.state_dict() if name.startswith(("extractor.", "anchors", "reading_"))]
+        network.load_state_dict({name: lender.state_dict()[name] for name in names}, strict=False)
     return network
 
 
