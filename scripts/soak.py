@@ -33,6 +33,8 @@ import av
 import imageio_ffmpeg
 import psutil
 
+from vsfmanet.jobs.supervise import family
+
 GOOD = "film {}.mkv"
 
 DONE = 3
@@ -304,14 +306,6 @@ def frame_hash(path: Path) -> str:
         for frame in container.decode(video=0):
             digest.update(f"{frame.time}".encode() + frame.to_ndarray().tobytes())
     return digest.hexdigest()
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """The processes that a process has started, and those that they have."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
 
 
 def is_encoder(process: psutil.Process) -> bool:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from vsfmanet.jobs.supervise import family
+
 FILE = Path(__file__)
 
 FAST = "--encoder-args=-preset ultrafast"
@@ -50,14 +52,6 @@ def environment(*, fault: str = "", pause: float = 0.0, scale: int = 1) -> dict[
     """The environment of the program."""
     light = {"LIGHT_FAULT": fault, "LIGHT_PAUSE": str(pause), "LIGHT_SCALE": str(scale)}
     return os.environ | light | {"PYTHONPATH": str(FILE.parents[1])}
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """The processes that a process has started, and those that they have."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
 
 
 def is_encoder(process: psutil.Process) -> bool:

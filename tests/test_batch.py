@@ -27,7 +27,7 @@ import pytest
 from tests import light
 from tests.batch_stub import content, stand_in, stub_recipe
 from tests.films import H264, ffmpeg, picture, sound
-from tests.light import family, is_alive, wait_until_gone
+from tests.light import is_alive, wait_until_gone
 from vsfmanet import __version__
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, journal, page, progress, runner, supervise
@@ -35,6 +35,7 @@ from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.journal import open_journal
 from vsfmanet.jobs.paths import Selection, survey
 from vsfmanet.jobs.record import check_against_record
+from vsfmanet.jobs.supervise import family
 from vsfmanet.media.pictures import split_jpegs
 
 STUB = Path(__file__).with_name("batch_stub.py")

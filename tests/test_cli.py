@@ -628,7 +628,7 @@ def test_a_signal_ends_the_job_and_leaves_nothing(film: Path, tmp_path: Path, nu
     temporary.mkdir()
     job = light.start(film, made, pause=0.2, temporary=temporary, stdout=subprocess.PIPE)
     encoder = light.wait_for_encoder(job)
-    processes = [encoder, *light.family(job.pid)]
+    processes = [encoder, *supervise.family(job.pid)]
     time.sleep(0.5)
     started = time.monotonic()
     job.send_signal(number)

@@ -34,11 +34,11 @@ from tests.films import (
     sound,
     times,
 )
-from tests.light import family, is_alive, is_encoder, start, wait_for_encoder, wait_until_gone
+from tests.light import is_alive, is_encoder, start, wait_for_encoder, wait_until_gone
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, runner, supervise
 from vsfmanet.jobs.files import record_path
-from vsfmanet.jobs.supervise import PROGRAM
+from vsfmanet.jobs.supervise import PROGRAM, family
 from vsfmanet.media import clip as clips
 from vsfmanet.settings import RestoreSettings
 

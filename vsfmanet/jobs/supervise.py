@@ -344,7 +344,7 @@ class Process:
             self._process.wait(timeout=GRACE)
             self._read_to_end()
         except subprocess.TimeoutExpired:
-            left = _family(self._process.pid)  # an encoder that hangs too
+            left = family(self._process.pid)  # an encoder that hangs too
             self._process.kill()
             for each in left:
                 with suppress(psutil.Error):
@@ -479,8 +479,8 @@ class Watch:
         return f"{self._phase} {self._counting[0]} of {self._counting[1]} frames"
 
 
-def _family(pid: int) -> list[psutil.Process]:
-    """What a process has started, such as an encoder."""
+def family(pid: int) -> list[psutil.Process]:
+    """Return the processes that a process has started, such as an encoder, and theirs."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.Error:
@@ -491,7 +491,7 @@ def _processor_seconds(pid: int) -> float:
     """Seconds of processor time that a process and its children have used."""
     used = 0.0
     with suppress(psutil.Error):
-        for each in (psutil.Process(pid), *_family(pid)):
+        for each in (psutil.Process(pid), *family(pid)):
             with suppress(psutil.Error):
                 times = each.cpu_times()
                 used += times.user + times.system
@@ -516,7 +516,7 @@ def die_with(parent: int) -> None:
     def follow() -> None:
         with suppress(psutil.Error):
             psutil.Process(parent).wait()
-        for each in _family(os.getpid()):
+        for each in family(os.getpid()):
             with suppress(psutil.Error):
                 each.kill()
         os._exit(1)
