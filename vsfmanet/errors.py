@@ -1,4 +1,4 @@
-"""What can go wrong, by cause. Every message reads `function: what is needed, got what came; what to do`."""
+"""What can go wrong, by cause. Every message reads `what is needed, got X; what to do`; the border adds the caller."""
 
 
 class VsfmanetError(Exception):

@@ -23,7 +23,7 @@ record and makes nothing new.
 A film of more than --range-frames frames is made in ranges, each in a file of its own in a hidden folder beside OUT,
 which are joined in the end without coding them again: a job that was killed continues after the last whole range. While
 it runs that takes twice the disk space of OUT. With encoder options that may prevent joining (filters, two passes,
-unknown ones), the film is made in one pass and a warning says why.
+unknown ones), the film is made in one pass and a warning explains why.
 
 With --start and --end, what is copied is cut to the same time, at the limits of packets: sound begins within one packet
 (some 20 ms) after the first frame, at its right place; a subtitle that is shown already is kept from there on.

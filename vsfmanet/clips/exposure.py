@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 def gather_exposures(
     clip: vs.VideoNode, argument: ExposureArgument, source_path: str | os.PathLike[str] | None
 ) -> Exposures:
-    """Gather the sources that can know the exposures of a clip; a warning says why telemetry is not used.
+    """Gather the sources that can know the exposures of a clip; a warning explains why telemetry is not used.
 
     Raises:
         ExposureError: The argument, its file or the path cannot be used.

@@ -43,7 +43,7 @@ def read_telemetry(source_path: str | os.PathLike[str], *, num_frames: int) -> T
     """Read shutter times in a file, or beside it, and compute the exposures of its frames.
 
     A wrong exposure does more harm than none, so telemetry that contradicts the file or the clip is not used at all,
-    and the notice says why.
+    and the notice explains why.
 
     Args:
         source_path: Any file; only MP4, MOV and INSV files have telemetry that can be read.
