@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.scenes.exposure import exposure_walk
-from training.scenes.render import render_sequence
-from training.scenes.scene import Scene, random_background
+from training.data.exposure import exposure_walk
+from training.data.render import render_sequence
+from training.data.scene import Scene, random_background
 from vsfmanet.media.ffmpeg import find_ffmpeg
 from vsfmanet.networks.exposure_extractor import LEVELS
 

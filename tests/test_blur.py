@@ -15,10 +15,10 @@ from torch import Tensor
 
 import vsfmanet
 from tests.fakes import MixingRestorer, drawn_clip, noise_clip, restore_with, same_pixels
-from training.scenes.blur_target import extent_of_flow, path_extent
-from training.scenes.motion import Path as MotionPath
-from training.scenes.render import render_flow
-from training.scenes.scene import Layer, Scene
+from training.data.extent import extent_of_flow, path_extent
+from training.data.motion import Path as MotionPath
+from training.data.render import render_flow
+from training.data.scene import Layer, Scene
 from vsfmanet.clips import blur_map, estimate, motion
 from vsfmanet.errors import WeightsError
 from vsfmanet.exposures.estimate import HELD, INPUTS, Estimate, Step, estimate_exposure, profile, settle

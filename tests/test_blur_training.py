@@ -14,9 +14,13 @@ import torch
 
 from tests.tiny import run
 from training import build_benchmark, evaluate_blur, export_blur, render_pool, train_blur, train_shutter
-from training.loop import load_checkpoint
-from training.scenes.pool import Pool
-from training.train_blur import blur_loss, moment
+from training.data.benchmark import SCENES
+from training.data.blur_crops import moment
+from training.data.pool import Pool
+from training.evaluation.blur import level_confusion, sharp_head
+from training.losses.blur import blur_loss
+from training.run.checkpoint import load_checkpoint
+from training.run.trained import trained_analyser, trained_estimator
 from training.train_shutter import Profiles, fit
 from vsfmanet.errors import SourceError, WeightsError
 from vsfmanet.exposures.estimate import INPUTS
@@ -90,8 +94,8 @@ def test_a_checkpoint_becomes_the_analyser_that_ships_and_no_model_to_restore_wi
     pools: list[Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = train(pools, tmp_path / "run")
-    monkeypatch.setattr(build_benchmark, "SCENES", build_benchmark.SCENES[3:4])
-    monkeypatch.setattr("training.evaluate_blur.SCENES", build_benchmark.SCENES)
+    for user in ("build_benchmark", "evaluation.blur"):
+        monkeypatch.setattr(f"training.{user}.SCENES", SCENES[3:4])
     benchmark, scores = tmp_path / "benchmark", tmp_path / "scores.json"
     size = ["--width", 96, "--height", 64, "--frames", 3]
     run(build_benchmark.main, "--photos", photos, "--out", benchmark, *size)
@@ -100,7 +104,7 @@ def test_a_checkpoint_becomes_the_analyser_that_ships_and_no_model_to_restore_wi
     measured = json.loads(scores.read_text())
     assert len(measured["rows"]) == 3 * 7  # five levels, one that changes, sharp
     blurred = [row for row in measured["rows"] if row["condition"] == "5_5"]
-    speed = build_benchmark.SCENES[0].speed / 4  # LR pixels per frame, and the shutter is open all the time
+    speed = SCENES[3].speed / 4  # LR pixels per frame, and the shutter is open all the time
     assert np.mean([row["extent"] for row in blurred]) == pytest.approx(speed, rel=0.1)
     other = tmp_path / "other"
     other.mkdir()
@@ -115,7 +119,7 @@ def test_a_checkpoint_becomes_the_analyser_that_ships_and_no_model_to_restore_wi
     [entry] = tomllib.loads((tmp_path / "models" / "manifest.toml").read_text())["analyser"]
     assert entry["scores"]["x4_extent_5_5"] == pytest.approx(measured["scores"]["extent_5_5"])
     frames = torch.rand(1, 3, 20, 20)
-    trained = evaluate_blur.load(checkpoint)
+    trained = trained_analyser(checkpoint)
     assert trained.config.width == state["config"]["width"] == 2
     torch.testing.assert_close(load_analyser().extent(frames), trained.extent(frames), rtol=0.02, atol=0.02)  # fp16
     with pytest.raises(WeightsError, match="holds the network 'blur'"):
@@ -125,7 +129,7 @@ def test_a_checkpoint_becomes_the_analyser_that_ships_and_no_model_to_restore_wi
 def test_profiles_become_an_estimator_that_loads_and_a_second_run_takes_none_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.scenes.scene.random_speed", lambda _: 3.0)
+    monkeypatch.setattr("training.data.scene.random_speed", lambda _: 3.0)
     pool, kept, out = tmp_path / "pool", tmp_path / "kept", tmp_path / "estimator.pt"
     size = ["--size", 96, "--scale", 1, "--frames", 5]
     run(render_pool.main, "--photos", photos, "--count", 2, "--workers", 1, "--out", pool, *size)
@@ -135,7 +139,7 @@ def test_profiles_become_an_estimator_that_loads_and_a_second_run_takes_none_aga
     assert sorted(set(taken["exposure"].tolist())) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])  # sharp among them
     monkeypatch.setattr(train_shutter, "take_profiles", None)
     run(train_shutter.main, *arguments)
-    value, log_error = evaluate_blur.load_estimator_of(out)(taken["profile"])
+    value, log_error = trained_estimator(out)(taken["profile"])
     assert value.shape == log_error.shape == taken["exposure"].shape
 
 
@@ -144,21 +148,21 @@ def test_the_sharp_head_is_counted_over_all_pixels() -> None:
         {"sharp": 1.0, "called_sharp": 0.5, "rightly_sharp": 0.5},
         {"sharp": 0.0, "called_sharp": 0.25, "rightly_sharp": 0.0},
     ]
-    counted = evaluate_blur.sharp_head(rows)
+    counted = sharp_head(rows)
     assert counted == pytest.approx({"accuracy": 0.625, "precision": 2 / 3, "recall": 0.5})
 
 
 def test_levels_are_counted_where_something_moves_and_something_was_told() -> None:
     told = [(0.4, 0.33, 5.0), (0.4, 0.22, 5.0), (1.0, 1.3, 5.0), (0.6, 0.2, 1.0), (0.0, 0.2, 9.0)]
     rows: list[dict[str, float | None]] = [
-        {"exposure": exposure, "estimate": estimate, "reading": estimate, "confidence": 1.0, "motion": motion}
+        {"exposure": exposure, "estimate": estimate, "frame_estimate": estimate, "confidence": 1.0, "motion": motion}
         for exposure, estimate, motion in told
     ]
     rows.append(rows[0] | {"estimate": None, "confidence": 0.0})
     expected = np.zeros((5, 5))
     expected[1, :2], expected[4, 4] = 50, 100
-    for name in ("reading", "estimate"):
-        confusion, count = evaluate_blur.level_confusion(rows, name)
+    for name in ("frame_estimate", "estimate"):
+        confusion, count = level_confusion(rows, name)
         np.testing.assert_array_equal(confusion, expected)
         assert count == 3
 

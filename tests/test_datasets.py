@@ -1,7 +1,5 @@
 """Footage and photographs made ready: tiny films whose motion and exposure are known."""
 
-import sys
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,9 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training import footage, pack_photos, prepare_gopro, prepare_reds
-from training.build_benchmark import load_benchmark, save_clip
-from training.footage import (
+from tests.tiny import run
+from training import pack_photos, prepare_gopro, prepare_reds
+from training.data import footage
+from training.data.benchmark import load_benchmark, load_clip, save_clip
+from training.data.footage import (
     Recipe,
     estimate_motion,
     exposed_frames,
@@ -20,19 +20,12 @@ from training.footage import (
     interpolate_farneback,
     load_interpolator,
 )
-from training.scenes.photos import list_photos, load_photo
-from training.scenes.pool import Pool
-from training.scoring import load_clip, load_truth
+from training.data.photos import list_photos, load_photo
+from training.data.pool import Pool
+from training.metrics.scoring import load_truth
 from vsfmanet.errors import ConfigError, OutputError, SourceError
 
 HEIGHT, WIDTH = 64, 80
-
-
-def run(main: Callable[[], None], *arguments: object) -> None:
-    """Run a script's `main` as from the command line."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["script", *map(str, arguments)])
-        main()
 
 
 def film(frames: int, step: float) -> NDArray[np.uint8]:
@@ -97,8 +90,8 @@ def test_flow_moves_things_where_blending_doubles_them() -> None:
 
 
 def test_an_interpolator_can_be_plugged_in() -> None:
-    assert load_interpolator("training.footage:interpolate_blend") is footage.interpolate_blend
-    for name in ("fancy", "training.footage:nothing", "no.such.module:f"):
+    assert load_interpolator("training.data.footage:interpolate_blend") is footage.interpolate_blend
+    for name in ("fancy", "training.data.footage:nothing", "no.such.module:f"):
         with pytest.raises(ConfigError, match="interpolator"):
             load_interpolator(name)
 

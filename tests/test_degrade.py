@@ -5,8 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from training.scenes import degrade
-from training.scenes.degrade import (
+from training.data import degrade
+from training.data.degrade import (
     JPEG_SAMPLINGS,
     add_halos,
     add_noise,

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from training import build_benchmark, evaluate, export
-from training.build_benchmark import load_benchmark
-from training.evaluate import about_network, baselines, load_method, load_networks, resize, run_network, score_scene
-from training.guidance import kernel_spread
-from training.loop import save_checkpoint
-from training.report import detailed_square
-from training.scoring import TRANSITIONS, load_clip, load_truth
+from training.data.benchmark import SCENES, load_benchmark, load_clip
+from training.evaluation.cost import cost_note
+from training.evaluation.guidance import kernel_spread
+from training.evaluation.methods import baselines, load_networks, resize, run_network, score_scene
+from training.evaluation.report import detailed_square
+from training.metrics.scoring import TRANSITIONS, load_truth
+from training.run.checkpoint import save_checkpoint
+from training.run.trained import load_method
 from vsfmanet.errors import ConfigError, OutputError, SourceError
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.networks.mmprnn import MMPRNN, MMPRNNConfig
@@ -44,7 +46,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_benchmark_holds_every_clip_that_it_records(benchmark: Path) -> None:
     record = load_benchmark(benchmark)
-    assert len(record.scenes) == len(build_benchmark.SCENES)
+    assert len(record.scenes) == len(SCENES)
     assert list(record.photos) == ["noise.png"]
     for scene in record.scenes:
         assert load_clip(benchmark / scene.name / "sharp").shape == (FRAMES, 3, 64, 64)
@@ -76,7 +78,7 @@ def test_a_degraded_benchmark_differs_in_its_inputs_alone(benchmark: Path, monke
     arguments = ["build_benchmark", "--photos", str(benchmark.with_name("photos")), "--out", str(degraded), "--degrade"]
     arguments += ["--scale", "2", "--width", "64", "--height", "64", "--frames", str(FRAMES)]
     monkeypatch.setattr(sys, "argv", arguments)
-    monkeypatch.setattr(build_benchmark, "SCENES", build_benchmark.SCENES[:2])
+    monkeypatch.setattr("training.build_benchmark.SCENES", SCENES[:2])
     build_benchmark.main()
     record = load_benchmark(degraded)
     assert record.degraded
@@ -262,7 +264,7 @@ def test_a_checkpoint_of_another_network_can_be_scored_and_shipped(tmp_path: Pat
 
 def test_the_cost_of_a_network_is_told() -> None:
     clip = torch.rand(1, 3, 3, 16, 32)
-    told = about_network("it", MMPRNN(MMPRNNConfig(prior="speed")).eval(), clip)
+    told = cost_note("it", MMPRNN(MMPRNNConfig(prior="speed")).eval(), clip)
     assert told == "it: 1.97 M parameters, 0.07 GMAC a frame of 32x16, in proportion 128 at 1280x720."
-    told = about_network("it", FMANetPP(preset("fast", 1), deployed=True).eval(), clip)
+    told = cost_note("it", FMANetPP(preset("fast", 1), deployed=True).eval(), clip)
     assert told == "it: 1.32 M parameters, 0.59 GMAC a frame of 32x16, in proportion 1055 at 1280x720."

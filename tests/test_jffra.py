@@ -19,7 +19,7 @@ from tests.tiny import TINY_JFFRA as TINY
 from tests.tiny import awake_jffra as awake
 from tests.tiny import run
 from training import render_pool, train_jffra
-from training.loop import load_checkpoint
+from training.run.checkpoint import load_checkpoint
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks import jffra
 from vsfmanet.networks.jffra import (

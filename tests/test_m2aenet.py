@@ -20,21 +20,20 @@ from tests.tiny import TINY_M2AENET as TINY
 from tests.tiny import awake_m2aenet as awake
 from tests.tiny import run
 from training import render_pool, train_m2aenet
-from training.loop import load_checkpoint
-from training.losses import USUAL_ERROR
-from training.metrics import ssim
-from training.scenes.pool import Batch
-from training.train_m2aenet import (
-    Options,
+from training.data.pool import Batch
+from training.losses.frames import USUAL_ERROR, ssim_map
+from training.losses.m2aenet import (
+    Weights,
     known_frames,
     losses,
     mask_loss,
     path_loss,
     reblurred,
     restoration_losses,
-    ssim_map,
     true_mask,
 )
+from training.metrics.frames import ssim
+from training.run.checkpoint import load_checkpoint
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks import pruning
 from vsfmanet.networks.m2aenet import HELD, MEMORY, PRESETS, M2AENet, M2AENetConfig, path
@@ -367,31 +366,31 @@ def test_the_training_ssim_is_that_of_the_metrics() -> None:
 
 @pytest.mark.parametrize("decibels", [None, 30.0])
 def test_losses_are_least_for_a_perfect_result_and_teach_only_inside_the_mask(decibels: float | None) -> None:
-    options = Options(
-        motion_steps=0, true_mask_steps=9, path_weight=1, reblur_weight=1, ssim_weight=1, spectrum_weight=1,
+    weights = Weights(
+        path_weight=1, reblur_weight=1, ssim_weight=1, spectrum_weight=1,
         mask_weight=0, decibels=decibels,
     )  # fmt: skip
     truth, mask = frames(1, 3, 32, 32), patches(1, 32, 32)
-    perfect = restoration_losses(truth, truth, mask, options)
+    perfect = restoration_losses(truth, truth, mask, weights)
     assert set(perfect) == {"restoration", "ssim"}
     least = {"restoration": USUAL_ERROR * math.log(1e-3) if decibels else 0, "ssim": 0}
     assert {name: float(value) for name, value in perfect.items()} == pytest.approx(least, abs=1e-5)
     output = (truth * 0.9).requires_grad_()
-    values = restoration_losses(output, truth, mask, options)
+    values = restoration_losses(output, truth, mask, weights)
     values["restoration"].backward()
     assert output.grad is not None
     assert torch.equal(output.grad.abs().amax(dim=1, keepdim=True) > 0, mask > 0)
 
 
 def test_the_mask_learns_where_it_is_asked_to() -> None:
-    options = Options(
-        motion_steps=0, true_mask_steps=0, path_weight=0, reblur_weight=0, ssim_weight=0, spectrum_weight=0,
+    weights = Weights(
+        path_weight=0, reblur_weight=0, ssim_weight=0, spectrum_weight=0,
         mask_weight=1, decibels=None,
     )  # fmt: skip
     network = awake().train()
     network.blur.requires_grad_(True)
     batch = moving(2, 0.2)
-    values = losses(network, batch, 0, options=options)
+    values = losses(network, batch, 0, weights=weights, motion_steps=0, true_mask_steps=0)
     values["mask"].backward()
     assert all(value.grad is not None and value.grad.any() for value in network.blur.heads.parameters())
     wanted = torch.full((1, 1, 4, 4), 9.0)

@@ -1,11 +1,13 @@
 """PSNR, SSIM, tOF and OPW against cases worked out by hand."""
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.metrics import BORDER, estimate_flow, opw_by_pair, psnr, ssim, tof, tof_by_pair
-from vsfmanet.errors import ShapeError
+from training.metrics.frames import BORDER, estimate_flow, opw_by_pair, psnr, ssim, tof_by_pair
+from training.metrics.niqe import fit_gaussian, niqe, statistics_of
+from vsfmanet.errors import ShapeError, SourceError
 
 
 def noise(*shape: int) -> NDArray[np.uint8]:
@@ -73,14 +75,14 @@ def test_ssim_of_one_window_is_that_of_its_weighted_moments() -> None:
 
 def test_tof_of_equal_clips_is_zero() -> None:
     clip = np.stack([smooth_picture(64, 80, shift) for shift in (0, 1, 3)])
-    assert tof(clip, clip) == 0
+    assert tof_by_pair(clip, clip, estimate_flow(clip)).mean() == 0
 
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_tof_of_a_moving_clip_against_a_still_one_is_the_motion(step: int) -> None:
     still = np.stack([smooth_picture(96, 96, 0)] * 3)
     moving = np.stack([smooth_picture(96, 96, shift) for shift in (0, step, 2 * step)])
-    assert tof(moving, still) == pytest.approx(step, rel=0.1)
+    assert tof_by_pair(moving, still, estimate_flow(still)).mean() == pytest.approx(step, rel=0.1)
 
 
 def test_tof_of_a_pair_does_not_feel_what_happens_elsewhere() -> None:
@@ -140,8 +142,35 @@ def test_frames_of_another_size_are_refused() -> None:
     with pytest.raises(ShapeError, match="ssim"):
         ssim(noise(3, 18, 24), noise(3, 18, 24))
     with pytest.raises(ShapeError, match="tof"):
-        tof(noise(1, 3, 64, 64), noise(1, 3, 64, 64))
+        tof_by_pair(noise(1, 3, 64, 64), noise(1, 3, 64, 64), np.zeros((0, 64, 64, 2), np.float32))
     with pytest.raises(ShapeError, match="tof"):
-        tof(noise(2, 3, 40, 64), noise(2, 3, 40, 64))
+        tof_by_pair(noise(2, 3, 40, 64), noise(2, 3, 40, 64), np.zeros((1, 40, 64, 2), np.float32))
     with pytest.raises(ShapeError, match="opw"):
         opw_by_pair(noise(2, 3, 24, 24), noise(2, 3, 24, 24), *still(3, 24, 24))
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("normal", 2.0), ("laplace", 1.0)])
+def test_a_fit_finds_the_shape_and_the_scales_of_a_distribution(kind: str, shape: float) -> None:
+    generator = np.random.default_rng(0)
+    drawn = getattr(generator, kind)(0, 3, 200_000)
+    scale = 3 * (np.sqrt(2) if kind == "normal" else 1)
+    leaning = np.abs(drawn) * np.where(generator.random(len(drawn)) < 1 / 3, -1, 2)  # the densities meet at 0
+    for values, sides in ((drawn, (1, 1)), (leaning, (1, 2))):
+        found, left, right = fit_gaussian(values)
+        assert found == pytest.approx(shape, rel=0.05)
+        assert (left, right) == pytest.approx([side * scale for side in sides], rel=0.05)
+
+
+def test_niqe_is_least_for_what_is_like_the_good_photographs_and_rises_with_noise_and_blur() -> None:
+    photos = [smooth_picture(480, 480, shift) for shift in (0, 40, 80)]
+    good = statistics_of(photos)
+    frame = smooth_picture(480, 480, 20)
+    rough = (frame + np.random.default_rng(0).normal(0, 20, frame.shape)).clip(0, 255).astype(np.uint8)
+    soft = np.stack([cv2.GaussianBlur(plane, (0, 0), 3) for plane in frame]).astype(np.uint8)
+    best, noisy, blurred = (niqe(one, good) for one in (frame, rough, soft))
+    assert best < min(noisy, blurred) / 3
+    with pytest.raises(SourceError, match="37 sharp blocks of good photographs are needed, got"):
+        statistics_of([smooth_picture(96, 192, 0)])
+    for size in ((95, 200), (96, 96)):
+        with pytest.raises(ShapeError, match="96 x 96"):
+            niqe(smooth_picture(*size, 0), good)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,12 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.fakes import ListSource
 from tests.tiny import TINY_MMPRNN as TINY
 from tests.tiny import awake_mmprnn as awake
+from tests.tiny import run
 from training import render_pool, train_mmprnn
-from training.deblurring import moving
-from training.loop import load_checkpoint, save_checkpoint
-from training.losses import decibel_loss
-from training.scenes.pool import Batch, Pool
-from training.train_mmprnn import build, charbonnier, losses
+from training.data.pool import Batch, Pool, moving
+from training.losses.frames import charbonnier, decibel_loss
+from training.run.checkpoint import load_checkpoint, save_checkpoint
+from training.train_mmprnn import build, losses
 from vsfmanet.engines.cuda import Transfers
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, fold
@@ -209,13 +208,6 @@ def test_settings_that_cannot_be_are_refused() -> None:
         replace(TINY, width=1)
 
 
-def run(main: Callable[[], None], *arguments: object) -> None:
-    """Run a script's `main` as from the command line."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["script", *map(str, arguments)])
-        main()
-
-
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A toy pool, and a checkpoint of a blur analyser."""
@@ -244,7 +236,7 @@ def train(material: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Calla
     return train
 
 
-@pytest.mark.parametrize("how", [[], ["--muon", 0.01, "--decibels"]])
+@pytest.mark.parametrize("how", [[], ["--muon", 0.01, "--decibels", 50]])
 def test_a_resumed_run_equals_an_unbroken_one_and_the_prior_stays(
     how: list[object],
     material: tuple[Path, Path],

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.dynamic_filter import flow_guided_dynamic_filter
+from training.losses.dynamic_filter import flow_guided_dynamic_filter
 from vsfmanet.errors import ShapeError
 from vsfmanet.ops.warp import flow_warp, multi_flow_warp
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import subprocess
@@ -11,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 
 FOLDER = Path(__file__).parent.parent / "training" / "recipes"
 RECIPES = sorted(path for path in FOLDER.glob("*.sh") if path.name != "common.sh")
@@ -52,13 +52,11 @@ def commands(recipe: Path, folder: Path) -> list[list[str]]:
 def test_every_command_of_a_recipe_is_one_that_its_tool_takes(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = argparse.ArgumentParser.parse_args
-
-    def parse(parser: argparse.ArgumentParser, *given: object) -> None:
-        real(parser)
+    def parse(app: App, given: list[str]) -> None:
+        app.parse_args(given, exit_on_error=False, print_error=False)
         raise Parsed
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(App, "__call__", parse)
     found = commands(recipe, tmp_path)
     assert found
     for dash, module, *options in found:

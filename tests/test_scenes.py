@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path as FilePath
 
 import cv2
@@ -13,28 +15,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from training.build_benchmark import load_benchmark
-from training.reduce_pool import reduced
-from training.render_pool import PoolSettings, render_one, write_settings
-from training.scenes.exposure import exposure_walk, random_exposure
-from training.scenes.motion import BEND_SLOPE, Path, random_deformation, random_path
-from training.scenes.photos import downscale, list_photos, to_code
-from training.scenes.pool import (
+from training.data.benchmark import load_benchmark
+from training.data.exposure import exposure_walk, random_exposure
+from training.data.motion import BEND_SLOPE, Path, random_deformation, random_path
+from training.data.parallel import finished
+from training.data.photos import downscale, list_photos, to_code
+from training.data.pool import (
     Batch,
     Clip,
     DevicePool,
     Pool,
-    flipped_horizontally,
-    flipped_vertically,
+    PoolSettings,
     held,
     random_clip,
     reversed_in_time,
     save_sequence,
     sequence_folder,
-    transposed,
+    turned,
+    write_settings,
 )
-from training.scenes.render import Sequence, render_flow, render_sequence, to_bytes
-from training.scenes.scene import Layer, Scene, mirrored, random_blob, random_scene, random_speed
+from training.data.render import Sequence, render_flow, render_sequence, to_bytes
+from training.data.scene import Layer, Scene, mirrored, random_blob, random_scene, random_speed
+from training.data.symmetry import Symmetry
+from training.reduce_pool import reduced
+from training.render_pool import render_one
 from vsfmanet.errors import ConfigError, SourceError
 from vsfmanet.networks.exposure_extractor import LEVELS
 
@@ -296,7 +300,21 @@ def test_exposure_windows_are_centred_so_that_time_can_run_backwards() -> None:
     np.testing.assert_allclose(back.flow[::-1, ::-1], ahead.flow, atol=1e-2)
 
 
-@pytest.mark.parametrize("symmetry", [flipped_horizontally, flipped_vertically, transposed, reversed_in_time])
+def test_work_is_shared_by_processes_of_one_thread_each(tmp_path: FilePath) -> None:
+    before = dict(os.environ)
+    tasks = [tmp_path / str(number) for number in range(5)]
+    assert len(list(finished(os.mkdir, tasks, 2))) == len(tasks)
+    assert sorted(tmp_path.iterdir()) == tasks
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    "symmetry",
+    [
+        *(partial(turned, symmetry=Symmetry(**{name: True})) for name in ("horizontal", "vertical", "transposed")),
+        reversed_in_time,
+    ],
+)
 def test_a_symmetry_keeps_the_flow_exact(symmetry: Callable[[Clip], Clip]) -> None:
     sequence = render_sequence(shaken_scene(1), scale=1)
     whole = held(sequence, "cpu")

@@ -56,21 +56,7 @@ KNOWN: dict[str, set[str]] = {
     "circle": set(),
     "isinstance of a network": set(),
     "test imports a test": set(),
-    "script imports a script": {
-        "training.evaluate -> training.build_benchmark",
-        "training.evaluate_blur -> training.build_benchmark",
-        "training.evaluate_exposure -> training.build_benchmark",
-        "training.evaluate_exposure -> training.evaluate",
-        "training.evaluate_exposure -> training.evaluate_blur",
-        "training.export_blur -> training.evaluate_blur",
-        "training.export_blur -> training.export",
-        "training.prepare_gopro -> training.build_benchmark",
-        "training.reduce_pool -> training.render_pool",
-        "training.train_m2aenet -> training.evaluate_blur",
-        "training.train_mmprnn -> training.evaluate_blur",
-        "training.train_mmprnn -> training.train_blur",
-        "training.train_shutter -> training.evaluate_blur",
-    },
+    "script imports a script": set(),
     "too early import": set(),
 }
 """What breaks a rule, by rule."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +22,28 @@ import torch
 import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from tests.tiny import run
+from tests.tiny import TINY, run
 from training import export, plot_curves, render_pool, train_degradation, train_extractor, train_restoration
-from training.loop import (
-    AveragedWeights,
-    MatrixSteps,
-    Run,
-    add_loop_arguments,
-    ahead,
-    join_workers,
-    learning_rate_factor,
-    load_checkpoint,
-    panels,
-    save_checkpoint,
-)
-from training.losses import (
-    USUAL_ERROR,
-    decibel_loss,
-    degradation_loss,
-    estimate_degradation,
-    image_flow_loss,
-    reblur_loss,
-    supervised_contrastive,
-    temporal_loss,
-)
-from training.scenes.pool import Batch, Pool
-from training.train_extractor import nearest_neighbour_confusion, random_folds, true_blur
+from training.data.exposure_crops import true_blur
+from training.data.pool import Batch, Pool
+from training.losses.contrast import supervised_contrastive
+from training.losses.degradation import degradation_loss, estimate_degradation, image_flow_loss, reblur_loss
+from training.losses.frames import USUAL_ERROR, decibel_loss, temporal_loss
+from training.metrics.exposure import nearest_neighbour_confusion, random_folds
+from training.run.batches import ahead, guided_batch, panels
+from training.run.checkpoint import AveragedWeights, load_checkpoint, save_checkpoint
+from training.run.fmanetpp import setting
+from training.run.loop import Run
+from training.run.muon import MatrixSteps
+from training.run.options import FMANetPPOptions, RunOptions
+from training.run.schedule import learning_rate_factor
+from training.run.trained import trained_network
+from training.run.workers import join_workers
+from training.train_degradation import filtered_along, rebuilt_errors
 from training.train_restoration import ramp
 from vsfmanet.errors import ConfigError, SourceError
 from vsfmanet.manifest import list_models
+from vsfmanet.networks.exposure_extractor import ExposureExtractor
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.weights import load_model
 
@@ -64,10 +57,10 @@ def stage_1(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     cv2.imwrite(str(folder / "photos" / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 1.5))
     pool, extractor = folder / "pool", folder / "extractor.pt"
     photos = ["--photos", folder / "photos", "--out", pool]
-    run(render_pool.main, *photos, "--count", 12, "--size", 64, "--frames", 4, "--workers", 2)
+    run(render_pool.main, *photos, "--count", 12, "--size", 64, "--frames", 4, "--workers", 1)
     size = ["--steps", 3, "--crops", 2, "--crop", 16]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_extractor, "MIN_MOTION", 0.0)
+        patch.setattr("training.data.exposure_crops.MIN_MOTION", 0.0)
         patch.setattr(train_extractor, "HELD_OUT", 4)
         run(train_extractor.main, "--pool", pool, "--out", extractor, *size)
     return pool, extractor
@@ -119,12 +112,86 @@ def test_stage_2_trains_netd_alone_reports_and_gives_stage_3_its_start(
         torch.testing.assert_close(began[name], state["averaged"][name], atol=1e-6, rtol=0)
 
 
+PAPER = ["--degradation-frames", 0, "--known-exposure", 0, "--exposure-mode", "constant", "--decay", 0]
+PAPER += ["--halve-at", 0.7, 0.85, 0.95, "--flow-weight", 1e-4]
+ABLATIONS = {
+    "without ETE": ["exposure_aware=false"],
+    "other capacity": ["exposure_aware=false", "width=24", "feed_forward_width=20"],
+    "one block": ["num_blocks=1"],
+    "guidance by modulation": ["guidance=sft"],
+    "one flow": ["num_flows=1"],
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_of_the_paper_trains_and_is_built_again_from_its_checkpoint(
+    name: str, stage_1: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.run.fmanetpp.preset", lambda name, scale: TINY)
+    extractor = ExposureExtractor(TINY.extractor_width, TINY.extractor_blocks)
+    begun = {"anchors": torch.zeros(5, extractor.embed_width), "reading_temperature": torch.tensor(0.1)}
+    save_checkpoint(tmp_path / "extractor.pt", begun | {"extractor": extractor.state_dict()})
+    state = train((stage_1[0], tmp_path / "extractor.pt"), tmp_path / "run", *PAPER, "--set", *ABLATIONS[name])
+    network = trained_network(state)
+    wanted = replace(TINY, **dict(map(setting, ABLATIONS[name])))
+    assert network.config == wanted != TINY
+    start = FMANetPP(wanted).state_dict()
+    assert state["network"].keys() == start.keys()
+    assert state["network"]["restoration.upsampler.2.weight"].any()  # zero at the start
+
+
+def test_a_setting_that_the_network_has_not_is_refused(stage_1: tuple[Path, Path], tmp_path: Path) -> None:
+    for text, message in (("colour=red", r"got colour; name"), ("num_flows=many", "num_flows must be a whole number")):
+        with pytest.raises(ConfigError, match=message):
+            train(stage_1, tmp_path, "--set", text)
+
+
+def test_the_paper_rebuilds_all_frames_and_gives_no_exposure(stage_1: tuple[Path, Path], tmp_path: Path) -> None:
+    options = FMANetPPOptions(
+        out=tmp_path, pool=stage_1[0], clips=2, frames=3, crop=8, degradation_frames=0, known_exposure=0
+    )
+    batch, exposure, rebuilt = guided_batch(Pool(stage_1[0]), options, np.random.default_rng(0), "cpu")
+    assert rebuilt.tolist() == [[clip, t] for clip in range(2) for t in range(3)]
+    assert exposure.shape == batch.exposure.shape
+    assert exposure.isnan().all()
+
+
+def test_the_plain_filter_looks_at_no_flow() -> None:
+    torch.manual_seed(0)
+    network = FMANetPP(preset("fast", 2)).eval()
+    still, moving = rebuilt_errors(network, sliding_batch(2), plain=True)[0], sliding_batch(2)
+    flow = filtered_along(torch.randn(1, 3, 2, 3, 16, 16), plain=True)
+    assert not flow[:, :, :, :2].any()
+    assert (flow[:, :, :, 2].sigmoid() > 0.999).all()
+    with_flow = rebuilt_errors(network, moving)[0]
+    assert still.shape == with_flow.shape
+    assert not torch.equal(still, with_flow)
+
+
+@pytest.mark.parametrize(
+    "weights", [{"class-weight": 0}, {"contrast-weight": 0}, {"contrast-weight": 0, "class-weight": 0}]
+)
+def test_an_extractor_learns_by_each_objective_of_the_paper(
+    weights: dict[str, float], stage_1: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.data.exposure_crops.MIN_MOTION", 0.0)
+    monkeypatch.setattr(train_extractor, "HELD_OUT", 4)
+    given = [word for name, value in weights.items() for word in (f"--{name}", value)]
+    size = ["--steps", 2, "--crops", 2, "--crop", 16, "--ordinal-weight", 1]
+    run(train_extractor.main, "--pool", stage_1[0], "--out", tmp_path / "extractor.pt", *size, *given)
+    learnt = load_checkpoint(tmp_path / "extractor.pt")["extractor"]
+    torch.manual_seed(0)
+    start = ExposureExtractor(preset("fast").extractor_width, preset("fast").extractor_blocks).state_dict()
+    assert not torch.equal(learnt["stem.0.weight"], start["stem.0.weight"])
+
+
 SECOND_PROCESS = """
 import sys
 import threading
-from training import loop, train_restoration
+from training import train_restoration
+from training.run import checkpoint, loop
 def close(run, leave=loop.Run.close):
-    loop.save_checkpoint(run.args.out / "second.pt", run.network.state_dict())
+    checkpoint.save_checkpoint(run.options.out / "second.pt", run.network.state_dict())
     leave(run)
 loop.Run.close = close
 train_restoration.main()
@@ -445,12 +512,9 @@ def test_matrix_steps_are_those_of_muon_on_rows_of_outputs(layout: torch.memory_
 
 
 def test_a_run_that_diverges_ends_and_keeps_what_was_good(tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    add_loop_arguments(parser)
-    options = ["--pool", "none", "--out", str(tmp_path), "--steps", "1000", "--save-minutes", "0"]
     torch.manual_seed(0)
     network = torch.nn.Linear(2, 1)
-    training = Run(parser.parse_args(options), network, join_workers("cpu"), {})
+    training = Run(RunOptions(out=tmp_path, steps=1000, save_minutes=0), network, join_workers("cpu"), {})
 
     def steps(first: int, scales: list[float]) -> None:
         for number, scale in enumerate(scales, first):

@@ -7,64 +7,43 @@
 whose scale goes before the names. The package uses the first analyser and the first estimator of its manifest.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 from pathlib import Path
 
-from training.evaluate_blur import load, load_estimator_of
-from training.export import write_manifest
-from training.loop import load_checkpoint
-from vsfmanet.manifest import file_sha256
+from training.manifest import Entry
+from training.options import command
+from training.run.checkpoint import load_checkpoint
+from training.run.trained import trained_analyser, trained_estimator
 from vsfmanet.weights import save_analyser, save_estimator
 
 
-def main() -> None:
-    """Export."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="of training.train_blur or training.train_shutter")
-    parser.add_argument("--name", required=True, help="of the weights")
-    parser.add_argument("--models", type=Path, default=Path("models"), help="folder to write to (default: %(default)s)")
-    parser.add_argument("--scores", type=Path, action="append", default=[], help="JSON of training.evaluate_blur")
-    parser.add_argument("--licence", default="MIT", help="of the weights (default: %(default)s)")
-    for field in ("description", "data", "command"):
-        parser.add_argument(f"--{field}", required=True, help=f"{field}, for the manifest")
-    args = parser.parse_args()
+def export(checkpoint: Path, /, *, entry: Entry, scores: tuple[Path, ...] = ()) -> None:
+    """Write the weights file and its entry in the manifest.
 
-    path = args.models / f"{args.name}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = load_checkpoint(args.checkpoint)
-    about = {"data": args.data, "command": args.command}
-    if "reader" in state:
-        table, extent = "estimator", False
-        save_estimator(load_estimator_of(args.checkpoint), path, about=about | {"frames": state["frames"]})
+    Args:
+        checkpoint: Checkpoint of training.train_blur or training.train_shutter.
+        scores: JSON file that training.evaluate_blur wrote; may be repeated.
+    """
+    state = load_checkpoint(checkpoint)
+    entry.models.mkdir(parents=True, exist_ok=True)
+    about = {"data": entry.data, "command": entry.command}
+    of_estimator = "reader" in state
+    if of_estimator:
+        save_estimator(trained_estimator(checkpoint), entry.path, about=about | {"frames": state["frames"]})
     else:
-        table, extent = "analyser", True
-        save_analyser(load(args.checkpoint), path, about=about | {"target": "extent", "steps": state["step"]})
-    scores: dict[str, float] = {}
-    for file in args.scores:
-        measured = json.loads(file.read_text(encoding="utf-8"))
-        for name, value in measured["scores"].items():
-            if name.startswith("extent") == extent:
-                scores[f"x{measured['scale']}_{name}"] = value
-    write_manifest(
-        args.models / "manifest.toml",
-        table,
-        {
-            "name": args.name,
-            "file": path.name,
-            "size": path.stat().st_size,
-            "sha256": file_sha256(path),
-            "licence": args.licence,
-            "description": args.description,
-            "data": args.data,
-            "command": args.command,
-            "scores": scores,
-        },
-    )
-    print(f"{path}: {path.stat().st_size} bytes, sha256 {file_sha256(path)}")
+        extent = {"target": "extent", "steps": state["step"]}
+        save_analyser(trained_analyser(checkpoint), entry.path, about=about | extent)
+    measured = [json.loads(file.read_text(encoding="utf-8")) for file in scores]
+    chosen = {
+        f"x{one['scale']}_{name}": value
+        for one in measured
+        for name, value in one["scores"].items()
+        if name.startswith("extent") != of_estimator
+    }
+    entry.write("estimator" if of_estimator else "analyser", scores=chosen)
 
+
+main = command(export, __doc__)
 
 if __name__ == "__main__":
     main()

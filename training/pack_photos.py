@@ -8,49 +8,47 @@ Photographs are reduced, which also hides the softness of their lenses, and code
 A pool of the packed photographs is not the pool of the originals: fast scenes repeat more of their picture.
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.scenes.photos import downscale, list_photos, load_photo
+from training.data.photos import downscale, list_photos, load_photo
+from training.options import command
 from vsfmanet.errors import ConfigError, OutputError
 
 QUALITIES = (92, 88, 82, 75, 65, 50)
 """WebP qualities that are tried, best first."""
 
 
-def main() -> None:
-    """Reduce and code all photographs, at the first quality at which they fit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="folder of sharp photographs")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--side", type=int, default=768, help="longer side at most, pixels (default: %(default)s)")
-    parser.add_argument("--megabytes", type=float, default=40, help="size of all together (default: %(default)s)")
-    args = parser.parse_args()
+def pack(*, photos: Path, out: Path, side: int = 768, megabytes: float = 40) -> None:
+    """Reduce and code all photographs, at the first quality at which they fit.
 
-    if args.out.exists():
-        raise OutputError(f"pack_photos: a new folder is needed, {args.out} exists; remove it or name another")
-    pictures = {path.stem: reduced_photo(path, args.side) for path in list_photos(args.photos)}
+    Args:
+        photos: Folder of sharp photographs.
+        out: Folder to make.
+        side: Largest longer side of a packed photograph, pixels.
+        megabytes: Largest size of all together.
+    """
+    if out.exists():
+        raise OutputError(f"a new folder is needed, {out} exists; remove it or name another")
+    pictures = {path.stem: reduced_photo(path, side) for path in list_photos(photos)}
     for quality in QUALITIES:
         coded = {name: code(picture, quality) for name, picture in pictures.items()}
         total = sum(map(len, coded.values())) / 1e6
         print(f"quality {quality}: {total:.1f} MB", flush=True)
-        if total <= args.megabytes:
+        if total <= megabytes:
             break
     else:
         raise ConfigError(
-            f"pack_photos: {total:.1f} MB are needed for {len(pictures)} photographs of {args.side} pixels, got "
-            f"{args.megabytes:g}; take a smaller --side or more --megabytes"
+            f"{total:.1f} MB are needed for {len(pictures)} photographs of {side} pixels, got "
+            f"{megabytes:g}; take a smaller --side or more --megabytes"
         )
-    args.out.mkdir(parents=True)
+    out.mkdir(parents=True)
     for name, data in coded.items():
-        (args.out / f"{name}.webp").write_bytes(data)
-    print(f"{args.out}: {len(coded)} photographs")
+        (out / f"{name}.webp").write_bytes(data)
+    print(f"{out}: {len(coded)} photographs")
 
 
 def reduced_photo(path: Path, side: int) -> NDArray[np.uint8]:
@@ -67,6 +65,8 @@ def code(picture: NDArray[np.uint8], quality: int) -> bytes:
     _, data = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])
     return data.tobytes()
 
+
+main = command(pack, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -6,9 +6,6 @@ What TensorBoard shows, for those who have no run at hand: every loss by itself,
 steps, of clips drawn at random), in black the mean of the last `SMOOTHED` points. A vertical line begins a run.
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from training.options import command
 from vsfmanet.errors import SourceError
 
 SMOOTHED = 10
@@ -27,20 +25,21 @@ type Curves = dict[str, NDArray[np.float64]]
 """Name of each loss to its steps and values, (2, N)."""
 
 
-def main() -> None:
-    """Read and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder that a training wrote to (its --out)")
-    parser.add_argument("--out", type=Path, required=True, help="SVG to write")
-    args = parser.parse_args()
-    figure = draw([read_curves(run) for run in args.runs])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+def plot(runs: tuple[Path, ...], /, *, out: Path) -> None:
+    """Read and draw.
+
+    Args:
+        runs: Folders that trainings wrote to (their --out), in order.
+        out: SVG file to write.
+    """
+    figure = draw([read_curves(run) for run in runs])
+    out.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vsfmanet"}):  # small, and the same every time
-        figure.savefig(args.out, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def read_curves(run: Path) -> Curves:
-    """Read what a run recorded; where it went on after a stop, what was done twice counts once.
+    """Read the curves of a run; steps that were repeated after a stop count once.
 
     Raises:
         SourceError: Nothing is recorded there.
@@ -50,7 +49,7 @@ def read_curves(run: Path) -> Curves:
         events.Reload()
     names = [name for name in events.Tags()["scalars"] if name not in NOT_LOSSES]
     if not names:
-        raise SourceError(f"plot_curves: a folder with the curves of a training is needed, got {run}; name its --out")
+        raise SourceError(f"a folder with the curves of a training is needed, got {run}; name its --out")
     return {name: np.array([(event.step, event.value) for event in events.Scalars(name)]).T for name in names}
 
 
@@ -81,6 +80,8 @@ def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     starts = np.maximum(0, ends - SMOOTHED)
     return (sums[ends] - sums[starts]) / (ends - starts)
 
+
+main = command(plot, __doc__)
 
 if __name__ == "__main__":
     main()

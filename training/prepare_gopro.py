@@ -11,58 +11,43 @@ gap between them and so of exposure 1, reduced bicubically, and `sharp`. `blur_g
 Source: Nah et al., "Deep Multi-scale Convolutional Neural Network for Dynamic Scene Deblurring" (CVPR 2017).
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from training.build_benchmark import BenchmarkScene, save_clip
-from training.footage import (
-    Recipe,
-    add_footage_arguments,
-    check_outputs,
-    fill_pool,
-    find_clips,
-    write_benchmark,
-)
-from training.scenes.photos import downscale, load_photo
-from training.scenes.render import to_bytes
+from training.data.benchmark import BenchmarkScene, save_clip
+from training.data.footage import NOTHING, FootageOptions, fill_pool, find_clips, write_benchmark
+from training.data.photos import downscale, load_photo
+from training.data.render import to_bytes
+from training.options import command
 from vsfmanet.errors import ConfigError, SourceError
 
 FILMED_PER_FRAME = 10
 CONDITION = "blur"
 
 
-def main() -> None:
-    """Write whichever of pool and benchmark is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sharp", type=Path, help="folder of films of 240 frames a second, for the pool")
-    parser.add_argument("--blurred", type=Path, help="folder of clips with blur and sharp, for the benchmark")
-    add_footage_arguments(parser)
-    args = parser.parse_args()
-    check_outputs(args)
-    if bool(args.pool) != bool(args.sharp) or bool(args.benchmark) != bool(args.blurred):
-        raise ConfigError(
-            "prepare_gopro: --pool goes with --sharp, and --benchmark with --blurred, got one without the other"
-        )
-    if args.benchmark:
-        clips = sorted(path.parent for path in args.blurred.glob("*/sharp") if (path.parent / CONDITION).is_dir())
+def prepare(*, sharp: Path | None = None, blurred: Path | None = None, options: FootageOptions = NOTHING) -> None:
+    """Write pool and benchmark, if they are named.
+
+    Args:
+        sharp: Folder of films of 240 frames a second, for the pool.
+        blurred: Folder of clips with blur and sharp, for the benchmark.
+    """
+    options.check()
+    if bool(options.pool) != bool(sharp) or bool(options.benchmark) != bool(blurred):
+        raise ConfigError("--pool goes with --sharp, and --benchmark with --blurred, got one without the other")
+    if options.benchmark and blurred:
+        clips = sorted(path.parent for path in blurred.glob("*/sharp") if (path.parent / CONDITION).is_dir())
         if not clips:
             raise SourceError(
-                f"prepare_gopro: folders with blur and sharp are needed, {args.blurred} has none; "
-                "name the folder test of GOPRO_Large"
+                f"folders with blur and sharp are needed, {blurred} has none; name the folder test of GOPRO_Large"
             )
-        scenes = [write_clip(clip, args.benchmark / clip.name, args.scale) for clip in clips]
-        write_benchmark(args.benchmark, scenes, scale=args.scale, seed=0)
-    if args.pool:
-        recipe = Recipe(
-            per_frame=FILMED_PER_FRAME, scale=args.scale, interpolator=args.interpolator, linear=args.linear
-        )
-        films = find_clips(args.sharp, least=FILMED_PER_FRAME)
-        fill_pool(args.pool, films, recipe, length=args.frames, workers=args.workers)
+        scenes = [write_clip(clip, options.benchmark / clip.name, options.scale) for clip in clips]
+        write_benchmark(options.benchmark, scenes, scale=options.scale, seed=0)
+    if options.pool and sharp:
+        films = find_clips(sharp, least=FILMED_PER_FRAME)
+        fill_pool(options.pool, films, options.recipe(FILMED_PER_FRAME), length=options.frames, workers=options.workers)
 
 
 def write_clip(clip: Path, folder: Path, scale: int) -> BenchmarkScene:
@@ -78,6 +63,8 @@ def write_clip(clip: Path, folder: Path, scale: int) -> BenchmarkScene:
     save_clip(folder / CONDITION, np.stack(small))
     return BenchmarkScene(name=folder.name, speed=None, cutouts=None, exposure={CONDITION: [1.0] * len(small)})
 
+
+main = command(prepare, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -12,21 +12,19 @@ Source: FMA-Net++ (arXiv 2512.04390), Sec. S3 and Algorithm S1. The interpolator
 rankings can be compared with the paper's, absolute scores hardly.
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
+from typing import Annotated
 
-from training.footage import (
-    Recipe,
-    add_footage_arguments,
-    check_outputs,
+from training.data.footage import (
+    NOTHING,
+    FootageOptions,
     exposed_frames,
     fill_pool,
     find_clips,
     write_benchmark,
     write_scene,
 )
+from training.options import SEVERAL, command
 from vsfmanet.errors import SourceError
 
 FILMED_PER_FRAME = 5
@@ -37,29 +35,32 @@ SEED = 2512
 """The trajectory of test clip k is drawn from this plus k."""
 
 
-def main() -> None:
-    """Write whichever of pool and benchmark is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reds", type=Path, nargs="+", required=True, help="folders with clips of 120 frames a second")
-    parser.add_argument(
-        "--test-clips", nargs="+", default=TEST_CLIPS, metavar="NAME", help="of the first folder; REDS4"
-    )
-    add_footage_arguments(parser)
-    args = parser.parse_args()
-    check_outputs(args)
-    recipe = Recipe(per_frame=FILMED_PER_FRAME, scale=args.scale, interpolator=args.interpolator, linear=args.linear)
+def prepare(
+    *,
+    reds: Annotated[tuple[Path, ...], SEVERAL],
+    test_clips: Annotated[tuple[str, ...], SEVERAL] = TEST_CLIPS,
+    options: FootageOptions = NOTHING,
+) -> None:
+    """Write pool and benchmark, if they are named.
+
+    Args:
+        reds: Folders with clips of 120 frames a second.
+        test_clips: Names of the test clips, in the first folder; REDS4.
+    """
+    options.check()
+    recipe = options.recipe(FILMED_PER_FRAME)
     tests, training = {}, {}
-    for number, folder in enumerate(args.reds):  # REDS counts the clips of each part from 000
+    for number, folder in enumerate(reds):  # REDS counts the clips of each part from 000
         for name, paths in find_clips(folder, least=FILMED_PER_FRAME).items():
-            if number == 0 and name in args.test_clips:
+            if number == 0 and name in test_clips:
                 tests[name] = paths
             else:
                 training[f"{number}/{name}"] = paths
-    if args.benchmark:
-        lacking = [name for name in args.test_clips if name not in tests]
+    if options.benchmark:
+        lacking = [name for name in test_clips if name not in tests]
         if lacking:
             raise SourceError(
-                f"prepare_reds: {args.reds[0]} must hold the test clips, {', '.join(lacking)} are missing; "
+                f"{reds[0]} must hold the test clips, {', '.join(lacking)} are missing; "
                 "name that part of REDS first, or others by --test-clips"
             )
         scenes = []
@@ -67,16 +68,18 @@ def main() -> None:
             print(f"test clip {name}: {len(paths)} frames", flush=True)
             scene = write_scene(
                 exposed_frames(paths, recipe),
-                args.benchmark / name,
+                options.benchmark / name,
                 start=START_LEVELS[number % len(START_LEVELS)],
                 interval=INTERVALS[number % len(INTERVALS)],
                 seed=SEED + number,
             )
             scenes.append(scene)
-        write_benchmark(args.benchmark, scenes, scale=args.scale, seed=SEED)
-    if args.pool:
-        fill_pool(args.pool, training, recipe, length=args.frames, workers=args.workers)
+        write_benchmark(options.benchmark, scenes, scale=options.scale, seed=SEED)
+    if options.pool:
+        fill_pool(options.pool, training, recipe, length=options.frames, workers=options.workers)
 
+
+main = command(prepare, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -7,49 +7,47 @@ rounding to 8 bits alone. Flow is the mean over the pixels that become one, of w
 of layers rendering takes the flow of the point between them instead. Runs again where it stopped.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.render_pool import PoolSettings, write_settings
-from training.scenes.photos import downscale
-from training.scenes.pool import ARRAYS, save_sequence
-from training.scenes.render import Sequence, to_bytes
+from training.data.photos import downscale
+from training.data.pool import ARRAYS, PoolSettings, save_sequence, write_settings
+from training.data.render import Sequence, to_bytes
+from training.options import command
 from vsfmanet.errors import ConfigError
 
 
-def main() -> None:
-    """Make what is missing of the pool."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pool", type=Path, help="folder of training.render_pool --scale 1")
-    parser.add_argument("--scale", type=int, choices=(2, 4), required=True, help="HR size / LR size of the result")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the result")
-    args = parser.parse_args()
+def reduce(pool: Path, /, *, scale: Literal[2, 4], out: Path) -> None:
+    """Make the missing sequences of the pool.
 
-    settings = PoolSettings(**json.loads((args.pool / "pool.json").read_text()))
+    Args:
+        pool: Folder of training.render_pool --scale 1.
+        scale: HR size over LR size of the result.
+        out: Folder of the result.
+    """
+    settings = PoolSettings(**json.loads((pool / "pool.json").read_text()))
     if settings.scale != 1:
-        raise ConfigError(f"reduce_pool: a pool of scale 1 is needed, got {args.pool} of scale {settings.scale}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_settings(replace(settings, scale=args.scale), args.out / "pool.json")
-    folders = sorted(path for path in args.pool.glob("[0-9]*") if path.is_dir())
+        raise ConfigError(f"a pool of scale 1 is needed, got {pool} of scale {settings.scale}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_settings(replace(settings, scale=scale), out / "pool.json")
+    folders = sorted(path for path in pool.glob("[0-9]*") if path.is_dir())
     for done, folder in enumerate(folders, start=1):
-        made = args.out / folder.name
+        made = out / folder.name
         if not made.exists():
             loaded = Sequence(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS})
-            save_sequence(reduced(loaded, args.scale), made)
+            save_sequence(reduced(loaded, scale), made)
         if done % 50 == 0 or done == len(folders):
             print(f"{done}/{len(folders)}", flush=True)
 
 
 def reduced(sequence: Sequence, scale: int) -> Sequence:
-    """A sequence of scale 1 as one of another scale; its size must be a multiple of that."""
+    """Convert a sequence of scale 1 to another scale, which must divide its size."""
     levels, frames, channels, height, width = sequence.lr.shape
     blurred = torch.from_numpy(np.array(sequence.lr)).float().flatten(0, 1) / 255
     lr = to_bytes(downscale(blurred, height // scale, width // scale))
@@ -68,6 +66,8 @@ def blocks[Value: np.generic](array: NDArray[Value], side: int) -> NDArray[Value
     *leading, height, width = array.shape
     return np.array(array).reshape(*leading, height // side, side, width // side, side)
 
+
+main = command(reduce, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -3,122 +3,70 @@
 python -m training.render_pool --photos PHOTOS --out POOL --count 1000
 """
 
-import argparse
-import json
-import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
-import cv2
 import numpy as np
-import torch
 
-from training.scenes.photos import list_photos
-from training.scenes.pool import save_sequence, sequence_folder
-from training.scenes.render import render_sequence
-from training.scenes.scene import random_scene
-from vsfmanet.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolSettings:
-    """What a pool's pixels depend on, besides this code."""
-
-    seed: int
-    """Sequence k is drawn from (seed, k)."""
-    scale: int
-    """HR size / LR size."""
-    size: int
-    """HR rows and columns; a multiple of `scale`."""
-    frames: int
-    """Length of a sequence."""
-    photos: str
-    """Hash of the photographs' names, in order."""
-    nonrigid: float = 0.0
-    """Chance of each layer to bend; pools from before this setting have none."""
-
-    def __post_init__(self) -> None:
-        """Refuse contradictions."""
-        if self.size % self.scale:
-            raise ConfigError(f"render_pool: size ({self.size}) must be a multiple of scale ({self.scale})")
-        if not 0 <= self.nonrigid <= 1:
-            raise ConfigError(f"render_pool: nonrigid must be in 0 ... 1, got {self.nonrigid}")
+from training.data.parallel import finished
+from training.data.photos import list_photos
+from training.data.pool import PoolSettings, save_sequence, sequence_folder, write_settings
+from training.data.render import render_sequence
+from training.data.scene import random_scene
+from training.options import command
 
 
-def main() -> None:
-    """Render what is missing from the pool."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="folder of sharp photographs")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pool")
-    parser.add_argument("--count", type=int, default=1000, help="sequences that the pool shall have")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=int, default=4)
-    parser.add_argument("--size", type=int, default=256, help="HR rows and columns")
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--nonrigid", type=float, default=0.0, help="chance of each layer to bend (default: none does)")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    args = parser.parse_args()
+def render(
+    *,
+    photos: Path,
+    out: Path,
+    count: int = 1000,
+    seed: int = 0,
+    scale: Literal[4, 2, 1] = 4,
+    size: int = 256,
+    frames: int = 8,
+    nonrigid: float = 0.0,
+    workers: int = 2,
+    device: str = "cpu",
+) -> None:
+    """Render the missing sequences of the pool.
 
-    photos = list_photos(args.photos)
-    names = "\n".join(photo.name for photo in photos)
-    settings = PoolSettings(
-        seed=args.seed,
-        scale=args.scale,
-        size=args.size,
-        frames=args.frames,
-        photos=sha256(names.encode()).hexdigest(),
-        nonrigid=args.nonrigid,
-    )
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_settings(settings, args.out / "pool.json")
+    Args:
+        photos: Folder of sharp photographs.
+        out: Folder of the pool.
+        count: Sequences that the pool shall have.
+        seed: Seed of all sequences.
+        scale: HR size over LR size.
+        size: HR rows and columns.
+        frames: Length of a sequence.
+        nonrigid: Chance of each layer to bend, in [0, 1].
+        workers: Processes.
+        device: cpu or cuda.
+    """
+    pictures = list_photos(photos)
+    names = "\n".join(photo.name for photo in pictures)
+    names = sha256(names.encode()).hexdigest()
+    settings = PoolSettings(seed=seed, scale=scale, size=size, frames=frames, photos=names, nonrigid=nonrigid)
+    out.mkdir(parents=True, exist_ok=True)
+    write_settings(settings, out / "pool.json")
 
-    missing = [index for index in range(args.count) if not sequence_folder(args.out, index).exists()]
-    render = partial(render_one, photos=photos, settings=settings, pool=args.out, device=args.device)
+    missing = [index for index in range(count) if not sequence_folder(out, index).exists()]
+    work = partial(render_one, photos=pictures, settings=settings, pool=out, device=device)
     start = time.monotonic()
-    for done, _ in enumerate(finished(render, missing, args.workers), start=1):
+    for done, _ in enumerate(finished(work, missing, workers), start=1):
         rate = done / (time.monotonic() - start)
         left = (len(missing) - done) / rate
-        print(f"{args.count - len(missing) + done}/{args.count}  {rate:.2f}/s  {left:.0f} s left", flush=True)
+        print(f"{count - len(missing) + done}/{count}  {rate:.2f}/s  {left:.0f} s left", flush=True)
     if missing:
         seconds = time.monotonic() - start
-        made = len(missing) * args.frames
+        made = len(missing) * frames
         print(
-            f"{len(missing)} sequences of {args.frames} frames of {args.size} x {args.size}, five exposures each, in "
-            f"{seconds:.0f} s on {args.workers} {args.device} workers: {made / seconds:.2f} frames/s"
+            f"{len(missing)} sequences of {frames} frames of {size} x {size}, five exposures each, in "
+            f"{seconds:.0f} s on {workers} {device} workers: {made / seconds:.2f} frames/s"
         )
-
-
-def finished[T](work: Callable[[T], None], tasks: Iterable[T], workers: int) -> Iterator[None]:
-    """Do `work` for all tasks, in this process if one worker is asked for, and yield whenever one is done."""
-    if workers == 1:
-        yield from map(work, tasks)
-        return
-    # Spawned, since a forked process cannot use CUDA and inherits torch's thread pools in an unknown state.
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=use_one_thread) as processes:
-        yield from processes.imap_unordered(work, tasks)
-
-
-def use_one_thread() -> None:
-    """Keep a worker to one core; the workers are the parallelism."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-
-
-def write_settings(settings: PoolSettings, path: Path) -> None:
-    """Record `settings`, or check them against those that the pool was begun with.
-
-    Raises:
-        ConfigError: The pool was begun with others.
-    """
-    if not path.exists():
-        path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    elif PoolSettings(**json.loads(path.read_text())) != settings:
-        raise ConfigError(f"render_pool: {path} holds other settings than asked for; name another --out")
 
 
 def render_one(index: int, *, photos: list[Path], settings: PoolSettings, pool: Path, device: str) -> None:
@@ -129,6 +77,8 @@ def render_one(index: int, *, photos: list[Path], settings: PoolSettings, pool: 
     )
     save_sequence(render_sequence(scene, scale=settings.scale, device=device), sequence_folder(pool, index))
 
+
+main = command(render, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -9,9 +9,7 @@ paper (over 40 dB is expected). The flow is held to the exact flow of the scenes
 Runs until `--steps` or `--max-minutes`; the same command goes on from the last checkpoint.
 """
 
-from __future__ import annotations
-
-import argparse
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -19,17 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.fmanet import about_network, add_run_arguments, start_network
-from training.loop import (
-    Run,
-    ahead,
-    guided_batch,
-    join_workers,
-    panels,
-)
-from training.losses import degradation_loss, estimate_degradation, image_flow_loss, rebuild
-from training.scenes.pool import Batch, open_pool
+from training.data.pool import Batch, open_pool
+from training.losses.degradation import degradation_loss, estimate_degradation, image_flow_loss, rebuild
+from training.options import command
+from training.run.batches import draw_clips, guided_batch, panels
+from training.run.fmanetpp import about_network, start_network
+from training.run.loop import Run
+from training.run.options import FMANetPPOptions
+from training.run.workers import join_workers
 from vsfmanet.networks.fmanetpp import FMANetPP
+
+OPEN = 30.0
+"""Logit of a mask that hides nothing."""
 
 HELD_OUT = 10
 """One sequence in so many is kept for the report."""
@@ -39,40 +38,57 @@ MOTION_BINS = (0.0, 20.0, 40.0, float("inf"))
 """Bounds of the mean motion of a frame, in HR pixels to its neighbours, of Table S2."""
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_run_arguments(parser)
-    return parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Options(FMANetPPOptions):
+    """A training of NetD alone."""
+
+    plain_filter: bool = False
+    """Filter without flow: the paper's baseline in Table S2. Set --flow-weight and --warp-weight to 0 with it."""
+
+
+def filtered_along(image_flow: Tensor | None, *, plain: bool) -> Tensor:
+    """Return the flow that the dynamic filter follows.
+
+    Args:
+        image_flow: (B, T, 2, 3, H, W), estimate.
+        plain: Follow none, with open masks.
+
+    Returns:
+        Same shape.
+    """
+    assert image_flow is not None
+    still = image_flow.new_tensor([0.0, 0.0, OPEN])[:, None, None].expand_as(image_flow)
+    return still if plain else image_flow
 
 
 @torch.no_grad()
-def rebuilt_errors(network: FMANetPP, batch: Batch) -> tuple[Tensor, Tensor]:
+def rebuilt_errors(network: FMANetPP, batch: Batch, *, plain: bool = False) -> tuple[Tensor, Tensor]:
     """Mean squared error of every frame rebuilt from sharp ones, and its motion.
 
     Args:
         network: Training form, on the batch's device.
         batch: Clips of T frames, with exact flow.
+        plain: As in `filtered_along`.
 
     Returns:
         (B * T,) squared code values in [0, 1], and (B * T,) mean HR pixels to the faster neighbour.
     """
     out = estimate_degradation(network, batch.lr, None)
-    assert out.image_flow is not None
+    image_flow = filtered_along(out.image_flow, plain=plain)
     clips, frames = batch.lr.shape[:2]
     errors = []
     for clip, t in np.ndindex(clips, frames):
         logits = network.degradation.kernels(out.kernel_feat[clip, t][None])
         chosen = torch.tensor([[clip, t]], device=batch.lr.device)
-        image, _ = rebuild(network, batch.hr, out.image_flow[clip, t][None], logits, chosen)
+        image, _ = rebuild(network, batch.hr, image_flow[clip, t][None], logits, chosen)
         errors.append((image[0].clamp(0, 1) - batch.clean[clip, t]).square().mean())
     speed = batch.flow.norm(dim=3).mean(dim=(3, 4)).amax(dim=2).flatten()
     return torch.stack(errors), speed * network.config.scale
 
 
-def report(network: FMANetPP, batches: list[Batch]) -> str:
-    """Put the PSNR of rebuilt frames into words, over all and by length of motion."""
-    measured = [rebuilt_errors(network, batch) for batch in batches]
+def report(network: FMANetPP, batches: list[Batch], *, plain: bool = False) -> str:
+    """Format the PSNR of rebuilt frames, over all and by length of motion."""
+    measured = [rebuilt_errors(network, batch, plain=plain) for batch in batches]
     error, motion = (torch.cat([item[part] for item in measured]).cpu() for part in (0, 1))
     psnr = -10 * error.clamp_min(1e-10).log10()
     lines = [f"rebuilt frames of {len(batches)} clips never trained on: {psnr.mean():.2f} dB ({len(psnr)} frames)"]
@@ -83,44 +99,46 @@ def report(network: FMANetPP, batches: list[Batch]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def train(options: Options) -> None:
     """Train, and report on sequences never trained on."""
-    args = parse_arguments()
-    workers = join_workers(args.device)
-    torch.manual_seed(args.seed)
-    network = start_network(args, workers.device)
+    workers = join_workers(options.device)
+    torch.manual_seed(options.seed)
+    network = start_network(options, workers.device)
     network.requires_grad_(False)
     network.degradation.requires_grad_(True)
     if network.exposure_embeds is not None:
         network.exposure_embeds.requires_grad_(True)
-    if args.compile:
+    if options.compile:
         for block in network.degradation.blocks:
             block.compile(dynamic=False)
-    run = Run(args, network, workers, about_network(args, network))
-    pool = open_pool(args.pool, workers.device if args.pool_on_device else None)
+    run = Run(options, network, workers, about_network(options, network))
+    pool = open_pool(options.pool, workers.device if options.pool_on_device else None)
     held_out = list(range(0, len(pool), HELD_OUT))
     training = [position for position in range(len(pool)) if position % HELD_OUT]
 
     def batch(step: int) -> tuple[Batch, Tensor, Tensor]:
-        return guided_batch(pool, args, run.generator(step), workers.device, among=training)
+        return guided_batch(pool, options, run.generator(step), workers.device, among=training)
 
-    for step, (clips, exposure, rebuilt) in ahead(batch, run.first, args.steps, workers.device):
-        with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
+    for step, (clips, exposure, rebuilt) in run.batches(batch):
+        with run.autocast():
             out = estimate_degradation(network, clips.lr, exposure)
+            followed = replace(out, image_flow=filtered_along(out.image_flow, plain=options.plain_filter))
+            degradation = degradation_loss(network, followed, clips, rebuilt, warp_weight=options.warp_weight)
             assert out.image_flow is not None
-            degradation = degradation_loss(network, out, clips, rebuilt, warp_weight=args.warp_weight)
             flow = image_flow_loss(out.image_flow, clips.flow, clips.visible)
-        norm = run.update(step, degradation + args.flow_weight * flow)
+        norm = run.update(step, degradation + options.flow_weight * flow)
         values = {"degradation": degradation, "flow": flow, "norm": norm}
         if run.record(step, values, partial(panels, clips)):
             break
     if workers.rank == 0:
-        generators = [np.random.default_rng((args.seed, 2, 0, clip)) for clip in range(REPORT_CLIPS)]
-        shape = {"clips": 1, "frames": min(3, args.frames), "crop": args.crop, "exposure_mode": args.exposure_mode}
-        batches = [pool.sample(generator, **shape, among=held_out).to(workers.device) for generator in generators]
-        print(report(run.averaged.network, batches))
+        plain = replace(options, clips=1, frames=min(3, options.frames), degrade=0.0, bars=0.0)
+        generators = [np.random.default_rng((options.seed, 2, 0, clip)) for clip in range(REPORT_CLIPS)]
+        batches = [draw_clips(pool, plain, generator, among=held_out).to(workers.device) for generator in generators]
+        print(report(run.averaged.network, batches, plain=options.plain_filter))
     run.close()
 
+
+main = command(train, __doc__)
 
 if __name__ == "__main__":
     main()

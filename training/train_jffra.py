@@ -15,51 +15,50 @@ Source: JFFRA (arXiv 2505.16434): l1 and 0.2 times the occlusion-aware temporal 
 budgets; and the motion in the temporal loss is the exact one of the synthetic scenes.
 """
 
-from __future__ import annotations
-
-import argparse
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Literal
 
 from torch import Tensor
 
-from training.deblurring import add_deblurring_arguments, train
-from training.loop import add_loop_arguments
-from training.losses import decibel_loss, temporal_loss
-from training.scenes.pool import Batch
+from training.data.pool import Batch
+from training.losses.frames import decibel_loss, temporal_loss
+from training.options import command
+from training.run.deblurring import train
+from training.run.options import DeblurringOptions
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.jffra import FRAMES, JFFRA, PRESETS
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line.
+@dataclass(frozen=True, kw_only=True)
+class Options(DeblurringOptions):
+    """A training of JFFRA.
 
     Raises:
         ConfigError: The clips are too short for the losses.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="s", choices=tuple(PRESETS), help="default: %(default)s")
-    parser.add_argument("--no-refinement", action="store_true", help="keep the initial flow at every level")
-    add_loop_arguments(parser)
-    add_deblurring_arguments(parser)
-    parser.add_argument(
-        "--temporal-weight", type=float, default=0.2, help="of the temporal loss (default: %(default)s)"
-    )
-    parser.set_defaults(learning_rate=5e-4, frames=4, crop=64)
-    args = parser.parse_args()
-    least = FRAMES + bool(args.temporal_weight)
-    if args.frames < least:
-        raise ConfigError(
-            f"train_jffra: --frames must be at least {least}, got {args.frames}; "
-            "with --temporal-weight 0, three are enough"
-        )
-    return args
+
+    preset: Literal["xs", "s"] = "s"
+    """Sizes of the network."""
+    no_refinement: bool = False
+    """Keep the initial flow at every level."""
+    temporal_weight: float = 0.2
+    """Weight of the temporal loss."""
+    learning_rate: float = 5e-4
+    frames: int = 4
+
+    def __post_init__(self) -> None:
+        least = FRAMES + bool(self.temporal_weight)
+        if self.frames < least:
+            raise ConfigError(
+                f"--frames must be at least {least}, got {self.frames}; with --temporal-weight 0, three are enough"
+            )
 
 
 def losses(
     network: JFFRA, batch: Batch, step: int, *, temporal_weight: float, decibels: float | None
 ) -> dict[str, Tensor]:
-    """The two terms, weighted; over the frames of each clip that have both neighbours."""
+    """Compute the two terms, weighted, over the frames of each clip that have both neighbours; scalars by name."""
     windows = batch.lr.unfold(1, FRAMES, 1).movedim(-1, 2)  # (B, T-2, 3, 3, H, W)
     output = network.restore(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
     restored = Batch(**{field.name: getattr(batch, field.name)[:, 1:-1] for field in fields(batch)})
@@ -70,17 +69,18 @@ def losses(
     return values
 
 
-def main() -> None:
-    """Train."""
-    args = parse_arguments()
-    config = replace(PRESETS[args.preset], refine_flow=not args.no_refinement)
+def run(options: Options) -> None:
+    """Train a network of the chosen sizes."""
+    config = replace(PRESETS[options.preset], refine_flow=not options.no_refinement)
     train(
-        args,
-        preset=args.preset,
+        options,
+        preset=options.preset,
         build=partial(JFFRA, config),
-        losses=partial(losses, temporal_weight=args.temporal_weight, decibels=args.decibels),
+        losses=partial(losses, temporal_weight=options.temporal_weight, decibels=options.decibels),
     )
 
+
+main = command(run, __doc__)
 
 if __name__ == "__main__":
     main()

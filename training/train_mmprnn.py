@@ -1,4 +1,4 @@
-"""MMP-RNN: deblurring at the input's size by a recurrent network that is told how much each pixel moves.
+"""MMP-RNN: deblurring at the input's size by a recurrent network that knows how much each pixel moves.
 
     python -m training.train_mmprnn --pool runs/pool_x1 --preset a3b4c16 --out runs/mmprnn
     python -m training.train_mmprnn --without-prior ...
@@ -12,42 +12,47 @@ the prior costs as much as a third of the network. Its weight is smaller than th
 scale of logarithms is larger than a speed.
 """
 
-from __future__ import annotations
-
-import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
-from training.deblurring import add_deblurring_arguments, train
-from training.evaluate_blur import load
-from training.loop import add_loop_arguments
-from training.losses import decibel_loss
-from training.scenes.pool import Batch
-from training.train_blur import gradient_length
+from training.data.pool import Batch
+from training.losses.frames import charbonnier, decibel_loss, gradient_loss
+from training.options import command
+from training.run.deblurring import train
+from training.run.options import DeblurringOptions
+from training.run.trained import trained_analyser
+from vsfmanet.errors import ConfigError
 from vsfmanet.networks.mmpnet import BlurAnalyser
 from vsfmanet.networks.mmprnn import MMPRNN, PRESETS, MMPRNNConfig
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="a3b4c16", choices=tuple(PRESETS), help="default: %(default)s")
-    prior = parser.add_mutually_exclusive_group()
-    prior.add_argument("--prior", type=Path, help="checkpoint of training.train_blur (the analyser that ships)")
-    prior.add_argument("--without-prior", action="store_true", help="leave out the prior, its gate and its loss")
-    add_loop_arguments(parser)
-    add_deblurring_arguments(parser)
-    add = parser.add_argument
-    add("--motion-weight", type=float, default=0.05, help="of the motion magnitude loss (default: %(default)s)")
-    parser.set_defaults(learning_rate=5e-4, max_norm=20.0, crop=128)
-    return parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Options(DeblurringOptions):
+    """A training of MMP-RNN."""
+
+    preset: Literal["a3b4c16", "a8b9c18", "a9b10c18"] = "a3b4c16"
+    """Sizes of the network."""
+    prior: Path | None = None
+    """Checkpoint of training.train_blur; without it, the analyser that ships."""
+    without_prior: bool = False
+    """Leave out the prior, its gate and its loss."""
+    motion_weight: float = 0.05
+    """Weight of the motion magnitude loss."""
+    learning_rate: float = 5e-4
+    max_norm: float = 20.0
+    crop: int = 128
+
+    def __post_init__(self) -> None:
+        if self.without_prior and self.prior is not None:
+            raise ConfigError("--prior names a checkpoint that --without-prior leaves out; choose one of them")
 
 
 def build(config: MMPRNNConfig, analyser: BlurAnalyser | None) -> MMPRNN:
-    """A fresh network with a prior that is trained, in folded form."""
+    """Build a fresh network around a trained prior, in folded form; without one if `analyser` is None."""
     if analyser is None:
         return MMPRNN(replace(config, prior="none"))
     network = MMPRNN(replace(config, prior="extent", prior_width=analyser.config.width))
@@ -56,20 +61,10 @@ def build(config: MMPRNNConfig, analyser: BlurAnalyser | None) -> MMPRNN:
     return network
 
 
-def charbonnier(output: Tensor, truth: Tensor) -> Tensor:
-    """Mean distance of colours, rounded off near 0, of frames (B, T, 3, H, W)."""
-    return ((output - truth).square().sum(dim=2) + 1e-6).sqrt().mean()
-
-
-def gradient_loss(output: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared difference of the lengths of gradients, of frames (B, T, 3, H, W)."""
-    return (gradient_length(output) - gradient_length(truth)).square().mean()
-
-
 def losses(
     network: MMPRNN, batch: Batch, step: int, *, motion_weight: float, decibels: float | None
 ) -> dict[str, Tensor]:
-    """The three terms, weighted."""
+    """Compute the three terms, weighted; scalars by name."""
     output = network(batch.lr)
     colours = charbonnier(output, batch.hr) if decibels is None else decibel_loss(output, batch.hr, most=decibels)
     values = {"colours": colours, "gradient": 0.5 * gradient_loss(output, batch.hr)}
@@ -79,17 +74,18 @@ def losses(
     return values
 
 
-def main() -> None:
-    """Train."""
-    args = parse_arguments()
-    analyser = None if args.without_prior else load(args.prior)
+def run(options: Options) -> None:
+    """Train a network of the chosen sizes."""
+    analyser = None if options.without_prior else trained_analyser(options.prior)
     train(
-        args,
-        preset=args.preset,
-        build=partial(build, PRESETS[args.preset], analyser),
-        losses=partial(losses, motion_weight=args.motion_weight, decibels=args.decibels),
+        options,
+        preset=options.preset,
+        build=partial(build, PRESETS[options.preset], analyser),
+        losses=partial(losses, motion_weight=options.motion_weight, decibels=options.decibels),
     )
 
+
+main = command(run, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -9,9 +9,7 @@ weight than lambda2 (there is no error of RAFT to distrust), the dynamic filter 
 the embeddings of known exposures stand in for the extractor in a part of the clips.
 """
 
-from __future__ import annotations
-
-import argparse
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,90 +17,84 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.deblurring import moving
-from training.fmanet import about_network, add_run_arguments, start_network
-from training.loop import (
-    Run,
-    ahead,
-    guided_batch,
-    join_workers,
-    load_checkpoint,
-    panels,
-)
-from training.losses import blur_loss, decibel_loss, degradation_loss, image_flow_loss, reblur_loss, temporal_loss
-from training.scenes.pool import Batch, open_pool
+from training.data.pool import Batch, moving, open_pool
+from training.losses.degradation import degradation_loss, image_flow_loss, reblur_loss
+from training.losses.frames import decibel_loss, temporal_loss
+from training.losses.path import blur_loss
+from training.options import command
+from training.run.batches import guided_batch, panels
+from training.run.checkpoint import load_checkpoint
+from training.run.fmanetpp import about_network, start_network
+from training.run.loop import Run
+from training.run.options import FMANetPPOptions
+from training.run.workers import join_workers
 from vsfmanet.networks.fmanetpp import FMANetPP
 
 TEMPORAL_RAMP = (0.2, 0.4)
 """Parts of the run between which the weight of the temporal loss rises from 0."""
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--degradation", type=Path, help="checkpoint of training.train_degradation, to start NetD from")
-    add_run_arguments(parser)
-    add = parser.add_argument
-    add("--decibels", type=float, metavar="MOST", help="loss in decibels in the place of l1, hardly beyond MOST")
-    add(
-        "--speed",
-        type=float,
-        nargs=2,
-        metavar=("LEAST", "MOST"),
-        help="only sequences of this median motion, LR pixels",
-    )
-    add("--degradation-weight", type=float, default=0.1, help="lambda3 of Eq. 10 (default: %(default)s)")
-    add("--blur-weight", type=float, default=0.02, help="of the path branch's blur (default: %(default)s)")
-    add("--temporal-weight", type=float, default=0.0, help="of the temporal loss, e.g. 0.2 (default: %(default)s)")
-    add("--reblur-weight", type=float, default=0.0, help="of the reblur loss, e.g. 0.1 (default: %(default)s)")
-    return parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Options(FMANetPPOptions):
+    """A training of degradation and restoration network together."""
+
+    degradation: Path | None = None
+    """Checkpoint of training.train_degradation to take NetD from."""
+    decibels: float | None = None
+    """Minimise the logarithm of the squared error instead of l1; errors beyond this PSNR hardly count."""
+    speed: tuple[float, float] | None = None
+    """Draw only sequences whose median motion lies between these two, LR pixels per frame."""
+    degradation_weight: float = 0.1
+    """lambda3 of Eq. 10."""
+    blur_weight: float = 0.02
+    """Weight of the blur that the path branch estimates."""
+    temporal_weight: float = 0.0
+    """Weight of the temporal loss, for example 0.2."""
+    reblur_weight: float = 0.0
+    """Weight of the reblur loss, for example 0.1."""
 
 
-def main() -> None:
-    """Train."""
-    args = parse_arguments()
-    workers = join_workers(args.device)
-    torch.manual_seed(args.seed)
-    network = start_network(args, workers.device)
-    assert network.extractor is not None
-    network.extractor.requires_grad_(False)
-    if args.degradation:
-        take_degradation(network, args.degradation)
-    if args.compile:
+def train(options: Options) -> None:
+    """Train until the run or its time is over."""
+    workers = join_workers(options.device)
+    torch.manual_seed(options.seed)
+    network = start_network(options, workers.device)
+    if options.degradation:
+        take_degradation(network, options.degradation)
+    if options.compile:
         for block in network.blocks:
             block.compile(dynamic=False)
-    run = Run(args, network, workers, about_network(args, network))
-    pool = open_pool(args.pool, workers.device if args.pool_on_device else None)
-
-    among = None if args.speed is None else moving(pool, range(len(pool)), *args.speed)
+    run = Run(options, network, workers, about_network(options, network))
+    pool = open_pool(options.pool, workers.device if options.pool_on_device else None)
+    among = None if options.speed is None else moving(pool, range(len(pool)), *options.speed)
 
     def batch(step: int) -> tuple[Batch, Tensor, Tensor]:
-        return guided_batch(pool, args, run.generator(step), workers.device, among=among)
+        return guided_batch(pool, options, run.generator(step), workers.device, among=among)
 
-    for step, (clips, exposure, rebuilt) in ahead(batch, run.first, args.steps, workers.device):
-        with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
+    for step, (clips, exposure, rebuilt) in run.batches(batch):
+        with run.autocast():
             out = network(clips.lr, exposure)
             flow = image_flow_loss(out.image_flow, clips.flow, clips.visible)
-        if args.decibels is None:
+        if options.decibels is None:
             restoration = (out.frames - clips.hr).abs().mean()
         else:
-            restoration = decibel_loss(out.frames, clips.hr, most=args.decibels)
+            restoration = decibel_loss(out.frames, clips.hr, most=options.decibels)
         values = {"restoration": restoration, "flow": flow, "gain": gain(out.frames, clips)}
-        loss = restoration + args.flow_weight * flow
-        if args.degradation_weight:
-            with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
-                values["degradation"] = degradation_loss(network, out, clips, rebuilt, warp_weight=args.warp_weight)
-            loss = loss + args.degradation_weight * values["degradation"]
-        if out.motion is not None and args.blur_weight:
+        loss = restoration + options.flow_weight * flow
+        if options.degradation_weight:
+            with run.autocast():
+                values["degradation"] = degradation_loss(network, out, clips, rebuilt, warp_weight=options.warp_weight)
+            loss = loss + options.degradation_weight * values["degradation"]
+        if out.motion is not None and options.blur_weight:
             values["blur"] = blur_loss(out.motion, clips.flow, clips.exposure)
-            loss = loss + args.blur_weight * values["blur"]
-        if args.temporal_weight:
+            loss = loss + options.blur_weight * values["blur"]
+        if options.temporal_weight:
             values["temporal"] = temporal_loss(out.frames, clips)
-            loss = loss + args.temporal_weight * ramp(step / args.steps, *TEMPORAL_RAMP) * values["temporal"]
-        if args.reblur_weight:
-            with torch.autocast(workers.device.split(":")[0], torch.bfloat16):
+            loss = loss + options.temporal_weight * ramp(step / options.steps, *TEMPORAL_RAMP) * values["temporal"]
+        if options.reblur_weight:
+            with run.autocast():
                 values["reblur"] = reblur_loss(network, out, clips, rebuilt)
-            loss = loss + args.reblur_weight * values["reblur"]
+            loss = loss + options.reblur_weight * values["reblur"]
         values["norm"] = run.update(step, loss)
         if run.record(step, values, partial(panels, clips, out.frames)):
             break
@@ -110,7 +102,7 @@ def main() -> None:
 
 
 def take_degradation(network: FMANetPP, path: Path) -> None:
-    """Take NetD, and the embeddings of known exposures that it was trained with, from a checkpoint of stage 2."""
+    """Load NetD and the embeddings of known exposures from a checkpoint of stage 2."""
     averaged = load_checkpoint(path)["averaged"]
     learned = {name: value for name, value in averaged.items() if name.startswith(("degradation.", "exposure_embeds"))}
     network.load_state_dict(learned, strict=False)
@@ -118,7 +110,7 @@ def take_degradation(network: FMANetPP, path: Path) -> None:
 
 @torch.no_grad()
 def gain(output: Tensor, batch: Batch) -> Tensor:
-    """Mean PSNR of frames (B, T, 3, s*H, s*W) above that of the bilinear image, dB."""
+    """Mean PSNR of frames (B, T, 3, s*H, s*W) in [0, 1] minus that of the bilinear image, dB."""
     scale = output.shape[-1] // batch.lr.shape[-1]
     bilinear = F.interpolate(batch.lr.flatten(0, 1), scale_factor=scale, mode="bilinear", align_corners=False)
     before, after = (
@@ -132,6 +124,8 @@ def ramp(position: float, start: float, end: float) -> float:
     """Rise from 0 at `start` to 1 at `end`."""
     return min(1.0, max(0.0, (position - start) / (end - start)))
 
+
+main = command(train, __doc__)
 
 if __name__ == "__main__":
     main()

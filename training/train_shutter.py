@@ -5,13 +5,10 @@
 
 Profiles are taken of every sequence that moves, at all five exposures and sharp (exposure 0), which takes most of the
 time, and kept in the folder `--profiles`, one file a sequence; the same command goes on after a stop. Half of the clips
-go through a random camera and file first (training.scenes.degrade). The fit takes a minute. One sequence in ten is kept
+go through a random camera and file first (training.data.degrade). The fit takes a minute. One sequence in ten is kept
 for the report.
 """
 
-from __future__ import annotations
-
-import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.evaluate_blur import clip_profiles
-from training.loop import load_checkpoint, save_checkpoint
-from training.scenes.degrade import degrade_clips
-from training.scenes.photos import downscale
-from training.scenes.pool import Pool
-from training.scenes.render import Sequence
+from training.data.degrade import degrade_clips
+from training.data.photos import downscale
+from training.data.pool import Pool
+from training.data.render import Sequence
+from training.evaluation.estimates import clip_profiles
+from training.options import command
+from training.run.checkpoint import load_checkpoint, save_checkpoint
 from vsfmanet.errors import SourceError
 from vsfmanet.exposures.estimate import CONFIDENT, INPUTS
 from vsfmanet.networks.exposure_estimator import TOLERANCE, ExposureEstimator, confidence
@@ -44,7 +42,7 @@ BATCH = 256
 """Profiles per step of the fit."""
 
 NOISE = 0.2
-"""Standard deviation of what is added to the inputs, each scaled to 1, against learning the scenes by heart."""
+"""Standard deviation of noise added to the inputs, each scaled to 1, against overfitting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,9 +104,7 @@ def collect(pools: list[Pool], folder: Path, minutes: float, seed: int) -> Profi
     names = ("profile", "exposure", "motion", "held_out")
     joined = {name: torch.cat([part[name] for part in parts]) for name in names} if parts else {}
     if not joined or not len(joined["exposure"]):
-        raise SourceError(
-            "train_shutter: sequences that move are needed, got none; name other pools, or take more time"
-        )
+        raise SourceError("sequences that move are needed, got none; name other pools, or take more time")
     return Profiles(**joined)
 
 
@@ -119,7 +115,7 @@ def fit(profiles: Profiles, steps: int, learning_rate: float) -> ExposureEstimat
     estimator = ExposureEstimator(INPUTS)
     estimator.centre.copy_(inputs.mean(dim=0))
     estimator.spread.copy_(inputs.std(dim=0) + 1e-6)
-    optimizer = torch.optim.AdamW(estimator.parameters(), learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(estimator.parameters(), learning_rate, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         batch = torch.randint(len(target), (BATCH,))
@@ -150,25 +146,36 @@ def report(estimator: ExposureEstimator, profiles: Profiles) -> None:
             print(f"held out, confidence {least} to {most}: {int(chosen.sum())} frames, {right:.2f} within {TOLERANCE}")
 
 
-def main() -> None:
-    """Take profiles, fit, report and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=Path, action="append", required=True, help="of training.render_pool; repeatable")
-    parser.add_argument("--profiles", type=Path, required=True, help="folder to keep profiles in")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
-    parser.add_argument("--max-minutes", type=float, default=float("inf"), help="of taking profiles")
-    parser.add_argument("--steps", type=int, default=15000, help="of the fit (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=5e-3, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    args = parser.parse_args()
+def train(
+    *,
+    pool: tuple[Path, ...],
+    profiles: Path,
+    out: Path,
+    max_minutes: float = float("inf"),
+    steps: int = 15000,
+    learning_rate: float = 5e-3,
+    seed: int = 0,
+) -> None:
+    """Take profiles, fit, report and save.
 
-    torch.manual_seed(args.seed)
-    profiles = collect([Pool(folder) for folder in args.pool], args.profiles, args.max_minutes, args.seed)
-    estimator = fit(profiles, args.steps, args.learning_rate)
-    report(estimator, profiles)
+    Args:
+        pool: Folder that training.render_pool wrote; may be repeated.
+        profiles: Folder to keep profiles in.
+        out: Checkpoint to write.
+        max_minutes: Stop taking profiles after this many minutes; the same command continues.
+        steps: Steps of the fit.
+        learning_rate: Learning rate of the fit.
+        seed: Seed of the degradations and of the fit.
+    """
+    torch.manual_seed(seed)
+    taken = collect([Pool(folder) for folder in pool], profiles, max_minutes, seed)
+    estimator = fit(taken, steps, learning_rate)
+    report(estimator, taken)
     config = {"inputs": INPUTS, "hidden": estimator.hidden.out_features}
-    save_checkpoint(args.out, {"reader": estimator.state_dict(), "config": config, "frames": len(profiles.exposure)})
+    save_checkpoint(out, {"reader": estimator.state_dict(), "config": config, "frames": len(taken.exposure)})
 
+
+main = command(train, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -26,3 +26,29 @@ ship() {
     t export "$1" --name "$2" --models "${4:-$runs/models}" --description "$3" \
         --data "photographs of $(basename "$photos")" --command "training/recipes/$(basename "$0")"
 }
+
+# The paper's own recipe at scale 4, without what this project adds. STEPS: of stages 2 and 3; POOL: one of prepare_reds.
+steps=${STEPS:-280000}
+paper_pool() {
+    paper_pool=${POOL:-$runs/pool_paper}
+    [ -n "${POOL:-}" ] || t render_pool --photos "$photos" --out "$paper_pool" --count 2000 --size 320 --frames 10
+}
+# paper_extractor NAME OPTIONS...: stage 1.
+paper_extractor() {
+    local name=$1; shift
+    [ -f "$runs/$name.pt" ] || t train_extractor --pool "$paper_pool" --preset paper --crops 26 --steps 20000 \
+        --learning-rate 0.01 --out "$runs/$name.pt" "$@"
+}
+# paper_stage TOOL NAME OPTIONS...: stage 2 (train_degradation) or 3 (train_restoration).
+paper_stage() {
+    local tool=$1 name=$2; shift 2
+    t "$tool" --pool "$paper_pool" --out "$runs/$name" --preset paper --clips 8 --frames 10 --crop 64 --exposure-mode constant \
+        --known-exposure 0 --degradation-frames 0 --warp-weight 1e-4 --flow-weight 1e-4 --steps "$steps" --learning-rate 2e-4 \
+        --warmup 1 --decay 0 --halve-at 0.7 0.85 0.95 "$@"
+}
+# paper_network NAME OPTIONS...: both.
+paper_network() {
+    local name=$1; shift
+    paper_stage train_degradation "${name}_netd" "$@"
+    paper_stage train_restoration "$name" --degradation "$runs/${name}_netd/latest.pt" "$@"
+}

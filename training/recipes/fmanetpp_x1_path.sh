@@ -15,7 +15,7 @@ train() {
         --degradation-weight 0 --decibels 40 --speed 0.3 25 --degrade 0.3 --bars 0.05 "$@"
 }
 train --out "$runs/x1_path" --steps 1000000 --decay 0 --max-minutes "${MINUTES:-60}"
-step=$("$python" -c "import sys; from pathlib import Path; from training.loop import load_checkpoint as c; \
+step=$("$python" -c "import sys; from pathlib import Path; from training.run.checkpoint import load_checkpoint as c; \
 print(c(Path(sys.argv[1]))['step'])" "$runs/x1_path/latest.pt")
 cooled="$runs/x1_path_at_$step"
 [ -d "$cooled" ] || { mkdir -p "$cooled"; cp "$runs/x1_path/latest.pt" "$cooled/"; }

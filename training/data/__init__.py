@@ -1,0 +1,1 @@
+"""Data for training and evaluation: photographs, rendered scenes, pools, benchmarks, published data sets."""

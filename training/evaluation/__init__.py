@@ -1,0 +1,1 @@
+"""Measurements of trained networks on benchmarks, and their report."""

@@ -1,0 +1,37 @@
+"""The loss of the path branch: its estimate of the motion blur."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def half_blur(flow: Tensor, exposure: Tensor) -> Tensor:
+    """Half of the exact motion blur, from the middle of the exposure to its end.
+
+    Args:
+        flow: (B, T, 2, 2, H, W), exact, in LR pixels; 0 at the clip's ends.
+        exposure: (B, T) in (0, 1].
+
+    Returns:
+        (B, T, 2, H, W), LR pixels: right, down. 0 for clips of one frame.
+    """
+    velocity = (flow[:, :, 0] - flow[:, :, 1]) / 2
+    velocity[:, [0, -1]] *= 2  # one neighbour alone
+    return exposure[:, :, None, None, None] / 2 * velocity
+
+
+def blur_loss(motion: Tensor, flow: Tensor, exposure: Tensor) -> Tensor:
+    """Relative l1 between estimated and exact motion: of the blur, and of the flow to both neighbours.
+
+    Args:
+        motion: (B, T, 6, H/g, W/g), `FMANetPPOutput.motion`, LR pixels.
+        flow: As for `half_blur`.
+        exposure: As for `half_blur`.
+
+    Returns:
+        Scalar: a difference of one pixel counts as 1 where nothing moves, and less where much does.
+    """
+    exact = torch.cat([half_blur(flow, exposure), flow.flatten(2, 3)], dim=2).flatten(0, 1)
+    exact = F.adaptive_avg_pool2d(exact, (motion.shape[-2], motion.shape[-1])).unflatten(1, (3, 2))
+    error = (motion.flatten(0, 1).unflatten(1, (3, 2)) - exact).square().sum(dim=2).add(1e-4).sqrt()
+    return (error / (1 + exact.norm(dim=2))).mean()

@@ -1,0 +1,1 @@
+"""How far restored frames and estimates are from truth."""

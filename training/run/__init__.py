@@ -1,0 +1,1 @@
+"""A training run: schedule, optimizer, averaged weights, checkpoints, batches, and what it starts from."""

@@ -1,1 +1,0 @@
-"""Scenes rendered from photographs under exactly known motion: sub-frames, exposures, flow, and pools of them."""
