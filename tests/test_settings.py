@@ -35,6 +35,8 @@ JOB = RestoreJob(
         segment=3,
         sc_threshold=0.25,
         output_format=3,
+        strength="Strength",
+        grain=0.5,
         skip=True,
     ),
     start=1,
@@ -117,6 +119,11 @@ def test_a_job_survives_json_with_names_that_are_no_text() -> None:
         ({"settings": {"scale": 0}}, "scale must be a number above 0 and up to 16, got 0"),
         ({"settings": {"scale": 1080}}, "scale must be a number above 0 and up to 16, got 1080"),
         ({"settings": {"scale": 2, "height": 480}}, "either scale or height and width are needed, got both"),
+        ({"settings": {"strength": 1.5}}, r"strength must be a number from 0 to 1, got 1\.5"),
+        ({"settings": {"strength": True}}, "strength must be a number from 0 to 1, got True"),
+        ({"settings": {"strength": None}}, "strength must be a number from 0 to 1, got None"),
+        ({"settings": {"grain": -0.1}}, r"grain must be a number from 0 to 4, got -0\.1"),
+        ({"settings": {"grain": "much"}}, "grain must be a number from 0 to 4, got 'much'"),
         ({"settings": {"skip": 1}}, "skip must be True or False, got 1"),
     ],
 )
@@ -139,6 +146,8 @@ def test_a_job_needs_its_files() -> None:
 def test_a_function_cannot_be_written_as_json() -> None:
     with pytest.raises(ConfigError, match=r"^exposure must be a value that a file can hold, got a function"):
         RestoreSettings(exposure=lambda n, props: 0.5).to_json()
+    with pytest.raises(ConfigError, match=r"^strength must be a value that a file can hold, got a function"):
+        RestoreSettings(strength=lambda n, props: 0.5).to_json()
 
 
 def test_settings_and_jobs_load_nothing_heavy() -> None:

@@ -27,6 +27,7 @@ from vsfmanet.settings import (
     ExposureArgument,
     Precision,
     RestoreSettings,
+    StrengthArgument,
     device_indices,
 )
 from vsfmanet.sizes import enlargement, result_size, with_model
@@ -60,6 +61,8 @@ def restore(
     segment: int | None = None,
     sc_threshold: float | None = None,
     output_format: int | vs.VideoFormat | None = None,
+    strength: StrengthArgument = 1.0,
+    grain: float = 0.0,
     skip: bool = False,
 ) -> vs.VideoNode:
     """Enlarge and deblur a clip with FMA-Net++.
@@ -103,6 +106,14 @@ def restore(
             with neither. A number in (0, 1] uses the detector with this mean absolute difference of luma. 0 finds no
             scenes.
         output_format: Format of the result, such as `vs.YUV420P10`; None for the clip's own.
+        strength: How much of the restoration the result shows, from 0 to 1. 1 is the restored frame and 0 the clip
+            resized by Spline36, both bit by bit; between them, code values are blended. A number applies to all frames.
+            A text is the name of a frame property that holds the number; every frame must have it. A function takes a
+            frame's number and properties and returns the number, or None for 1; its result must depend on these two
+            alone, and it is called in any order. The network does not run for segments of strength 0.
+        grain: Standard deviation of the noise that is added to luma, over that of the noise that restoration removed:
+            0 adds none, 1 as much as there was. It is measured in flat parts of each frame, for each brightness, and
+            drawn from the frame's number.
         skip: For models of scale 1: pass frames through that are sharp already, because in a run of 8 or more hardly
             anything moves while the shutter is open (half a pixel, by exposure and motion). They cost little, and the
             others are restored as without `skip`. All frames carry `FMANetSkipped`, 0 or 1; those passed through carry
@@ -114,7 +125,9 @@ def restore(
         `FMANetExposureSource` ("argument", "prop", "telemetry", "estimate" or "network") and
         `FMANetExposureConfidence` in [0, 1] (1 if the exposure is known; below 0.5 an estimate is that of a frame
         nearby), unless the exposure is unknown and the model does not estimate it; and `FMANetWindowStart` and
-        `FMANetWindowEnd`, the first and last frame that the pixels depend on.
+        `FMANetWindowEnd`, the first and last frame that the pixels depend on. With a `strength`, all frames carry
+        `FMANetStrength`, and those of strength 0 none of the others; with `grain`, `FMANetGrain`, the mean standard
+        deviation of the noise over the range of luma.
 
     Raises:
         vs.Error: An argument or the clip cannot be used, the model or the device is missing, or the settings do not go
@@ -139,6 +152,8 @@ def restore(
             segment=segment,
             sc_threshold=sc_threshold,
             output_format=None if output_format is None else colour.named_format(output_format).id,
+            strength=strength,
+            grain=grain,
             skip=skip,
         )
         source = colour.check_clip(clip)
@@ -282,7 +297,20 @@ def restore_with(clip: vs.VideoNode, restorers: Sequence[FrameRestorer], setting
         from vsfmanet.clips.skipping import pass_sharp_frames
 
         restored = pass_sharp_frames(restored, colour.plain(tagged, made, width, height), source, motion)
-    return restored if size in (None, (width, height)) else colour.resized(restored, target, *size)
+    if size is None:
+        size = width, height
+    elif size != (width, height):
+        restored = colour.resized(restored, target, *size)
+    if settings.strength != 1:
+        from vsfmanet.clips.strength import blended
+
+        plain = colour.plain(tagged, target, *size, scale=scale)
+        restored = blended(restored, plain, tagged, settings.strength)
+    if settings.grain:
+        from vsfmanet.clips.grain import with_grain
+
+        restored = with_grain(restored, tagged, float(settings.grain))
+    return restored
 
 
 def _motion(marked: vs.VideoNode, device: Device, device_index: int, *, kept: int) -> Motion:

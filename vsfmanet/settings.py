@@ -24,6 +24,12 @@ It is called once for each frame of a clip, in any order, so its result must dep
 type ExposureArgument = float | str | os.PathLike[str] | ExposureFunction
 """A number in (0, 1], "auto", "estimate", the path of a sidecar file, or a function."""
 
+type StrengthFunction = Callable[[int, Mapping[str, object]], float | None]
+"""Maps a frame's number and properties to its strength in [0, 1], or to None for 1. It is called in any order."""
+
+type StrengthArgument = float | str | StrengthFunction
+"""A number in [0, 1], the name of a frame property that holds one, or a function."""
+
 AUTO = "auto"
 """Value of `model` that leaves the choice to the size of the result."""
 
@@ -47,6 +53,10 @@ MIN_TILE = 16
 
 MAX_SEGMENT = 64
 """Longest segment, in frames; each is an input of one VapourSynth node, and all are held in memory at once."""
+
+
+MOST_GRAIN = 4
+"""Largest `grain`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +104,12 @@ class RestoreSettings:
     default the clip's scene properties are used, and a built-in detector where it has none."""
     output_format: int | None = None
     """Number of a VapourSynth format for the result, such as `vs.YUV420P10`; by default the format of the clip."""
+    strength: StrengthArgument = 1.0
+    """How much of the restoration the result shows, from 0 to 1: 1 is the restored frame, 0 the source, resized by
+    Spline36, and 0.7 a blend with 30 % of the source."""
+    grain: float = 0.0
+    """Give back noise: its strength over that of the noise that was removed, at each brightness. 0 adds none, 1 as much
+    as there was."""
     skip: bool = False
     """Pass frames through that are sharp already, because hardly anything moves while the shutter is open. For models
     of scale 1."""
@@ -130,6 +146,15 @@ class RestoreSettings:
             raise ConfigError(
                 f"sc_threshold must be a number from 0 to 1, got {self.sc_threshold!r}; "
                 "leave it out to trust the clip's scene properties, or pass 0 for no cuts"
+            )
+        if not (isinstance(self.strength, str) or callable(self.strength) or is_fraction(self.strength)):
+            raise ConfigError(
+                f"strength must be a number from 0 to 1, got {self.strength!r}; the name of a frame property, or a "
+                "function of frame number and properties, can give one for each frame"
+            )
+        if not (is_real(self.grain) and 0 <= self.grain <= MOST_GRAIN):
+            raise ConfigError(
+                f"grain must be a number from 0 to {MOST_GRAIN}, got {self.grain!r}; 1 adds what was removed"
             )
         if not isinstance(self.skip, bool):
             raise ConfigError(f"skip must be True or False, got {self.skip!r}; leave it out to restore all frames")
@@ -257,6 +282,11 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 def is_exposure(value: object) -> bool:
     """Whether a value is a number in (0, 1]."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= 1
+
+
+def is_fraction(value: object) -> bool:
+    """Whether a value is a number in [0, 1]."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
 def is_int(value: object) -> bool:

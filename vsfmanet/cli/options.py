@@ -133,6 +133,7 @@ class SettingsOptions(RestoreSettings):
     tile: Annotated[tuple[int, int] | None, one_word(read_tile, "WxH")] = None
     segment: Annotated[int | None, WHOLE] = None
     output_format: Annotated[int | None, NO_OPTION] = None
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
