@@ -188,6 +188,7 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
         "start": 1, "end": 9, "encoder_args": "-crf 1", "audio": False, "subtitles": False, "attachments": False,
         "on_damage": "salvage", "target": Path("elsewhere.mkv"), "source": Path("moved.mkv"), "overwrite": True,
         "deinterlace": True, "range_frames": 7, "reserve": 1.0, "ffmpeg": Path("ffmpeg"),
+        "preset": "av1", "bit_depth": 12,
     }  # fmt: skip
     assert settings.keys() == {each.name for each in fields(RestoreSettings)}
     assert own.keys() | {"settings"} == {each.name for each in fields(RestoreJob)}

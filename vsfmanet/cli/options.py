@@ -14,6 +14,7 @@ from cyclopts import Group, Parameter, Token
 from vsfmanet.errors import ConfigError
 from vsfmanet.jobs.job import RANGE_FRAMES, RestoreJob
 from vsfmanet.jobs.paths import VIDEOS, Selection
+from vsfmanet.media.presets import BitDepth
 from vsfmanet.media.timeline import parse_time, time_code
 from vsfmanet.settings import EXPOSURE_WORDS, SIDECAR_SUFFIXES, RestoreSettings
 
@@ -146,6 +147,7 @@ class JobOptions(RestoreJob):
     start: Annotated[int | str, one_word(read_place, "FRAME|TIME")] = 0
     end: Annotated[int | str | None, one_word(read_place, "FRAME|TIME")] = None
     encoder_args: Annotated[str, Parameter(metavar="ARGS")] = ""
+    bit_depth: Annotated[BitDepth | None, Parameter(converter=read_whole)] = None
     audio: Annotated[bool, Parameter(negative="--no-audio")] = True
     subtitles: Annotated[bool, Parameter(negative="--no-subtitles")] = True
     attachments: Annotated[bool, Parameter(negative="--no-attachments")] = True

@@ -78,7 +78,9 @@ def dry_run(options: BatchOptions, report: Report) -> None:
     jobs = find_jobs(options, report)
     settings = options.template.settings
     scale = 1 if settings.resizes else model_scale(settings.named_model)
-    encoder = choose_encoder(options.template.encoder_args, "yuv420p", options.selection.suffix)
+    template = options.template
+    pixel_format = f"yuv420p{template.depth}le" if (template.depth or 8) > 8 else "yuv420p"
+    encoder = choose_encoder(template.encoder_args, pixel_format, options.selection.suffix, template.preset)
     frames = pixels = size = 0
     largest = (0, 0)
     for job in jobs:
@@ -87,7 +89,7 @@ def dry_run(options: BatchOptions, report: Report) -> None:
         pixels += count * width * height
         made = result_size(settings, width, height, multiples=(2, 2)) if count else None
         made = made or (scale * width, scale * height)
-        size += output_bytes(frames=count, pixels=made[0] * made[1], pixel_format="yuv420p", encoder_args=encoder)
+        size += output_bytes(frames=count, pixels=made[0] * made[1], pixel_format=pixel_format, encoder_args=encoder)
         largest = max(largest, (width, height), key=lambda sides: sides[0] * sides[1])
         report.note(f"{job.source} -> {job.target}: {text}")
     free = shutil.disk_usage(_existing(options.out_folder)).free

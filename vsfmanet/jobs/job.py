@@ -9,7 +9,8 @@ from typing import Literal, Self
 from vsfmanet.errors import ConfigError
 from vsfmanet.jobs.paths import Selection
 from vsfmanet.media.containers import CONTAINERS
-from vsfmanet.media.encoder_args import parse_encoder_args
+from vsfmanet.media.encoder_args import names_encoder, parse_encoder_args
+from vsfmanet.media.presets import TEN_BITS, BitDepth, Preset
 from vsfmanet.media.timeline import parse_time
 from vsfmanet.settings import (
     EXPOSURE_WORDS,
@@ -49,9 +50,16 @@ class RestoreJob:
     is shown."""
     end: int | str | None = None
     """Frame to stop before, as a number or a time; by default the end."""
+    preset: Preset = "default"
+    """Encoder: "default" (H.264 for 8 bits, H.265 for more, near to lossless), "archive" (FFV1, lossless), "hevc10"
+    (H.265, 10 bits), "av1" (10 bits), "prores" (10 bits, for editing), or H.265 by a device ("nvenc", "qsv",
+    "vaapi")."""
+    bit_depth: BitDepth | None = None
+    """Bits per sample of the result; by default those of the source, or those of the preset."""
     encoder_args: str = ""
-    """FFmpeg's options for the video, in one string, after an equals sign. Without -c:v they are added to the default:
-    "-c:v libx264 -preset medium -crf 16" for 8 bits, libx265 alike for more, chroma as in the source."""
+    """FFmpeg's options for the video, in one string, after an equals sign. Without -c:v they are added to those of the
+    preset; by default "-c:v libx264 -preset medium -crf 16" for 8 bits, libx265 alike for more, chroma as in the
+    source."""
     audio: bool = True
     """Copy sound."""
     subtitles: bool = True
@@ -83,7 +91,14 @@ class RestoreJob:
             raise ConfigError(f"0 <= start < end is needed, got {self.start} to {self.end}; mend --start and --end")
         if not isinstance(self.encoder_args, str):
             raise ConfigError(f"encoder_args must be one string, got {self.encoder_args!r}; mend --encoder-args")
-        parse_encoder_args(self.encoder_args)
+        check_choice("preset", self.preset, Preset)
+        if self.bit_depth is not None:
+            check_choice("bit_depth", self.bit_depth, BitDepth)
+        if self.preset != "default" and names_encoder(parse_encoder_args(self.encoder_args)):
+            raise ConfigError(
+                f"either a preset or an encoder is needed, got --preset {self.preset} and -c:v in --encoder-args; "
+                "leave one of them out"
+            )
         check_choice("on_damage", self.on_damage, OnDamage)
         for name in ("audio", "subtitles", "attachments", "deinterlace", "overwrite"):
             if not isinstance(getattr(self, name), bool):
@@ -108,6 +123,11 @@ class RestoreJob:
             ConfigError: `settings.exposure` is a function, which JSON cannot hold.
         """
         return to_json(self)
+
+    @property
+    def depth(self) -> int | None:
+        """Bits per sample of the result; None for those of the source."""
+        return self.bit_depth or (10 if self.preset in TEN_BITS else None)
 
     @classmethod
     def from_json(cls, table: object) -> Self:

@@ -40,7 +40,7 @@ from vsfmanet.media.copying import refused_streams, with_early_subtitles
 from vsfmanet.media.decode import trial_frame
 from vsfmanet.media.deinterlace import deinterlaced
 from vsfmanet.media.feed import Encoder
-from vsfmanet.media.ffmpeg import Ffmpeg, find_ffmpeg, takes_hdr
+from vsfmanet.media.ffmpeg import Ffmpeg, find_ffmpeg, takes_hdr, working_presets
 from vsfmanet.media.film import Film, cover_file
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.meter import clock
@@ -169,6 +169,8 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     settings = with_model(_settings(job, source, report), clip.node.width, clip.node.height)
     made_by = resolved(settings, weights_sha256(settings.model))
     exposures = Counter[str]()
+    if job.depth is not None:
+        settings = replace(settings, output_format=clips.with_depth(clip.node.format, job.depth).id)
     restored = clips.restore_clip(clip.node, settings)
     clips.check_restored(source, clip.node, restored, settings)
     restored = clips.for_encoder(restored)
@@ -182,7 +184,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     report.phase("trying the encoder")
     ranges = _ranges(job, film, ffmpeg, part, restored, frames, f"{key} {made_by.arithmetic}", folder, scratch, report)
     _check_room(job, film, len(frames), None if ranges is None else len(ranges.missing))
-    trial = _try_encoder(film, ffmpeg, restored, folder, scratch) if ranges is None else ranges.trial
+    trial = _try_encoder(job, film, ffmpeg, restored, folder, scratch) if ranges is None else ranges.trial
     report.phase("preparing")
     size, hdr = trial_frame(trial)
     check_trial(trial, size, [time * film.time_base for time in film.timestamps[:TRIAL_FRAMES]])
@@ -404,7 +406,7 @@ def _film(
         start=begin if begin > 0 or any(stream.cut for stream in copied) else None,
         duration=None if last else clip.timestamps[frames.stop] * clip.time_base - begin,
         copied=tuple(copied),
-        encoder_args=choose_encoder(job.encoder_args, pixel_format, job.target.suffix.lower()),
+        encoder_args=choose_encoder(job.encoder_args, pixel_format, job.target.suffix.lower(), job.preset),
         suffix=job.target.suffix.lower(),
     )
 
@@ -472,22 +474,33 @@ def _blank(restored: vs.VideoNode) -> bytes:
     return clips.frame_bytes(vs.core.std.BlankClip(restored, length=1, keep=True).get_frame(0))
 
 
-def _try_encoder(film: Film, ffmpeg: Ffmpeg, restored: vs.VideoNode, folder: Path, scratch: Scratch) -> Path:
+def _try_encoder(
+    job: RestoreJob, film: Film, ffmpeg: Ffmpeg, restored: vs.VideoNode, folder: Path, scratch: Scratch
+) -> Path:
     """Encode some blank frames, to find a wrong option or a missing encoder now and not after hours.
 
     Returns:
         A film of these frames.
 
     Raises:
-        OutputError: The encoder cannot work.
+        OutputError: The encoder cannot work. For a preset, the message lists those that can.
     """
     trial = replace(film, timestamps=film.timestamps[:TRIAL_FRAMES], copied=())
     output = folder / f"trial{film.suffix}"
-    with Encoder(whole_run(trial, ffmpeg, output, covers=folder), trial, launch=scratch.launch) as encoder:
-        blank = _blank(restored)
-        for _ in trial.timestamps:
-            encoder.write(blank)
-        encoder.finish()
+    try:
+        with Encoder(whole_run(trial, ffmpeg, output, covers=folder), trial, launch=scratch.launch) as encoder:
+            blank = _blank(restored)
+            for _ in trial.timestamps:
+                encoder.write(blank)
+            encoder.finish()
+    except OutputError as error:
+        if job.preset == "default":
+            raise
+        working = ", ".join(working_presets(ffmpeg))
+        raise OutputError(
+            f"the preset {job.preset} must work with FFmpeg {ffmpeg.path} and this output; those that work here are "
+            f"{working}. {error}"
+        ) from error
     return output
 
 

@@ -225,6 +225,11 @@ def for_encoder(restored: vs.VideoNode) -> vs.VideoNode:
     return restored.resize.Point(format=full.id)
 
 
+def with_depth(video_format: vs.VideoFormat, depth: int) -> vs.VideoFormat:
+    """Format like another with some number of bits per sample."""
+    return video_format.replace(bits_per_sample=depth, sample_type=vs.INTEGER)
+
+
 def memory_bytes() -> int | None:
     """Memory of this machine in bytes; None where it is unknown."""
     try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import av
 
-from vsfmanet.media.encoder_args import parse_encoder_args
+from vsfmanet.media.encoder_args import names_encoder, parse_encoder_args
+from vsfmanet.media.presets import Preset, preset_args
 from vsfmanet.media.thumbnails import Likeness
 
 LOSSY_BITS = 0.15
@@ -35,7 +37,22 @@ CODING = {
         "deadline",
         "cpu-used",
     ),
-    *("crf", "cq", "qp", "q", "qscale", "qmin", "qmax", "b", "minrate", "maxrate", "bufsize", "rc", "strict"),
+    *(
+        "crf",
+        "cq",
+        "qp",
+        "q",
+        "qscale",
+        "global_quality",
+        "qmin",
+        "qmax",
+        "b",
+        "minrate",
+        "maxrate",
+        "bufsize",
+        "rc",
+        "strict",
+    ),
     *("g", "keyint_min", "bf", "refs", "rc-lookahead", "lag-in-frames", "auto-alt-ref", "aq-mode", "pix_fmt"),
     *("x264-params", "x264opts", "x265-params", "svtav1-params", "aom-params", "row-mt", "tiles", "tile-columns"),
     *("tile-rows", "threads", "slices", "slicecrc", "coder", "context", "vendor", "bits_per_mb", "mbs_per_mb"),
@@ -44,6 +61,9 @@ CODING = {
 
 FILTERS = {"-vf", "-filter:v"}
 """Options with filters for the picture."""
+
+UPLOAD = re.compile(r"format=(nv12|p010le),hwupload")
+"""Filters that bring frames to a device for its encoder."""
 
 LOSSLESS = {"ffv1", "ffvhuff", "huffyuv", "png", "qtrle", "rawvideo", "utvideo"}
 """Encoders that are lossless for pixel formats they accept."""
@@ -74,30 +94,23 @@ CONTAINING = {"tag", "vtag", "movflags", "metadata", "brand"}
 """Options for the container, one value each; repeated when ranges are joined."""
 
 
-def choose_encoder(user_args: str, pixel_format: str, container: str) -> tuple[str, ...]:
-    """FFmpeg's output options for the video: the default and the user's, or only the user's if they name an encoder.
+def choose_encoder(user_args: str, pixel_format: str, container: str, preset: Preset = "default") -> tuple[str, ...]:
+    """FFmpeg's output options for the video: those of a preset and the user's, or only the user's with an encoder.
 
     Args:
         user_args: Options as in a shell.
-        pixel_format: Of the frames: 8 bits become H.264, more become H.265, with the same chroma.
+        pixel_format: Of the frames: by default 8 bits become H.264, more become H.265, with the same chroma.
         container: Suffix of the output file.
+        preset: Name of a preset.
 
     Raises:
         ConfigError: The options would do more than code one output.
     """
     own = parse_encoder_args(user_args)
-    if any(argument in ("-c:v", "-codec:v", "-vcodec") for argument in own):
+    if names_encoder(own):
         return own
     depth = av.VideoFormat(pixel_format).components[0].bits
-    family = re.sub(r"\d+le$", "", pixel_format)
-    if family not in ("gray", "gbrp", "yuv420p", "yuv422p", "yuv444p"):
-        family = "yuv444p"  # neither encoder knows 4:4:0, 4:1:1 or 4:1:0, and no chroma may be lost
-    if depth > 8:
-        codec, target = "libx265", f"{family}{10 if depth <= 10 else 12}le"
-    else:
-        codec, target = ("libx264rgb", "rgb24") if family == "gbrp" else ("libx264", family)
-    tag = ("-tag:v", "hvc1") if codec == "libx265" and container != ".mkv" else ()  # what Apple's players look for
-    return ("-c:v", codec, "-preset", "medium", "-crf", "16", "-pix_fmt", target, *tag, *own)
+    return (*preset_args(preset, pixel_format, depth, container), *own)
 
 
 def one_range(encoder_args: Sequence[str]) -> str | None:
@@ -118,8 +131,8 @@ def one_range(encoder_args: Sequence[str]) -> str | None:
 
 
 def has_filters(encoder_args: Sequence[str]) -> bool:
-    """Whether some options filter the picture."""
-    return any(argument in FILTERS for argument in encoder_args)
+    """Whether some options filter the picture; bringing it to a device changes nothing."""
+    return any(name in FILTERS and not UPLOAD.fullmatch(value) for name, value in pairwise(encoder_args))
 
 
 def likeness(encoder_args: Sequence[str], pixel_format: str) -> Likeness:

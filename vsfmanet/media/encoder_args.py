@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 
 from vsfmanet.errors import ConfigError
 
@@ -70,3 +71,8 @@ def parse_encoder_args(text: str) -> tuple[str, ...]:
         if next(given, None) is None:
             raise ConfigError(f"--encoder-args must be options with a value each, got {word} without one; add it")
     return tuple(words)
+
+
+def names_encoder(words: Sequence[str]) -> bool:
+    """Whether options name the encoder of the video."""
+    return any(word in ("-c:v", "-codec:v", "-vcodec") for word in words)

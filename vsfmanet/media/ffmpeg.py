@@ -15,12 +15,16 @@ from pathlib import Path
 import imageio_ffmpeg
 
 from vsfmanet.errors import ConfigError, OutputError
+from vsfmanet.media.presets import PRESETS, TEN_BITS, Preset, preset_args
 
 OLDEST_FFMPEG = (5, 1)
 """Release 4.2 shifts the first frames against the others when sound starts before the picture; 5.1 has `-fps_mode`."""
 
 PREFERRED_FFMPEG = (7, 0)
 """Older releases lose chapters and dispositions, and cannot write PCM to MP4."""
+
+PATIENCE = 30
+"""Seconds that the trial of a preset may take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +90,27 @@ def takes_hdr(ffmpeg: Ffmpeg) -> bool:
     asked = [str(ffmpeg.path), "-hide_banner", "-h", "long"]
     run = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return b"\n-mastering_display" in run.stdout and b"\n-content_light" in run.stdout
+
+
+def working_presets(ffmpeg: Ffmpeg) -> list[Preset]:
+    """Presets whose encoder codes a frame on this machine."""
+    return [preset for preset in PRESETS if _works(ffmpeg, preset)]
+
+
+def _works(ffmpeg: Ffmpeg, preset: Preset) -> bool:
+    """Whether the encoder of a preset codes a small frame."""
+    depth = 10 if preset in TEN_BITS else 8
+    pixel_format = "yuv420p10le" if depth == 10 else "yuv420p"
+    picture = ["-f", "lavfi", "-i", f"color=s=320x256:r=25:d=0.04,format={pixel_format}"]
+    line = [str(ffmpeg.path), "-v", "error", *picture, *preset_args(preset, pixel_format, depth, ".mkv")]
+    try:
+        run = subprocess.run(
+            [*line, "-frames:v", "1", "-f", "null", "-"],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return run.returncode == 0
 
 
 def _examined(path: str) -> Ffmpeg | None:
