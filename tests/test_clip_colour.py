@@ -378,7 +378,7 @@ def test_a_clip_that_cannot_be_taken_is_refused_at_once(clip: vs.VideoNode, mess
         colour.check_clip(clip)
 
 
-def test_a_clip_in_gpu_memory_is_downloaded() -> None:
+def test_a_clip_in_gpu_memory_is_downloaded_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     class Download:
         @staticmethod
         def GPUDownload() -> str:
@@ -391,6 +391,9 @@ def test_a_clip_in_gpu_memory_is_downloaded() -> None:
         std = Download
 
     assert colour.check_clip(GpuClip()) == "in host memory"
+    assert caplog.messages == [
+        "the clip is in GPU memory; vsfmanet downloads each frame, and its result is in host memory"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
         "model": "other", "exposure": 0.5, "precision": "fp32", "sc_threshold": 0.1,
         "device": "cpu", "device_index": (1,), "segment": 3, "backend": "onnx", "tile": (64, 48),
         "skip": True, "output_format": 3, "source_path": Path("camera.mp4"), "height": 480, "width": 640, "scale": 2.0,
-        "strength": 0.5, "grain": 0.5,
+        "strength": 0.5, "grain": 0.5, "shutter": 0.5, "self_check": True,
     }  # fmt: skip
     own: dict[str, Any] = {
         "start": 1, "end": 9, "encoder_args": "-crf 1", "audio": False, "subtitles": False, "attachments": False,

@@ -37,6 +37,8 @@ JOB = RestoreJob(
         output_format=3,
         strength="Strength",
         grain=0.5,
+        shutter=0.5,
+        self_check=True,
         skip=True,
     ),
     start=1,
@@ -129,6 +131,9 @@ def test_a_job_survives_json_with_names_that_are_no_text() -> None:
         ({"settings": {"strength": None}}, "strength must be a number from 0 to 1, got None"),
         ({"settings": {"grain": -0.1}}, r"grain must be a number from 0 to 4, got -0\.1"),
         ({"settings": {"grain": "much"}}, "grain must be a number from 0 to 4, got 'much'"),
+        ({"settings": {"shutter": 0}}, r"shutter must be a number in \(0, 1\], got 0"),
+        ({"settings": {"shutter": 180}}, r"shutter must be a number in \(0, 1\], got 180"),
+        ({"settings": {"self_check": "yes"}}, "self_check must be True or False, got 'yes'"),
         ({"settings": {"skip": 1}}, "skip must be True or False, got 1"),
     ],
 )

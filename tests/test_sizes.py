@@ -201,6 +201,19 @@ def test_plain_conversion_keeps_what_is_converted_already() -> None:
     assert (large.width, large.height, large.format.id) == (32, 24, int(vs.RGB24))
 
 
+def test_restore_is_a_scaler_of_vs_jetpack(opened: list[str]) -> None:
+    """As docs/vapoursynth.md shows it; vs-jetpack is no dependency, and 2.2.6 was tried."""
+    scaler = pytest.importorskip("vsscale").GenericScaler
+    fmanet = scaler(lambda clip, width, height, *_, **__: vsfmanet.restore(clip, width=width, height=height))
+    source = noise_clip(2, width=64, height=48).resize.Bicubic(format=vs.YUV420P8, matrix=1)
+    made = fmanet.scale(source, 96, 72)
+    assert (made.width, made.height, made.format.id) == (96, 72, int(vs.YUV420P8))
+    assert made.get_frame(1).props["FMANetModel"] == "fmanetpp_x2_fast"
+    shifted = fmanet.scale(source, 96, 72, shift=(0.5, 0))
+    assert not same_pixels(shifted.get_frame(1), made.get_frame(1))
+    assert opened == ["fmanetpp_x2_fast"] * 2
+
+
 # Files
 
 

@@ -63,6 +63,8 @@ def restore(
     output_format: int | vs.VideoFormat | None = None,
     strength: StrengthArgument = 1.0,
     grain: float = 0.0,
+    shutter: float | None = None,
+    self_check: bool = False,
     skip: bool = False,
 ) -> vs.VideoNode:
     """Enlarge and deblur a clip with FMA-Net++.
@@ -114,6 +116,9 @@ def restore(
         grain: Standard deviation of the noise that is added to luma, over that of the noise that restoration removed:
             0 adds none, 1 as much as there was. It is measured in flat parts of each frame, for each brightness, and
             drawn from the frame's number.
+        shutter: Blur the restored frames along their motion, as a shutter does that is open for this part of the frame
+            interval, in (0, 1]. The motion is measured between frames of the clip and taken as straight. None for none.
+        self_check: Blur each restored frame again, by its exposure, and compare it with the clip.
         skip: For models of scale 1: pass frames through that are sharp already, because in a run of 8 or more hardly
             anything moves while the shutter is open (half a pixel, by exposure and motion). They cost little, and the
             others are restored as without `skip`. All frames carry `FMANetSkipped`, 0 or 1; those passed through carry
@@ -127,7 +132,9 @@ def restore(
         nearby), unless the exposure is unknown and the model does not estimate it; and `FMANetWindowStart` and
         `FMANetWindowEnd`, the first and last frame that the pixels depend on. With a `strength`, all frames carry
         `FMANetStrength`, and those of strength 0 none of the others; with `grain`, `FMANetGrain`, the mean standard
-        deviation of the noise over the range of luma.
+        deviation of the noise over the range of luma; with `shutter`, `FMANetShutter`; with `self_check`,
+        `FMANetReblurError`, the distance of the restored frame, blurred again, from the clip's: the mean of the worst
+        5 % of the picture, over the range of luma.
 
     Raises:
         vs.Error: An argument or the clip cannot be used, the model or the device is missing, or the settings do not go
@@ -154,6 +161,8 @@ def restore(
             output_format=None if output_format is None else colour.named_format(output_format).id,
             strength=strength,
             grain=grain,
+            shutter=shutter,
+            self_check=self_check,
             skip=skip,
         )
         source = colour.check_clip(clip)
@@ -286,10 +295,12 @@ def restore_with(clip: vs.VideoNode, restorers: Sequence[FrameRestorer], setting
     sources = gather_exposures(clip, settings.exposure, settings.source_path)
     tagged = keep_frames(colour.tag_colour(clip), kept)
     source = keep_frames(write_exposures(mark_scenes(tagged, settings.sc_threshold), sources), kept)
-    if sources.estimates or settings.skip:
+    reblurs = settings.shutter is not None or settings.self_check
+    if sources.estimates or settings.skip or reblurs:
         from vsfmanet.clips.estimate import KEPT, write_estimates
 
-        motion = _motion(source, settings.device, settings.device_indices[0], kept=KEPT if sources.estimates else 4)
+        held = KEPT if sources.estimates else _READ_AHEAD if reblurs else 4
+        motion = _motion(source, settings.device, settings.device_indices[0], kept=held)
     if sources.estimates:
         source = keep_frames(write_estimates(source, motion), kept)
     restored = restore_windows(source, restorers, grid, made)
@@ -297,14 +308,25 @@ def restore_with(clip: vs.VideoNode, restorers: Sequence[FrameRestorer], setting
         from vsfmanet.clips.skipping import pass_sharp_frames
 
         restored = pass_sharp_frames(restored, colour.plain(tagged, made, width, height), source, motion)
-    if size is None:
-        size = width, height
-    elif size != (width, height):
+    if reblurs:
+        from vsfmanet.clips import reblur
+
+        if settings.self_check:
+            restored = reblur.with_errors(restored, tagged, motion)
+        if settings.shutter is not None:
+            restored = reblur.with_shutter(restored, motion, float(settings.shutter))
+    size = size or (width, height)
+    if size != (width, height):
         restored = colour.resized(restored, target, *size)
+    return _finished(restored, tagged, settings, scale)
+
+
+def _finished(restored: vs.VideoNode, tagged: vs.VideoNode, settings: RestoreSettings, scale: int) -> vs.VideoNode:
+    """Apply `strength` and `grain` to a restored clip; `tagged` is its source, `scale` that of the network."""
     if settings.strength != 1:
         from vsfmanet.clips.strength import blended
 
-        plain = colour.plain(tagged, target, *size, scale=scale)
+        plain = colour.plain(tagged, restored.format, restored.width, restored.height, scale=scale)
         restored = blended(restored, plain, tagged, settings.strength)
     if settings.grain:
         from vsfmanet.clips.grain import with_grain

@@ -110,6 +110,12 @@ class RestoreSettings:
     grain: float = 0.0
     """Give back noise: its strength over that of the noise that was removed, at each brightness. 0 adds none, 1 as much
     as there was."""
+    shutter: float | None = None
+    """Blur the restored frames along their motion, as a shutter does that is open for this part of the frame interval,
+    in (0, 1]: 0.5 is 180 degrees. Makes the motion of footage with automatic exposure even."""
+    self_check: bool = False
+    """Blur each restored frame again and compare it with the source; the record lists the frames that are far from
+    it."""
     skip: bool = False
     """Pass frames through that are sharp already, because hardly anything moves while the shutter is open. For models
     of scale 1."""
@@ -156,6 +162,13 @@ class RestoreSettings:
             raise ConfigError(
                 f"grain must be a number from 0 to {MOST_GRAIN}, got {self.grain!r}; 1 adds what was removed"
             )
+        if self.shutter is not None and not is_exposure(self.shutter):
+            raise ConfigError(
+                f"shutter must be a number in (0, 1], got {self.shutter!r}; it is the open-shutter time over the frame "
+                "interval, for example 0.5 for 180 degrees"
+            )
+        if not isinstance(self.self_check, bool):
+            raise ConfigError(f"self_check must be True or False, got {self.self_check!r}; leave it out for no check")
         if not isinstance(self.skip, bool):
             raise ConfigError(f"skip must be True or False, got {self.skip!r}; leave it out to restore all frames")
 

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_clip(clip: vs.VideoNode) -> vs.VideoNode:
-    """Check a clip, and download it if it is in GPU memory.
+    """Check a clip, and download it, with a warning, if it is in GPU memory.
 
     Raises:
         FormatError: Its format or size varies or is not supported, or it is too long.
@@ -67,7 +67,10 @@ def check_clip(clip: vs.VideoNode) -> vs.VideoNode:
             f"a clip of at most {MAX_FRAMES} frames is needed, got {clip.num_frames}; "
             "trim it, for example clip[:1_000_000]"
         )
-    return clip.std.GPUDownload() if getattr(clip, "gpu_resident", False) else clip
+    if not getattr(clip, "gpu_resident", False):
+        return clip
+    _log.warning("the clip is in GPU memory; vsfmanet downloads each frame, and its result is in host memory")
+    return clip.std.GPUDownload()
 
 
 def check_format(video_format: vs.VideoFormat) -> None:
@@ -239,6 +242,13 @@ def plain(tagged: vs.VideoNode, target: vs.VideoFormat, width: int, height: int,
         return resized(tagged, target, width, height)
     large = tagged.resize.Spline36(scale * tagged.width, scale * tagged.height, format=vs.RGBS)
     return resized(from_rgb(large.std.CopyFrameProps(tagged), tagged.format, finer(target)), target, width, height)
+
+
+def luma_of(clip: vs.VideoNode, width: int, height: int) -> vs.VideoNode:
+    """Luma of a clip with colour tags in a size in pixels: GRAYS, nominal range [0, 1]. That of RGB is BT.709's."""
+    if clip.format.color_family == vs.RGB:
+        return clip.resize.Spline36(width, height, format=vs.GRAYS, matrix=vs.MATRIX_BT709)
+    return clip.std.ShufflePlanes(0, vs.GRAY).resize.Spline36(width, height, format=vs.GRAYS)
 
 
 def finer(target: vs.VideoFormat) -> vs.VideoFormat:

@@ -10,6 +10,8 @@ import numpy as np
 import vapoursynth as vs
 from numpy.typing import NDArray
 
+from vsfmanet.clips.colour import luma_of
+
 GRAIN = "FMANetGrain"
 """On every frame with grain: standard deviation of the noise that was added, over the nominal range of luma, before it
 was resized."""
@@ -53,7 +55,7 @@ def with_grain(restored: vs.VideoNode, source: vs.VideoNode, amount: float) -> v
         return frame
 
     blank = source.std.BlankClip(width=width, height=height, format=vs.GRAYS, color=0, keep=True)
-    clips = [blank, _luma(source, width, height), _luma(restored, width, height), restored]
+    clips = [blank, luma_of(source, width, height), luma_of(restored, width, height), restored]
     noise = blank.std.ModifyFrame(clips, make)
     if (width, height) != (restored.width, restored.height):
         noise = noise.resize.Spline36(restored.width, restored.height)
@@ -103,13 +105,6 @@ def _mean3(image: Image) -> Image:
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     mean: Image = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9
     return mean
-
-
-def _luma(clip: vs.VideoNode, width: int, height: int) -> vs.VideoNode:
-    """Luma of a clip in a size, GRAYS, nominal range [0, 1]."""
-    if clip.format.color_family == vs.RGB:
-        return clip.resize.Spline36(width, height, format=vs.GRAYS, matrix=vs.MATRIX_BT709)
-    return clip.std.ShufflePlanes(0, vs.GRAY).resize.Spline36(width, height, format=vs.GRAYS)
 
 
 def _code_values(frame: vs.VideoFrame) -> float:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +30,7 @@ from vsfmanet.jobs.files import WITHIN_WORK, remove, work_path
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
-from vsfmanet.media.clip import Colour
+from vsfmanet.media.clip import Colour, Tally
 from vsfmanet.media.coding import one_range
 from vsfmanet.media.commands import joined_run, others_run, range_run
 from vsfmanet.media.demux import main_track, open_container
@@ -157,13 +156,13 @@ class Ranges:
         self._found = list(self._finished())
         self._scratch.has_ranges = bool(self._found)
 
-    def encode(self, restored: vs.VideoNode, report: Report, exposures: Counter[str]) -> None:
+    def encode(self, restored: vs.VideoNode, report: Report, tally: Tally) -> None:
         """Make the missing ranges.
 
         Args:
             restored: The restored clip, whole.
             report: Where progress goes.
-            exposures: Counts the frames by the source of their exposure.
+            tally: Takes note of each frame's properties.
 
         Raises:
             VsfmanetError: A frame could not be restored, or not be encoded. Ranges that are finished stay.
@@ -174,9 +173,7 @@ class Ranges:
         if not missing:
             return
         left = restored[missing.start : missing.stop]
-        shown = clips.read_frames(
-            self._film.source, left, ahead=self._ahead, first=total - len(missing), exposures=exposures
-        )
+        shown = clips.read_frames(self._film.source, left, ahead=self._ahead, first=total - len(missing), tally=tally)
         with report.begin("restoring", total, done=total - len(missing)) as progress:
             frame: vs.VideoFrame | None = next(shown)
             assert frame is not None

@@ -107,6 +107,9 @@ class Record:
     """FFmpeg's options for the video, those of the user and the defaults, as in a shell."""
     exposures: Mapping[str, int] = field(default_factory=dict)
     """How many frames had their exposure from which source, of those that the last run restored."""
+    doubtful: Mapping[str, float] = field(default_factory=dict)
+    """With `self_check`, frames that are far from their source when blurred again, the farthest first, with the
+    distance (`FMANetReblurError`): numbers in the output, of those that the last run restored."""
     finished: str = ""
     """When it was verified, UTC, ISO 8601."""
     seconds: float = 0.0

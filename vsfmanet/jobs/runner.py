@@ -10,7 +10,6 @@ import platform
 import shlex
 import shutil
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -32,7 +31,7 @@ from vsfmanet.jobs.record import Fingerprint, Recipe, Record, find_done, job_key
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.manifest import file_sha256
 from vsfmanet.media import clip as clips
-from vsfmanet.media.clip import SourceClip
+from vsfmanet.media.clip import SourceClip, Tally
 from vsfmanet.media.coding import choose_encoder, has_filters, has_option, output_bytes
 from vsfmanet.media.commands import whole_run
 from vsfmanet.media.containers import CONTAINERS
@@ -168,7 +167,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     made_with = recipe(job)
     settings = with_model(_settings(job, source, report), clip.node.width, clip.node.height)
     made_by = resolved(settings, weights_sha256(settings.model))
-    exposures = Counter[str]()
+    tally = Tally()
     if job.depth is not None:
         settings = replace(settings, output_format=clips.with_depth(clip.node.format, job.depth).id)
     restored = clips.restore_clip(clip.node, settings)
@@ -191,9 +190,9 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     if lacking := hdr.lacks(source.hdr):
         report.warn(_not_carried(lacking, source.hdr))
     if ranges is None:
-        _encode(job, film, ffmpeg, part, restored[frames.start : frames.stop], folder, scratch, report, exposures)
+        _encode(job, film, ffmpeg, part, restored[frames.start : frames.stop], folder, scratch, report, tally)
     else:
-        ranges.encode(restored, report, exposures)
+        ranges.encode(restored, report, tally)
         ranges.join(report)
     report.phase("checking")
     try:
@@ -228,13 +227,17 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         resolved=asdict(made_by),
         ffmpeg=str(ffmpeg.path),
         encoder_args=shlex.join(film.encoder_args),
-        exposures=dict(exposures),
+        exposures=dict(tally.exposures),
+        doubtful={str(number): round(error, 4) for number, error in tally.doubtful.items()},
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - started, 3),
     )
     check_unchanged(source)
     scratch.publish(part, job.target, record, overwrite=job.overwrite)
     remove_work(job.target)
+    if tally.doubtful:
+        listed = ", ".join(map(str, sorted(tally.doubtful)))
+        report.note(f"blurred again, these frames are far from their source; look at them first: {listed}")
     length = float((film.timestamps[-1] - film.timestamps[0]) * film.time_base)
     report.note(f"made {job.target}: {len(frames)} frames of {size[0]}x{size[1]}, {clock(length)}")
     return record
@@ -523,14 +526,14 @@ def _encode(
     folder: Path,
     scratch: Scratch,
     report: Report,
-    exposures: Counter[str],
+    tally: Tally,
 ) -> None:
     """Feed all restored frames to the encoder.
 
     Raises:
         VsfmanetError: A frame could not be restored, or not be encoded; the encoder has been killed.
     """
-    frames = clips.read_frames(film.source, restored, ahead=clips.frames_ahead(job.settings), exposures=exposures)
+    frames = clips.read_frames(film.source, restored, ahead=clips.frames_ahead(job.settings), tally=tally)
     with report.begin("restoring", len(film.timestamps)) as progress:
         first = next(frames)
         report.phase("encoding")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
@@ -41,6 +42,15 @@ MOST_AT_ONCE = 4
 
 LIVELY = 8.0
 """Least standard deviation, in code values of 8 bits, of a frame that is clearly not of one colour."""
+
+FAR = 2.0
+"""Reblur error over that of the median frame, above which a frame is listed."""
+
+LEAST_FAR = 0.02
+"""Least reblur error of a frame that is listed: five code values of 8 bits."""
+
+MOST_DOUBTFUL = 50
+"""Most frames that are listed."""
 
 HIDDEN_FRAMES = {"libdav1d", "mpeg4", "msmpeg4v2", "msmpeg4v3", "vp8", "vp9"}
 """Codecs whose packets may show no frame, or two: their numbers need not be equal."""
@@ -80,6 +90,33 @@ class SourceClip:
         time code; the number of frames once they are over.
         """
         return frame_shown(self.timestamps, (time + TIME_CODE_ERROR) / self.time_base)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tally:
+    """What the properties of restored frames say, for the record."""
+
+    exposures: Counter[str] = field(default_factory=Counter)
+    """How many frames had their exposure from which source: "argument", "prop", "telemetry", "estimate", "network", or
+    "unknown"."""
+    reblur_errors: dict[int, float] = field(default_factory=dict)
+    """`FMANetReblurError` of the frames that carry it, by their numbers."""
+
+    def add(self, number: int, props: Mapping[str, Any]) -> None:
+        """Take note of the properties of a frame."""
+        self.exposures[str(props.get("FMANetExposureSource", "unknown"))] += 1
+        if "FMANetReblurError" in props:
+            self.reblur_errors[number] = float(props["FMANetReblurError"])
+
+    @property
+    def doubtful(self) -> dict[int, float]:
+        """Frames that are far from their source when blurred again, the farthest first, with the distance."""
+        if not self.reblur_errors:
+            return {}
+        usual = statistics.median(self.reblur_errors.values())
+        least = max(FAR * usual, LEAST_FAR)
+        far = {number: error for number, error in self.reblur_errors.items() if error > least}
+        return dict(sorted(far.items(), key=lambda item: -item[1])[:MOST_DOUBTFUL])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +212,7 @@ def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
     from vsfmanet import restore  # with torch: late, so that a bad source is refused at once
 
     try:
-        return restore(node, **{field.name: getattr(settings, field.name) for field in fields(settings)})
+        return restore(node, **{each.name: getattr(settings, each.name) for each in fields(settings)})
     except vs.Error as error:
         if isinstance(error.__cause__, VsfmanetError):
             raise error.__cause__ from error
@@ -250,7 +287,7 @@ def read_frames(
     *,
     ahead: int = AHEAD,
     first: int = 0,
-    exposures: Counter[str] | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[vs.VideoFrame]:
     """Yield the frames of a restored clip in order, computed a few ahead.
 
@@ -259,8 +296,7 @@ def read_frames(
         restored: The clip.
         ahead: Most frames to compute ahead.
         first: Number of the first one, for messages.
-        exposures: Counts the frames by the source of their exposure: "argument", "prop", "telemetry", "estimate",
-            "network", or "unknown".
+        tally: Takes note of each frame's properties.
 
     Raises:
         IncompleteError: The filter failed at a frame.
@@ -271,8 +307,8 @@ def read_frames(
     try:
         ahead = max(1, min(ahead, AHEAD_BYTES // _frame_bytes(restored)))
         for frame in restored.frames(prefetch=ahead, backlog=ahead, close=True):
-            if exposures is not None:
-                exposures[str(frame.props.get("FMANetExposureSource", "unknown"))] += 1
+            if tally is not None:
+                tally.add(number, frame.props)
             yield frame
             number += 1
     except vs.Error as error:
