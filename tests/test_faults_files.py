@@ -7,19 +7,38 @@ import random
 import subprocess
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
-from tests.films import FFMPEG, H264, LOSSLESS, ffmpeg, lighten, packets, picture, restore, sound, steps, times
+from tests.films import (
+    FFMPEG,
+    H264,
+    LOSSLESS,
+    ffmpeg,
+    frames_hash,
+    lighten,
+    packets,
+    picture,
+    restore,
+    sound,
+    steps,
+    times,
+)
 from vsfmanet.cli import main
 from vsfmanet.errors import DamagedError, FormatError
 from vsfmanet.jobs import runner
+from vsfmanet.jobs.files import record_path
+from vsfmanet.jobs.record import read_record
 from vsfmanet.media import clip as clips
+from vsfmanet.media import edges
 from vsfmanet.media.clip import SourceClip
 from vsfmanet.media.commands import whole_run
+from vsfmanet.media.decode import Decoded, decode_all
 from vsfmanet.media.ffmpeg import Ffmpeg, Run
 from vsfmanet.media.film import Film
 from vsfmanet.media.source import inspect
@@ -207,6 +226,66 @@ def test_edges_that_the_container_hides_are_cut_off_as_ffmpeg_does(
             assert frame.to_ndarray().tobytes() == right.to_ndarray().tobytes()
 
 
+@pytest.mark.parametrize("way", ["90", "180", "270", "flip"])
+def test_hidden_edges_are_cut_off_however_the_picture_is_turned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    lighten(monkeypatch, scale=1)
+    turned, made, wanted = tmp_path / "turned.mp4", tmp_path / "made.mkv", tmp_path / "wanted.mkv"
+    ffmpeg(*picture(0.2, size="96x64"), "-c:v", "libx264", "-qp", "0", tmp_path / "flat.mp4")
+    turning = ["-display_hflip"] if way == "flip" else ["-display_rotation", way]
+    ffmpeg(*turning, "-i", tmp_path / "flat.mp4", "-c", "copy", turned)
+    data = turned.read_bytes()
+    entry = (
+        data.index(b"avc1", data.index(b"stsd")) - 4
+    )  # of the sample description, to which a clean aperture is appended
+    numbers = (80, 1, 48, 1, 4, 1, -2, 1)  # width, height, and how far their centre lies right and below, as fractions
+    aperture = (40).to_bytes(4) + b"clap" + b"".join(number.to_bytes(4, signed=True) for number in numbers)
+    size = int.from_bytes(data[entry : entry + 4])
+    longer = bytearray(data[: entry + size] + aperture + data[entry + size :])  # the index comes last in this file
+    for box in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        place = longer.index(box, longer.index(b"moov")) - 4
+        longer[place : place + 4] = (int.from_bytes(longer[place : place + 4]) + len(aperture)).to_bytes(4)
+    turned.write_bytes(longer)
+    assert inspect(turned).crop == (12, 4, 6, 10)
+    assert restore(turned, made, LOSSLESS) == 0
+    ffmpeg("-i", turned, "-c:v", "ffv1", wanted)
+    assert inspect(wanted).size in ((80, 48), (48, 80))
+    assert frames_hash(made) == frames_hash(wanted)
+
+
+@pytest.mark.parametrize(("scale", "size"), [(4, (388, 252)), (2, (194, 126)), (1, (98, 64))])
+def test_an_odd_size_is_restored_to_its_last_column_and_row(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    scale: int,
+    size: tuple[int, int],
+) -> None:
+    lighten(monkeypatch, scale=scale)
+    source, made = CASES / "odd420.mkv", tmp_path / "made.mkv"
+    assert restore(source, made, LOSSLESS) == 0
+    assert ("a column or row too many is left" in capsys.readouterr().err) == (scale == 1)
+    with av.open(str(source)) as before, av.open(str(made)) as after:
+        for frame, other in zip(before.decode(video=0), after.decode(video=0), strict=True):
+            assert (other.width, other.height) == size
+            pairs = list(zip(frame_planes(frame), frame_planes(other), strict=True))
+            for wanted, plane in pairs if scale < 4 else pairs[:1]:  # the stand-in moves chroma by parts of a sample
+                last = min(scale * wanted.shape[0], plane.shape[0]), min(scale * wanted.shape[1], plane.shape[1])
+                enlarged = wanted.repeat(scale, axis=0).repeat(scale, axis=1)
+                assert np.array_equal(enlarged[: last[0], : last[1]], plane[: last[0], : last[1]])
+    assert main(["verify", "--source", str(source), str(made)]) == 0
+
+
+def test_frames_of_an_odd_size_do_not_depend_on_the_order_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edges, "KEPT_FRAMES", 3)
+    node = opened(CASES / "odd420.mkv").node
+    wanted = [clips.frame_bytes(frame) for frame in opened(CASES / "odd420.mkv").node.frames()]
+    assert len(set(wanted)) == 20
+    for n in (0, 19, 7, 8, 5, 12, 0, 3):
+        assert clips.frame_bytes(node.get_frame(n)) == wanted[n]
+
+
 def test_a_display_matrix_of_zeros_turns_nothing(tmp_path: Path) -> None:
     assert restore(CASES / "zero-matrix.mp4", tmp_path / "made.mkv") == 0
     assert inspect(tmp_path / "made.mkv").size == (192, 128)
@@ -345,7 +424,7 @@ def test_what_a_container_can_hold_is_asked_of_the_ffmpeg_that_does_the_job(
     assert restore(film, tmp_path / "made.mp4") == 0
     old = tmp_path / "ffmpeg"
     old.write_text(
-        '#!/bin/sh\ncase "$*" in *-version*) echo "ffmpeg version 7.0";; *"-map 1:"*trial.mp4*) exit 1;; '
+        '#!/bin/sh\ncase "$*" in *-version*) echo "ffmpeg version 7.0";; *"-map 1:"*"-f mp4 "*) exit 1;; '
         f'*) exec "{FFMPEG}" "$@";; esac\n'
     )  # stands for 5.1, which writes no PCM to MP4
     old.chmod(0o755)
@@ -430,3 +509,124 @@ def test_a_decoder_that_cannot_be_opened_is_damage_and_no_crash(
 ) -> None:
     assert restore(CASES / "unopened.mkv", tmp_path / "made.mkv") == 3  # bits flipped in the decoder's parameters
     assert "frames decode with errors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["vp9-split.webm", "phone-one-drop.mp4"])
+def test_a_frame_that_only_one_of_two_decoders_shows_is_missed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert opened(CASES / name).faults == ()
+    real = decode_all
+
+    def with_another(path: Path, **options: Any) -> Decoded:
+        decoded = real(path, **options)
+        return replace(decoded, times=(*decoded.times, None))
+
+    monkeypatch.setattr(clips, "decode_all", with_another)
+    [fault] = opened(CASES / name).faults
+    assert "frames, but FFmpeg decodes" in fault
+
+
+# Damage that films of all kinds have shown under scripts/mutate_films.py
+
+
+STRUCTURES = {
+    "mkv": ["-c:v", "mjpeg"],
+    "flv": [*H264, "-g", "1"],
+    "wmv": ["-c:v", "wmv2", "-g", "1"],
+    "nut": ["-c:v", "rawvideo"],
+    "ogv": ["-c:v", "libtheora", "-g", "1"],
+}
+
+
+@pytest.mark.parametrize("suffix", STRUCTURES)
+def test_a_file_of_which_its_demuxer_complains_is_damaged(suffix: str, tmp_path: Path) -> None:
+    film, spoilt = tmp_path / f"film.{suffix}", tmp_path / f"spoilt.{suffix}"
+    ffmpeg(*picture(0.8), *STRUCTURES[suffix], film)
+    with av.open(str(film)) as container:
+        places = [(packet.pos or 0, packet.size) for packet in container.demux(video=0) if packet.size]
+    data, (place, size) = bytearray(film.read_bytes()), places[9]
+    if suffix in ("mkv", "flv", "ogv"):
+        data[place - 4 : place + size] = bytes(size + 4)
+    else:
+        del data[place + size // 4 : place + size // 2]
+    spoilt.write_bytes(data)
+    assert inspect(film).faults == ()
+    assert any("its structure is damaged" in fault for fault in inspect(spoilt).faults)
+
+
+def test_a_frame_that_a_transport_stream_has_lost_is_missed(tmp_path: Path) -> None:
+    film, lacking = tmp_path / "film.ts", tmp_path / "lacking.ts"
+    ffmpeg(*picture(0.8), *H264, "-bf", "2", film)
+    data = film.read_bytes()
+    pieces = [data[place : place + 188] for place in range(0, len(data), 188)]
+    of_picture = [piece[1] & 0x1F == 1 and piece[2] == 0 for piece in pieces]  # packet identifier 256
+    begins = [n for n, piece in enumerate(pieces) if of_picture[n] and piece[1] & 0x40]
+    assert len(begins) == 20
+    for begin, end in pairwise(begins[2:]):  # FFmpeg itself does not notice that the second one is missing
+        kept = [piece for n, piece in enumerate(pieces) if not (of_picture[n] and begin <= n < end)]
+        lacking.write_bytes(b"".join(kept))
+        assert any("packets are lost at" in fault for fault in inspect(lacking).faults)
+    assert inspect(film).faults == ()
+
+
+def test_a_file_that_begins_without_a_key_frame_is_damaged_where_it_is_no_recording(tmp_path: Path) -> None:
+    film, headless = tmp_path / "film.wmv", tmp_path / "headless.wmv"
+    ffmpeg(*picture(0.8), "-c:v", "wmv2", "-g", "8", film)
+    with av.open(str(film)) as before, av.open(str(headless), "w") as after:
+        track = after.add_stream_from_template(before.streams.video[0], opaque=True)
+        for packet in list(before.demux(video=0))[1:-1]:
+            packet.stream = track
+            after.mux(packet)
+    assert is_called_damaged(headless)
+
+
+def test_sound_that_ffmpeg_cannot_copy_to_its_end_is_found_before_the_work_and_stops_no_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film, spoilt, made = tmp_path / "film.ts", tmp_path / "spoilt.ts", tmp_path / "made.mkv"
+    ffmpeg(*picture(4), *sound(4), *H264, "-c:a", "aac", "-b:a", "32k", film)
+    data = bytearray(film.read_bytes())
+    places = [place for place in range(len(data) - 1) if data[place] == 0xFF and data[place + 1] == 0xF1]
+    data[places[-20]] = 0  # a header of AAC in transport streams (ADTS)
+    spoilt.write_bytes(data)
+    assert restore(film, made) == 0
+    made.unlink()
+    assert restore(spoilt, made) == 3
+    said = capsys.readouterr().err
+    assert "FFmpeg stops at audio stream 1 (aac) (Error parsing ADTS frame header!)" in said
+    assert "restoring 1" not in said.partition("spoilt.ts with")[2]
+    assert restore(spoilt, made, "--no-audio") == 0
+
+
+def test_a_copy_that_is_killed_says_nothing_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = tmp_path / "ffmpeg"
+    killed.write_text(f'#!/bin/sh\ncase "$*" in */dev/null) kill -9 $$;; *) exec "{FFMPEG}" "$@";; esac\n')
+    killed.chmod(0o755)
+    assert restore(CASES / "wmv2.wmv", tmp_path / "made.mkv", f"--ffmpeg={killed}") == 5  # and 3 for a damaged film
+
+
+def test_transparency_that_is_left_out_is_in_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    film, made = tmp_path / "film.mov", tmp_path / "made.mkv"
+    ffmpeg(*picture(0.12), "-c:v", "prores_ks", "-profile:v", "4444", "-pix_fmt", "yuva444p10le", film)
+    assert restore(film, made) == 0
+    assert "the transparency channel is not carried over" in capsys.readouterr().err
+    record = read_record(record_path(made))
+    assert record is not None
+    assert "the transparency channel is not carried over" in record.warnings
+
+
+def test_sound_whose_samples_are_counted_as_frames_is_whole(tmp_path: Path) -> None:
+    film = tmp_path / "film.mov"
+    ffmpeg(*picture(0.8), *sound(0.8), *H264, "-c:a", "pcm_s16le", film)
+    assert inspect(film).faults == ()
+    assert restore(film, tmp_path / "made.mov") == 0
+
+
+def test_a_frame_of_theora_that_is_shown_on_is_no_damage(tmp_path: Path) -> None:
+    film, made = tmp_path / "film.ogv", tmp_path / "made.mkv"
+    ffmpeg(*picture(0.8), "-c:v", "libtheora", "-g", "8", film)
+    with av.open(str(film)) as container:
+        kept = [packet.pts for packet in container.demux(video=0) if packet.size]
+        assert len(kept) < 20
+    assert opened(film).faults == ()
+    assert restore(film, made) == 0
+    assert len(times(made)) == len(kept)

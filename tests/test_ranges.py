@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 from dataclasses import replace
@@ -212,7 +213,7 @@ def test_a_job_goes_on_after_the_last_whole_range(
     assert work_folders(tmp_path) == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "other frames", "colour"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "other frames", "colour", "no colour", "a bit"])
 def test_a_range_that_is_not_whole_is_made_again(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, borders: list[range], damage: str
 ) -> None:
@@ -226,13 +227,20 @@ def test_a_range_that_is_not_whole_is_made_again(
         second.unlink()
     elif damage == "colour":
         (tmp_path / work / ranges.COLOUR).write_text("[" * 100_000)
+    elif damage == "no colour":
+        tags = dict.fromkeys(("range", "primaries", "transfer", "matrix", "chroma_location"), "-map 9")
+        (tmp_path / work / ranges.COLOUR).write_text(json.dumps(tags))
     elif damage == "other frames":
         second.rename(second.with_name("000000013-000000027.mkv"))
+    elif damage == "a bit":  # in the middle of a frame: only the checksums of Matroska show it before the whole is made
+        data = bytearray(second.read_bytes())
+        data[len(data) // 2] ^= 1
+        second.write_bytes(data)
     else:
         second.write_bytes(second.read_bytes()[: 0 if damage == "empty" else 20_000])
     borders.clear()
     assert restore(film, made, LOSSLESS, 13) == 0
-    assert borders[0] == (range(13) if damage == "colour" else range(13, 26))
+    assert borders[0] == (range(13) if "colour" in damage else range(13, 26))
     assert restore(film, tmp_path / "whole.mkv", LOSSLESS, 0) == 0
     assert shown(made) == shown(tmp_path / "whole.mkv")
 

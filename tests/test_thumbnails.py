@@ -117,6 +117,24 @@ def test_filters_of_the_user_are_not_compared_and_the_record_says_so(
     assert json.loads(record.read_text())["pictures"] == "unknown"
 
 
+def test_a_file_of_a_users_filters_is_compared_with_its_source_in_all_but_the_picture(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lighten(monkeypatch)
+    made, record = tmp_path / "made.mkv", tmp_path / "made.mkv.vsfmanet.json"
+    assert restore(film, made, f"{FAST} -vf negate,setsar=2") == 0
+    assert main(["verify", "--source", str(film), str(made)]) == 0
+    assert "filters have changed the picture" in capsys.readouterr().err
+    table = json.loads(record.read_text())
+    record.write_text(json.dumps(table | {"encoder_args": "-vf 'open"}))
+    assert main(["verify", "--source", str(film), str(made)]) == 6  # the record is of no use
+    record.write_text(json.dumps(table))
+    with made.open("ab") as file:
+        file.write(bytes(8))  # no longer the file of the record
+    assert main(["verify", "--source", str(film), str(made)]) == 6
+    assert "Traceback" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "pixel_format", "expected"),
     [

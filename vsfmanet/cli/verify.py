@@ -1,5 +1,7 @@
 """`vsfmanet verify`."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +12,29 @@ from vsfmanet.cli.terminal import print_json, run_until_stopped, tell
 NOTES = """\
 Without --source, checks that the file is unchanged since it was verified. With it, decodes the file and compares it
 with its source: every frame with its picture and its time, sample aspect ratio, chapters, attachments, titles and
-languages, and every packet of sound and subtitles, which must have been copied.
+languages, and every packet of sound and subtitles, which must have been copied. What --encoder-args may have changed
+by the file's record, such as the picture by filters, is not compared.
 
 Exit codes: 0 verified, 2 usage, 3 source, 6 not whole, changed, or without a record
 """
 
 app = App(name="verify", help_epilogue=NOTES)
+
+
+def _encoder_args(file: Path) -> Sequence[str]:
+    """FFmpeg's options with which a file was made, by its record; none if the file has changed since."""
+    from vsfmanet.jobs.files import record_path
+    from vsfmanet.jobs.record import is_intact, read_record
+    from vsfmanet.media.coding import has_filters
+
+    record = read_record(record_path(file))
+    try:
+        options = shlex.split(record.encoder_args) if record is not None and is_intact(file, record) else []
+    except (OSError, ValueError, AttributeError, TypeError):  # the file cannot be read, or the record is no proof
+        options = []
+    if record is not None and has_filters(options):
+        tell(f"{file}: by its record, filters have changed the picture ({record.encoder_args}): it is not compared")
+    return options
 
 
 @app.default
@@ -52,7 +71,7 @@ def verify(
         wanted = {"audio": audio, "subtitles": subtitles, "attachments": attachments}
         kinds = [kind for kind, option in KEPT.items() if wanted[option]]
         with Report().listening() as report:
-            return check_against_source(file, source, kinds=kinds, meters=report)
+            return check_against_source(file, source, kinds=kinds, meters=report, encoder_args=_encoder_args(file))
 
     frames = run_until_stopped(check)
     if as_json:

@@ -37,7 +37,9 @@ from vsfmanet.media.demux import main_track, open_container
 from vsfmanet.media.feed import Encoder, Feed, Sink
 from vsfmanet.media.ffmpeg import Ffmpeg
 from vsfmanet.media.film import Film, attached_covers, mapped_streams
+from vsfmanet.media.matroska import damaged_place
 from vsfmanet.media.thumbnails import SUFFIX, count_thumbnails
+from vsfmanet.settings import is_int
 
 EARLIEST_CUT = Fraction(3, 4)
 """Part of the length after which a range ends at the next scene cut."""
@@ -268,8 +270,9 @@ class Ranges:
     def _colour(self) -> Colour | None:
         """Colour tags of the film's first frame; None if the file is missing or damaged."""
         try:
-            return Colour(**json.loads((self._work / COLOUR).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError):
+            tags = json.loads((self._work / COLOUR).read_text(encoding="utf-8"))
+            return Colour(**tags) if all(tag is None or is_int(tag) for tag in tags.values()) else None
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
 
     def _tagged_film(self) -> Film:
@@ -360,6 +363,10 @@ def read_range(path: Path, frames: range) -> Range:
             packets = (packet for packet in container.demux(track) if packet.size) if track else ()
             found = [(packet.pts, packet.is_keyframe) for packet in packets]  # not their data, which may be large
             parameters = bytes(track.codec_context.extradata or b"") if track else b""
+        if (place := damaged_place(path)) is not None:
+            raise IncompleteError(
+                f"{path}: a range must be as it was written, but is damaged at byte {place}; run it again"
+            )
     except (av.FFmpegError, OSError) as error:
         raise IncompleteError(f"{path}: a range must be readable, got {error}; run it again") from error
     times = [time for time, _ in found if time is not None]

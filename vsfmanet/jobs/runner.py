@@ -32,10 +32,10 @@ from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.manifest import file_sha256
 from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import SourceClip, Tally
-from vsfmanet.media.coding import choose_encoder, has_filters, has_option, output_bytes
+from vsfmanet.media.coding import choose_encoder, has_filters, has_option, output_bytes, sets_aspect
 from vsfmanet.media.commands import whole_run
 from vsfmanet.media.containers import CONTAINERS
-from vsfmanet.media.copying import refused_streams, with_early_subtitles
+from vsfmanet.media.copying import broken_streams, refused_streams, with_early_subtitles
 from vsfmanet.media.decode import trial_frame
 from vsfmanet.media.deinterlace import deinterlaced
 from vsfmanet.media.feed import Encoder
@@ -162,7 +162,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         clip = replace(clip, node=deinterlaced(clip.node))
     frames = _range(job, source, clip)
     copied = _copied(job, source, report)
-    _check_container(ffmpeg, source, copied, job.target.suffix.lower())
+    _check_copying(ffmpeg, source, copied, job.target.suffix.lower(), scratch)
     report.phase("preparing")
     made_with = recipe(job)
     settings = with_model(_settings(job, source, report), clip.node.width, clip.node.height)
@@ -172,6 +172,10 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         settings = replace(settings, output_format=clips.with_depth(clip.node.format, job.depth).id)
     restored = clips.restore_clip(clip.node, settings)
     clips.check_restored(source, clip.node, restored, settings)
+    if not settings.resizes:
+        restored, too_large = clips.without_edges(clip, restored)
+        if too_large:
+            report.warn(too_large)
     restored = clips.for_encoder(restored)
 
     folder = scratch.make_folder()
@@ -259,7 +263,7 @@ def _needed(
     return Needed(
         source=source,
         size=size,
-        aspect=None if filtered or size != film.size or has_option(own, "aspect", "bsf") else film.aspect,
+        aspect=None if sets_aspect(own) or size != film.size else film.aspect,
         pictures=read_thumbnails(thumbnails),
         likeness=film.likeness if size == film.size or film.likeness == "unknown" else "rough",
         hdr=hdr,
@@ -364,20 +368,28 @@ def _copied(job: RestoreJob, source: Source, report: Report) -> list[Stream]:
     return copied
 
 
-def _check_container(ffmpeg: Ffmpeg, source: Source, copied: Sequence[Stream], suffix: str) -> None:
-    """Refuse a container that cannot hold what is to be copied.
+def _check_copying(ffmpeg: Ffmpeg, source: Source, copied: Sequence[Stream], suffix: str, scratch: Scratch) -> None:
+    """Refuse a container that cannot hold what is to be copied, and streams that cannot be copied to their end.
 
     Raises:
-        ConfigError: It cannot; the message names the streams, and the containers that can.
+        ConfigError: The container cannot; the message names the streams, and the containers that can.
+        DamagedError: The streams cannot.
     """
+    broken, said = broken_streams(ffmpeg, source, copied, suffix, launch=scratch.launch)
+    if not broken:
+        return
+    leave_out = "with --no-audio, --no-subtitles or --no-attachments"
     refused = refused_streams(ffmpeg, source, copied, suffix)
     if not refused:
-        return
+        raise DamagedError(
+            f"{source.path}: all packets must be copied, but FFmpeg stops at {', '.join(map(str, broken))} ({said}); "
+            f"repair the file, or leave them out {leave_out}"
+        )
     others = [other for other in CONTAINERS if not refused_streams(ffmpeg, source, copied, other)]
     instead = f"write to {' or '.join(others)}, or " if others else ""
     raise ConfigError(
         f"{source.path}: {suffix} must hold what is copied, but cannot hold {', '.join(map(str, refused))}; "
-        f"{instead}leave out what it cannot hold with --no-audio, --no-subtitles or --no-attachments"
+        f"{instead}leave out what it cannot hold {leave_out}"
     )
 
 
@@ -402,7 +414,9 @@ def _film(
         pixel_format=pixel_format,
         colour=clips.colour(clip.node.get_frame(0)),
         hdr=source.hdr if source.hdr.is_static and takes_hdr(ffmpeg) else Hdr(),
-        aspect=clip.aspect * sample_stretch((clip.node.width, clip.node.height), (restored.width, restored.height)),
+        aspect=clip.aspect * sample_stretch((clip.node.width, clip.node.height), (restored.width, restored.height))
+        if job.settings.resizes
+        else clip.aspect,
         rate=source.rate,
         timestamps=clip.timestamps[frames.start : frames.stop],
         time_base=clip.time_base,

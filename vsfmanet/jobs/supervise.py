@@ -408,7 +408,7 @@ class Process:
         try:
             event = json.loads(line) if line.startswith(EVENT) else {}
             text = None if self._watch.note(event) else str(event["text"]).encode(errors="replace")
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             self._hear(line + b"\n")
             return line
         if event["event"] == "warning" and len(self._warnings) < MOST_WARNINGS:
@@ -434,7 +434,7 @@ class Watch:
         """Take note of an event; returns whether it was about progress.
 
         Raises:
-            KeyError, TypeError, ValueError: The event lacks something.
+            KeyError, TypeError, ValueError, OverflowError: The event lacks something, or holds something else.
         """
         if event["event"] == "phase":
             self._phase, self._counting = str(event["name"]), None

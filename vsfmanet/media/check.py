@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vsfmanet.errors import ConfigError, IncompleteError, SourceError
 from vsfmanet.media import clip as clips
+from vsfmanet.media.coding import has_filters, has_option, sets_aspect
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.meter import Meters
 from vsfmanet.media.source import inspect, is_kept
@@ -17,7 +18,9 @@ from vsfmanet.sizes import sample_stretch
 REMEDY = "do not use it in place of its source, and make it again"
 
 
-def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str], meters: Meters) -> int:
+def check_against_source(
+    path: Path, source_path: Path, *, kinds: Collection[str], meters: Meters, encoder_args: Sequence[str] = ()
+) -> int:
     """Decode a file, and compare pictures, times, aspect and everything copied with its source.
 
     Args:
@@ -25,6 +28,8 @@ def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str
         source_path: Its source, of which all frames were restored.
         kinds: Kinds of streams that must have been copied: "audio", "subtitle", "attachment", "cover".
         meters: Show progress.
+        encoder_args: FFmpeg's options with which the file was made, as far as they are known. What they may have
+            changed is not compared.
 
     Returns:
         Number of frames.
@@ -34,8 +39,10 @@ def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str
         ConfigError: The two are one file.
         IncompleteError: The file lacks something, or something differs.
     """
+    filtered = has_filters(encoder_args)
     source = inspect(source_path)
     clip = clips.open_clip(source, threads=0, interlaced=True)
+    width, height = clip.edges.inside(clip.node.width, clip.node.height)
     try:
         size = inspect(path).size
     except SourceError as error:
@@ -46,17 +53,17 @@ def check_against_source(path: Path, source_path: Path, *, kinds: Collection[str
         needed = Needed(
             source=source,
             size=size,  # any; but with its aspect, the picture must have the source's shape
-            aspect=clip.aspect * sample_stretch((clip.node.width, clip.node.height), size),
-            pictures=clips.thumbnails(clip.node),
+            aspect=None if sets_aspect(encoder_args) else clip.aspect * sample_stretch((width, height), size),
+            pictures=None if filtered else clips.thumbnails(clip),
             likeness="restored",
             hdr=Hdr(),  # whether the encoder could carry the source's is not known here
             anchors=clip.anchors,
             times=[timestamp * clip.time_base for timestamp in clip.timestamps],
-            lively=clips.lively_frames(clip.node, range(clip.node.num_frames)),
+            lively=set() if filtered else clips.lively_frames(clip.node, range(clip.node.num_frames)),
             copied=[stream for stream in source.of_kind(*kinds) if is_kept(stream)],
             extent="damaged" if source.faults or clip.faults else "whole",
-            chapters=True,
-            names=True,
+            chapters=not has_option(encoder_args, "map_chapters"),
+            names=not has_option(encoder_args, "metadata", "map_metadata"),
         )
         verify(path, needed, advance=progress.advance, remedy=REMEDY)
     return clip.node.num_frames

@@ -19,6 +19,7 @@ from av.video.format import VideoFormat
 from vsfmanet import errors
 from vsfmanet.errors import ConfigError, DamagedError, FormatError, IncompleteError, SourceError, VsfmanetError
 from vsfmanet.media.decode import Decoded, decode_all
+from vsfmanet.media.edges import Edges, hidden, padded
 from vsfmanet.media.source import Source, check_unchanged
 from vsfmanet.media.thumbnails import Kept, thumbnail
 from vsfmanet.media.timeline import TIME_CODE_ERROR, Timeline, frame_shown, is_ascending, repaired
@@ -70,7 +71,10 @@ class SourceClip:
     """The frames of a source and when each is shown."""
 
     node: vs.VideoNode
-    """Upright (rotation applied), cropped as the container demands, of constant format and size."""
+    """Upright (rotation applied), of constant format and size, without the edges that the container hides as far as
+    they can be cut off."""
+    edges: Edges
+    """Pixels of `node` that do not belong to the picture, to be cut off after the restoration."""
     timestamps: tuple[int, ...]
     """Time of every frame, strictly ascending, in units of `time_base`."""
     time_base: Fraction
@@ -163,8 +167,9 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> Sour
         opened = vs.core.bs.VideoSource(
             os.fsencode(source.path), track=source.video.index, cachemode=0, threads=threads, exporttimestamps=True
         )
-        node = opened["clip"]
-        _check_format(source, node)
+        node, edges = padded(source, opened["clip"], len(decoded.times))
+        edges += hidden(source)
+        _check_format(source, node, edges - hidden(source))
         frames = [node.get_frame(n) for n in sorted({k * (node.num_frames - 1) // 4 for k in range(5)})]
     except vs.Error as error:
         if not decoded.faults and decoded.times:
@@ -190,16 +195,17 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> Sour
         )
     notices += tuple(f"the {kind} metadata of single frames is not carried over" for kind in source.hdr.dynamic)
     faults, late_start = _missing_frames(source, node.num_frames, stored, time_base)
-    faults += decoded.faults
-    node, hidden = _cropped(source, node)
+    faults += decoded.faults or _disagreement(source, node.num_frames, len(decoded.times))
+    cut = edges.even(node.format)
     return SourceClip(
-        node=node,
+        node=cut.cut_off(node),
+        edges=edges - cut,
         timestamps=timestamps,
         time_base=time_base,
         anchors=_anchors(source, decoded, node.num_frames),
         aspect=source.aspect if source.rotation % 180 == 0 else 1 / source.aspect,
         faults=faults,
-        notices=notices + late_start + hidden,
+        notices=notices + late_start,
     )
 
 
@@ -249,6 +255,20 @@ def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode, s
             f"{source.path}: {needed / 2**20:.0f} MiB of memory are needed for frames of {restored.width}x"
             f"{restored.height}, got {there / 2**20:.0f} MiB; cut the picture into parts, or scale it down first"
         )
+
+
+def without_edges(clip: SourceClip, restored: vs.VideoNode) -> tuple[vs.VideoNode, str | None]:
+    """Cut off a restored clip what does not belong to the picture; return it with a notice if not all of it can be."""
+    edges = clip.edges.times(restored.width // clip.node.width)
+    cut = edges.even(restored.format)
+    made, shown = (each.inside(restored.width, restored.height) for each in (cut, edges))
+    notice = None
+    if made != shown:
+        notice = (
+            f"the output is {made[0]}x{made[1]}, although the picture is {shown[0]}x{shown[1]}: with subsampled chroma "
+            "a column or row too many is left at its edge"
+        )
+    return cut.cut_off(restored), notice
 
 
 def for_encoder(restored: vs.VideoNode) -> vs.VideoNode:
@@ -352,11 +372,17 @@ def _order(video_format: vs.VideoFormat) -> Sequence[int]:
     return (1, 2, 0) if video_format.color_family == vs.RGB else range(video_format.num_planes)
 
 
-def thumbnails(node: vs.VideoNode) -> Iterator[Kept]:
-    """The thumbnail of each frame of a clip, in order."""
-    kind = VideoFormat(pixel_format(node.format), node.width, node.height)
+def thumbnails(clip: SourceClip) -> Iterator[Kept]:
+    """The thumbnail of the picture in each frame, in order."""
+    node, edges = clip.node, clip.edges
+    width, height = edges.inside(node.width, node.height)
+    kind = VideoFormat(pixel_format(node.format), width, height)
     for number, frame in enumerate(node.frames(close=True)):
-        planes = [np.asarray(frame[plane]) for plane in _order(frame.format)]
+        planes = []
+        for plane, part in zip(_order(frame.format), kind.components, strict=True):
+            ratios = round(width / part.width), round(height / part.height)
+            left, top = edges.left // ratios[0], edges.top // ratios[1]
+            planes.append(np.asarray(frame[plane])[top : top + part.height, left : left + part.width])
         yield Kept(thumbnail(planes, depth=frame.format.bits_per_sample, number=number), number, kind)
 
 
@@ -422,33 +448,20 @@ def _check_constant(source: Source, decoded: Decoded) -> None:
         )
 
 
-def _check_format(source: Source, node: vs.VideoNode) -> None:
-    """Check that size and format are constant, that nothing was cropped, and that FFmpeg has the format."""
+def _check_format(source: Source, node: vs.VideoNode, added: Edges) -> None:
+    """Check that size and format are constant, that nothing is missing, and that FFmpeg has the format."""
     if not node.width or not node.height or not node.format.id:
         raise FormatError(
             f"{source.path}: one size and format throughout is needed, but they change within the track; cut the file "
             "there and restore the parts"
         )
     size = source.size if source.rotation % 180 == 0 else source.size[::-1]
-    if (node.width, node.height) != size:
+    if added.inside(node.width, node.height) != size:
         raise FormatError(
             f"{source.path}: all of the picture is needed, but of {size[0]}x{size[1]} the source filter returns "
             f"{node.width}x{node.height}: odd sizes cannot be subsampled; convert the file to 4:4:4 first"
         )
     pixel_format(node.format)
-
-
-def _cropped(source: Source, node: vs.VideoNode) -> tuple[vs.VideoNode, tuple[str, ...]]:
-    """Crop a clip as its container demands; return it with a notice if that is not possible."""
-    left, right, top, bottom = source.crop
-    if not any(source.crop):
-        return node, ()
-    across, down = 1 << node.format.subsampling_w, 1 << node.format.subsampling_h
-    fits = left + right < node.width and top + bottom < node.height
-    if source.rotation or not fits or left % across or right % across or top % down or bottom % down:
-        shown = f"{source.size[0] - left - right}x{source.size[1] - top - bottom}"
-        return node, (f"players show {shown} of the picture; the edges that they hide are restored too",)
-    return node.std.Crop(left, right, top, bottom), ()
 
 
 def _check_progressive(source: Source, decoded: Decoded) -> None:
@@ -548,6 +561,16 @@ def _missing_frames(
     fault = f"{len(absent)} of {len(begun)} frames cannot be decoded, the first at "
     faults = (f"{fault}{float(absent[0] * time_base):.2f} s",) if len(begun) > num_frames and absent else ()
     return faults, ((notice,) if late else ())
+
+
+def _disagreement(source: Source, num_frames: int, decoded: int) -> tuple[str, ...]:
+    """A fault if BestSource shows another number of frames of a whole film than FFmpeg.
+
+    Their numbers may differ only where a recording starts inside a group of pictures.
+    """
+    if source.starts_open or num_frames == decoded:
+        return ()
+    return (f"BestSource shows {num_frames} frames, but FFmpeg decodes {decoded}",)
 
 
 def _last_line(error: vs.Error) -> str:

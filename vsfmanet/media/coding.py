@@ -166,6 +166,11 @@ def has_option(encoder_args: Sequence[str], *names: str) -> bool:
     return not set(names).isdisjoint(given)
 
 
+def sets_aspect(encoder_args: Sequence[str]) -> bool:
+    """Whether some options may set another sample aspect ratio than that of the source."""
+    return has_filters(encoder_args) or has_option(encoder_args, "aspect", "bsf")
+
+
 def output_bytes(*, frames: int, pixels: int, pixel_format: str, encoder_args: Sequence[str]) -> int:
     """Estimate the size of an output in bytes.
 

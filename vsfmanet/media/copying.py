@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from vsfmanet.errors import OutputError
-from vsfmanet.media.commands import early_run
+from vsfmanet.media.commands import PATIENCE, early_run
 from vsfmanet.media.containers import CONTAINERS
 from vsfmanet.media.feed import Feed, Launch, NutStream
 from vsfmanet.media.ffmpeg import Ffmpeg
@@ -37,20 +39,62 @@ def refused_streams(ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], s
     return [stream for stream in streams if _failure(ffmpeg, source, [stream], suffix)] or list(streams)
 
 
-def _failure(ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], suffix: str) -> str:
-    """FFmpeg's error when it copies some streams to a container; empty if it succeeds."""
+def broken_streams(
+    ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], suffix: str, *, launch: Launch
+) -> tuple[list[Stream], str]:
+    """Find the streams that an FFmpeg cannot copy from end to end: at some damaged packets it stops, after hours.
+
+    Args:
+        ffmpeg: Program that will copy them.
+        source: File with the streams.
+        streams: Streams to try.
+        suffix: Suffix of the container.
+        launch: As for `Feed`.
+
+    Returns:
+        The streams, and FFmpeg's error; none and "" if all can be copied.
+
+    Raises:
+        OutputError: FFmpeg was killed.
+    """
+    said = _failure(ffmpeg, source, streams, suffix, launch=launch) if streams else ""
+    if not said:
+        return [], ""
+    broken = [stream for stream in streams if _failure(ffmpeg, source, [stream], suffix, launch=launch)]
+    return broken or list(streams), said
+
+
+def _failure(
+    ffmpeg: Ffmpeg, source: Source, streams: Sequence[Stream], suffix: str, *, launch: Launch | None = None
+) -> str:
+    """FFmpeg's error when it copies some streams to a container; empty if it succeeds.
+
+    Without `launch` it copies the beginning to a file; with it, all of them to the null device.
+    """
     small = NutStream(size=(64, 64), pixel_format="yuv420p", rate=Fraction(25), time_base=Fraction(1, 25))
     frame = small.frame(bytes(64 * 64 * 3 // 2), 0) + small.end()
-    line = [str(ffmpeg.path), "-hide_banner", "-loglevel", "error", "-f", "nut", "-i", "pipe:0"]
-    line += ["-t", "1", "-protocol_whitelist", "file", "-i", f"file:{source.path}", "-map", "0:v:0", "-c", "copy"]
+    line = [str(ffmpeg.path), "-hide_banner", "-nostats", "-y", "-loglevel", "error", "-f", "nut", "-i", "pipe:0"]
+    line += ["-t", "1"] if launch is None else []
+    line += ["-protocol_whitelist", "file", "-i", f"file:{source.path}", "-map", "0:v:0", "-c", "copy"]
     for stream in streams:
         covers = stream.kind == "cover" and suffix == ".mkv"  # they become attachments, which all can be
         line += [] if covers else ["-map", f"1:{stream.index}"]
-    line += ["-c:v:0", "mpeg4", "-shortest", "-f", CONTAINERS[suffix]]
+    line += ["-c:v:0", "mpeg4", *PATIENCE, *(["-shortest"] if launch is None else []), "-f", CONTAINERS[suffix]]
+    if launch is not None:
+        with launch([*line, f"file:{os.devnull}"]) as process:
+            said = process.communicate(frame)[1]
+        if process.returncode < 0:
+            raise OutputError(f"FFmpeg must read {source.path} to its end, but was killed ({process.returncode})")
+        return _first_words(said, process.returncode)
     with tempfile.TemporaryDirectory(prefix="vsfmanet-") as folder:
         run = subprocess.run([*line, f"file:{folder}/trial{suffix}"], input=frame, capture_output=True, check=False)
-    said = run.stderr.decode(errors="replace").strip().splitlines()[-3:]
-    return "" if run.returncode == 0 else "; ".join(said) or f"exit code {run.returncode}"
+    return _first_words(run.stderr, run.returncode)
+
+
+def _first_words(said: bytes, code: int) -> str:
+    """The first line of a program that has failed, without its origin; empty if it has not failed."""
+    lines = said.decode(errors="replace").strip().splitlines()
+    return "" if code == 0 else re.sub(r"^\[[^]]*\] *", "", lines[0]) if lines else f"exit code {code}"
 
 
 def with_early_subtitles(film: Film, ffmpeg: Ffmpeg, folder: Path, *, launch: Launch) -> Film:

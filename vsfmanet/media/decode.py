@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 import av
 from av.container import InputContainer
 from av.packet import Packet
+from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -22,6 +24,9 @@ from vsfmanet.media.hdr import Hdr
 
 HARMLESS = re.compile(r"\bSEI\b|mmco|\bVPS\b|\bAPP fields|\bICC\b|\bE[Xx][Ii][Ff]\b|A53|timecode")
 """Logged errors that do not affect the picture: user data, metadata, unused references."""
+
+UPRIGHT = (1, 0, 0, 1)
+"""Signs of a display matrix that turns nothing."""
 
 UNNAMED = {"matrix": 2, "primaries": 2, "transfer": 2, "range": 0}
 """Values that stand for an unknown colour: the first three of ITU-T H.273, the range of FFmpeg."""
@@ -75,6 +80,8 @@ def decode(container: InputContainer, track: VideoStream) -> Iterator[Step]:
     with logged() as log:
         try:
             for packet in container.demux(track):
+                if packet.size == 0 and packet.pts is not None:  # Theora: the frame before is shown on
+                    continue
                 error = ""
                 frames: list[VideoFrame] = []
                 try:
@@ -134,14 +141,36 @@ def decode_all(path: Path, *, index: int, time_base: Fraction, open_start: bool)
     )
 
 
-def first_frame(path: Path) -> tuple[int, Hdr]:
-    """Degrees in the display matrix of the first frame, and its metadata; 0 and none where it cannot be decoded."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstFrame:
+    """What the first frame says of all."""
+
+    rotation: int = 0
+    """Degrees in the display matrix."""
+    turn: tuple[int, int, int, int] = UPRIGHT
+    """Signs of a, b, c and d of the display matrix, by which x of the upright picture is a x + c y of the stored one,
+    and y is b x + d y."""
+    hdr: Hdr = Hdr()  # noqa: RUF009 - it is frozen
+    """HDR metadata."""
+
+
+def first_frame(path: Path) -> FirstFrame:
+    """Read the display matrix and the metadata of the first frame; none where it cannot be decoded."""
     with open_container(path) as container, suppress(av.FFmpegError):
         track = main_track(container)
         for frame in container.decode(track) if track else ():
             turned = int(frame.rotation)  # a matrix of zeros has the least number
-            return turned if abs(turned) <= 360 else 0, Hdr.of(frame)
-    return 0, Hdr()
+            return FirstFrame(rotation=turned if abs(turned) <= 360 else 0, turn=_turn(frame), hdr=Hdr.of(frame))
+    return FirstFrame()
+
+
+def _turn(frame: VideoFrame) -> tuple[int, int, int, int]:
+    """`FirstFrame.turn`. Source of the layout: libavutil/display.h."""
+    if Type.DISPLAYMATRIX not in frame.side_data:
+        return UPRIGHT
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(frame.side_data[Type.DISPLAYMATRIX]))
+    signs = tuple((number > 0) - (number < 0) for number in (a, b, c, d))
+    return signs if [abs(sign) for sign in signs] in ([1, 0, 0, 1], [0, 1, 1, 0]) else UPRIGHT
 
 
 def trial_frame(path: Path) -> tuple[tuple[int, int], Hdr]:

@@ -39,8 +39,14 @@ CONTIGUOUS = {"avi", "flv", "matroska"}
 FRAMING = 1024
 """Most bytes of headers and indexes between two packets of such a file."""
 
-BROKEN = re.compile("exceeds containing master element|Duplicate element|exceeds max length")
-"""Messages of the Matroska demuxer that no whole file causes."""
+BROKEN = re.compile(
+    "exceeds containing master element|Duplicate element|exceeds max length|invalid as first byte|as invalid data|"
+    "Packet mismatch|must have been damaged|checksum mismatch|CRC mismatch|partial file|wrong sample count|"
+    "contradictionary|(replic_size|frag_size|fragment position|packet_length|packet header length).* invalid|"
+    "invalid (packet_length|packet header length)|"
+    "unexpected packet_replic_size|with fragment offset|freeing incomplete packet"
+)
+"""Errors that demuxers of Matroska, FLV, NUT, Ogg, MP4 and ASF log, and that no whole file causes."""
 
 DIGEST = 8
 """Bytes of the hash of a packet; two hours of sound have 3 MB of hashes."""
@@ -136,6 +142,8 @@ class Source:
     frame, and cannot be decoded."""
     rotation: int
     """Degrees in the display matrix; the source filter turns the picture."""
+    turn: tuple[int, int, int, int]
+    """Signs of the display matrix, as in `FirstFrame`."""
     hdr: Hdr
     """HDR metadata of the first frame."""
     disposition: tuple[str, ...]
@@ -267,7 +275,15 @@ class _Order:
     """Bytes from and to which nothing belongs to any packet."""
     cut: int = 0
     """Packets of which a part is missing."""
+    incomplete: list[tuple[int, int]] = field(default_factory=list)
+    """Numbers and times of the main track's packets of which a part is missing, from the first key frame on."""
+    keys: dict[int, int] = field(default_factory=dict)
+    """For each key frame's packet, how much later it is shown than all frames before it."""
+    is_declared: bool = False
+    """Whether the container is written as a whole, and not recorded from somewhere in the middle."""
     _end: int | None = None
+    _count: int = 0
+    _highest: int | None = None
 
     def add(self, packet: Packet[Any]) -> None:
         """Note a packet of any stream, in the order of the file."""
@@ -283,7 +299,14 @@ class _Order:
         if packet.is_keyframe and not self.started:
             self.started, self.first_key = True, packet.pts
         early = packet.pts is not None and self.first_key is not None and packet.pts < self.first_key
-        self.starts_open = self.starts_open or not self.started or early
+        self.starts_open = self.starts_open or early or not (self.started or self.is_declared)
+        self._count += 1
+        if packet.pts is not None:
+            if packet.is_corrupt and self.started:
+                self.incomplete.append((self._count, packet.pts))
+            if packet.is_keyframe and self._highest is not None:
+                self.keys[self._count] = packet.pts - self._highest
+            self._highest = packet.pts if self._highest is None else max(self._highest, packet.pts)
         if packet.pts is not None and not packet.is_discard:
             place = -1 if packet.pos is None else packet.pos
             self.shown.append(Shown(packet.pts, packet.duration or 0, place))
@@ -310,9 +333,11 @@ def _read(path: Path) -> Source:
         faults += _missing_end(container, track, streams, rate) or _missing_bytes(path)
         if order.cut and not faults and demuxer(container) == "mov":  # elsewhere decoding shows whether it matters
             faults.append(f"{order.cut} packets are cut short; the end is missing")
-        faults += _broken_structure(log)
+        faults += _broken_structure(log, container.format.name)
+        if demuxer(container) == "mpegts":
+            faults += _missing_parts(order, shown, time_base)
         faults += _gaps(shown, time_base, hole=order.has_hole if demuxer(container) in CONTIGUOUS else None)
-        rotation, hdr = first_frame(path)
+        first = first_frame(path)
         return Source(
             path=path,
             fingerprint=identity,
@@ -328,8 +353,9 @@ def _read(path: Path) -> Source:
             packet_times=tuple(each.time for each in shown),
             first_key=order.first_key,
             starts_open=order.starts_open,
-            rotation=rotation,
-            hdr=hdr,
+            rotation=first.rotation,
+            turn=first.turn,
+            hdr=first.hdr,
             disposition=tuple(flag.name for flag in Disposition if flag in track.disposition and flag.name),
             faults=tuple(faults),
         )
@@ -337,7 +363,7 @@ def _read(path: Path) -> Source:
 
 def _tally(container: InputContainer, track: VideoStream) -> tuple[list[_Tally], _Order, list[str]]:
     """Read every packet once: a tally for each stream, their order, and where the reading failed, if it did."""
-    order = _Order()
+    order = _Order(is_declared=demuxer(container) in DECLARING)
     tallies = [_Tally() for _ in container.streams]
     codecs = {stream.index: stream.codec_context.name for stream in container.streams if _is_hashed(stream)}
     for stream in container.streams:
@@ -469,17 +495,40 @@ def _missing_end(container: InputContainer, track: VideoStream, streams: Sequenc
     for stream, read in zip(container.streams, streams, strict=True):
         packets = read.packets + read.cut
         edited = read.cut and stream is not track  # where an edit list cuts sound, FFmpeg passes over whole packets
-        if stream.frames > packets and read.kind in ("video", "audio") and not edited:
+        if stream.frames > packets and read.kind in ("video", "audio") and not edited and not _lasts(stream, read):
             name = "frames" if stream is track else f"packets of {read}"
             return [f"declared {stream.frames} {name}, found {packets}; the end is missing"]
     return []
 
 
-def _broken_structure(log: Sequence[tuple[int, str, str]]) -> list[str]:
-    """Whether the demuxer of Matroska has logged that elements contradict each other; it skips what follows them."""
-    texts = (text.strip() for _, origin, text in log if origin.startswith("matroska") and BROKEN.search(text))
+def _lasts(stream: AvStream, read: Stream) -> bool:
+    """Whether a sound track is as long as declared: a packet of PCM holds many of the samples that are declared."""
+    if read.kind != "audio" or not stream.duration or read.first is None or read.end is None:
+        return False
+    declared = stream.duration * (_fraction(stream.time_base) or Fraction(0))
+    return read.end - read.first >= declared - (read.end - read.first) / (2 * read.packets)
+
+
+def _broken_structure(log: Sequence[tuple[int, str, str]], name: str) -> list[str]:
+    """Whether the demuxer of that name has logged that the file contradicts itself; it skips what follows."""
+    texts = (text.strip() for _, origin, text in log if origin == name and BROKEN.search(text))
     first = next(texts, None)
     return [] if first is None else [f"its structure is damaged ({first})"]
+
+
+def _missing_parts(order: _Order, shown: Sequence[Shown], time_base: Fraction) -> list[str]:
+    """Whether a transport stream has lost packets before or in some frames, by its counters, which no decoder sees.
+
+    Where two recordings were joined, the counters jump too: one or, with a parser, two packets before a key frame that
+    is shown when it is due, or that starts the timestamps anew.
+    """
+    steps = [later.time - earlier.time for earlier, later in pairwise(shown)]
+    due = 1.5 * statistics.median(steps) if steps else 0
+    joints = {number for number, later in order.keys.items() if later <= due}
+    times = [time for number, time in order.incomplete if joints.isdisjoint((number + 1, number + 2))]
+    if not times:
+        return []
+    return [f"packets are lost at {len(times)} frames, the first at {float(times[0] * time_base):.2f} s"]
 
 
 def _missing_bytes(path: Path) -> list[str]:

@@ -37,6 +37,9 @@ HASH = 16
 PLAIN = re.compile(r"(yuvj?4\d\dp|gbrp|gray)((9|1\d)le)?")
 """Pixel formats with a plane for each component."""
 
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
+"""Errors that garbled files of thumbnails cause."""
+
 Planes = Sequence[NDArray[Any]]
 
 Likeness = Literal["exact", "near", "rough", "restored", "unknown"]
@@ -187,7 +190,7 @@ class Kept:
             return None if digest == self.thumbnail.hash else "the very samples that were encoded, got others"
         if likeness in ("exact", "near") and frame.format.is_rgb != self.format.is_rgb:
             likeness = "rough"  # colours are converted there and back
-        if not _is_plain(frame.format) or frame.format.is_rgb != self.format.is_rgb:
+        if not is_plain(frame.format) or frame.format.is_rgb != self.format.is_rgb:
             frame = frame.reformat(format=self.format.name)
         depth = frame.format.components[0].bits
         scale = max(1, frame.width // self.format.width)
@@ -213,7 +216,7 @@ def read_thumbnails(paths: Sequence[Path]) -> Iterator[Kept]:
                 while record := file.read(layout.record(hashed=head["hashed"])):
                     yield Kept(layout.read(record, hashed=head["hashed"]), number, kind)
                     number += 1
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             raise IncompleteError(f"{path}: thumbnails of the encoded frames are needed, got {error}") from error
 
 
@@ -224,7 +227,7 @@ def count_thumbnails(path: Path) -> int | None:
             head = json.loads(file.readline())
             size = _Layout(VideoFormat(head["format"], *head["size"])).record(hashed=head["hashed"])
             return (path.stat().st_size - file.tell()) // size
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return None
 
 
@@ -295,6 +298,6 @@ def _hash(pieces: Sequence[bytes | NDArray[Any]]) -> bytes:
     return digest.digest()[:HASH]
 
 
-def _is_plain(kind: VideoFormat) -> bool:
+def is_plain(kind: VideoFormat) -> bool:
     """Whether each component of a format has a plane of its own, of 8 to 16 bits in this machine's order."""
     return PLAIN.fullmatch(kind.name) is not None
