@@ -304,7 +304,7 @@ def presets_section(bench: Bench) -> None:
 def kernels_section(bench: Bench) -> None:
     """Every kernel against its twin, at the sizes of `paper`."""
     if kernels.kernels_for(torch.empty(1, device=bench.device)) is None:
-        row("kernels: not measured: they need a C++ compiler, on CUDA Triton")
+        row("kernels: not measured: they need a C++ compiler, on CUDA CuPy")
         return
     height, width = bench.size
     config = preset("paper")

@@ -798,7 +798,7 @@ def test_settings_reach_the_filter(film: Path, tmp_path: Path, monkeypatch: pyte
         device="cuda",
         device_name="none here",
         precision="fp16",
-        kernels="triton",
+        kernels="cuda",
     )
     monkeypatch.setattr(runner, "resolved", lambda settings, sha256: made_by)
     monkeypatch.setattr(clips, "restore_clip", look)

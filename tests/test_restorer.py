@@ -218,7 +218,8 @@ def test_work_for_a_device_is_done_where_that_device_is_chosen(monkeypatch: pyte
     [
         "CUDA error: an illegal memory access was encountered\nmore",
         "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
-        "Triton Error [CUDA]: device kernel image is invalid",
+        "CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid",
+        "cudaErrorIllegalAddress: an illegal memory access was encountered",
     ],
 )
 def test_what_fails_on_a_gpu_is_told_as_an_error_of_the_device(message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,9 @@ PRECISIONS: Mapping[Literal["fp32", "bf16", "fp16"], torch.dtype] = {
     "fp16": torch.float16,
 }
 """Data types by the names of precisions."""
-_SIGNS = ("CUDA", "CUDNN", "cuDNN")
-"""Words in errors from CUDA, cuBLAS ("CUDA error: CUBLAS_STATUS..."), Triton ("Triton Error [CUDA]") and cuDNN."""
+_SIGNS = ("CUDA", "CUDNN", "cuDNN", "cudaError")
+"""Words in errors from CUDA, from cuBLAS ("CUDA error: CUBLAS_STATUS..."), from CuPy ("CUDA_ERROR_...", "cudaError...")
+and from cuDNN."""
 
 
 def pick_backend(name: Backend) -> Runtime:
@@ -107,7 +108,7 @@ def cuda_errors(device: torch.device) -> Iterator[None]:
     """Convert errors of CUDA and its libraries to `DeviceError`, on a CUDA device.
 
     Raises:
-        DeviceError: CUDA, cuBLAS, cuDNN or Triton failed inside.
+        DeviceError: CUDA, cuBLAS, cuDNN or CuPy failed inside.
     """
     try:
         yield

@@ -148,8 +148,8 @@ def _kernels(name: str, device: torch.device) -> Check:
     if os.environ.get("VSFMANET_NO_KERNELS") == "1":
         remedy = "unset VSFMANET_NO_KERNELS"
         return Check(name=name, found=False, detail="switched off", remedy=remedy)
-    needed = "a C++ compiler (see above)" if device.type == "cpu" else "pip install triton, and a C compiler"
-    detail = {"cpp": "C++, built for this processor", "triton": "Triton"}.get(
+    needed = "a C++ compiler (see above)" if device.type == "cpu" else 'pip install "vsfmanet[cuda]"'
+    detail = {"cpp": "C++, built for this processor", "cuda": "CUDA C++, compiled by CuPy"}.get(
         kind or "", said[-1] if said else "none could be built, torch computes in their place"
     )
     return Check(name=name, found=kind is not None, detail=detail, remedy=f"slower without; needed: {needed}")

@@ -221,7 +221,7 @@ class Resolved:
     """Name of the CUDA device, or the widest instructions that torch uses on the CPU, such as "AVX512"."""
     precision: Literal["fp32", "bf16", "fp16"]
     """Data type of weights and features."""
-    kernels: Literal["cpp", "triton"] | None
+    kernels: Literal["cpp", "cuda"] | None
     """Kernels of this package that are used; None if torch, onnxruntime or TensorRT computes everything."""
 
     @property

@@ -19,6 +19,7 @@ import numpy as np
 import vapoursynth as vs
 from torch import Tensor
 
+from vsfmanet import kernels
 from vsfmanet.clips.planes import is_finite, read_rgb, write_rgb
 from vsfmanet.errors import FormatError
 from vsfmanet.ops.colour import MATRICES, Coding
@@ -400,10 +401,10 @@ class DeviceColour:
         packed = self._transfers.buffer(coding.size(frame.height, frame.width), coding.dtype)
         for plane, copied in enumerate(coding.planes(packed, frame.height, frame.width)):
             np.copyto(copied.numpy(), np.asarray(frame[plane]))
-        return coding.decode(self._transfers.upload(packed), frame.height, frame.width)
+        return kernels.decode(coding, self._transfers.upload(packed), frame.height, frame.width)
 
     def encode(self, rgb: Tensor, source: vs.VideoFrame, n: int) -> Tensor:
-        return _coding(self.written, self._colour(source, n)).encode(rgb)
+        return kernels.encode(_coding(self.written, self._colour(source, n)), rgb)
 
     def is_finite(self, encoded: Tensor) -> bool:
         return bool(encoded[-1].item())

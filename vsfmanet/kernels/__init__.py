@@ -1,7 +1,7 @@
-"""Fast forms of the operations that cost most: in C++ on CPUs, in Triton on CUDA.
+"""Fast forms of the operations that cost most: in C++ on CPUs, in CUDA C++ by CuPy on GPUs.
 
 Each has a reference in plain torch in `vsfmanet.ops`, which defines its result. `kernels_for` decides which one runs:
-training, exports, and machines without a compiler or Triton run the reference.
+training, exports, and machines without a compiler or CuPy run the reference.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, cast
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vsfmanet.kernels import cpu, reference
 from vsfmanet.kernels.build import library
+from vsfmanet.ops.colour import Coding
 from vsfmanet.ops.warp import check_neighbours
 
 _CUDA_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,6 +57,10 @@ class Kernels(Protocol):
         """See `add_product_reference`."""
         ...
 
+    def add_skip(self, lr: Tensor, residual: Tensor, scale: int, shuffle: int) -> Tensor:
+        """See `add_skip_reference`."""
+        ...
+
     def conv3x3(
         self,
         parts: Sequence[Tensor],
@@ -69,25 +74,29 @@ class Kernels(Protocol):
         ...
 
 
+class PlaneKernels(Protocol):
+    """The conversion of planes, as a module for one kind of device implements it."""
+
+    def decode(self, coding: Coding, packed: Tensor, height: int, width: int) -> Tensor:
+        """See `Coding.decode`."""
+        ...
+
+    def encode(self, coding: Coding, rgb: Tensor) -> Tensor:
+        """See `Coding.encode`."""
+        ...
+
+
 def kernels_for(x: Tensor) -> Kernels | None:
     """Return the kernels that compute on `x`; None where the references do.
 
-    There are kernels for the CPU in fp32 and bf16 if a compiler is found, and for CUDA in fp32, bf16 and fp16 if Triton
-    is installed and its results agree with the references. None are used where gradients are taken, under autocast,
+    There are kernels for the CPU in fp32 and bf16 if a compiler is found, and for CUDA in fp32, bf16 and fp16 if CuPy
+    is installed and their results agree with the references. None are used where gradients are taken, under autocast,
     where a graph is exported, or with `VSFMANET_NO_KERNELS=1` in the environment.
 
     Args:
         x: Any shape; its device and type decide.
     """
-    if (
-        type(x) is not Tensor  # a fake tensor has nothing to read
-        or x.device.type not in ("cpu", "cuda")
-        or torch.compiler.is_compiling()
-        or torch.onnx.is_in_onnx_export()
-        or torch.is_grad_enabled()
-        or torch.is_autocast_enabled(x.device.type)
-        or os.environ.get("VSFMANET_NO_KERNELS") == "1"
-    ):
+    if not _are_allowed(x):
         return None
     if x.device.type == "cpu" and x.dtype in cpu.SUFFIXES and library() is not None:
         return cast(Kernels, cpu)
@@ -96,37 +105,85 @@ def kernels_for(x: Tensor) -> Kernels | None:
     return None
 
 
-def kind_for(device: torch.device, dtype: torch.dtype) -> Literal["cpp", "triton"] | None:
+def _are_allowed(x: Tensor) -> bool:
+    """Return whether kernels may compute on `x` here, if there are any for its device and type."""
+    return not (
+        type(x) is not Tensor  # a fake tensor has nothing to read
+        or x.device.type not in ("cpu", "cuda")
+        or torch.compiler.is_compiling()
+        or torch.onnx.is_in_onnx_export()
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled(x.device.type)
+        or os.environ.get("VSFMANET_NO_KERNELS") == "1"
+    )
+
+
+def kind_for(device: torch.device, dtype: torch.dtype) -> Literal["cpp", "cuda"] | None:
     """Return which kernels compute on a device in a type at inference; None where torch does."""
     with torch.inference_mode():
         kernels = kernels_for(torch.empty(1, dtype=dtype, device=device))
-    return None if kernels is None else "cpp" if device.type == "cpu" else "triton"
+    return None if kernels is None else "cpp" if device.type == "cpu" else "cuda"
+
+
+@functools.cache
+def gpu_modules() -> tuple[Kernels, PlaneKernels] | None:
+    """Return the kernels for CUDA, not compiled yet; None, with a warning, without CuPy."""
+    try:
+        from vsfmanet.kernels import gpu, planes
+    except ImportError:
+        extra = "cuda12" if str(torch.version.cuda).startswith("12") else "cuda"
+        _log.warning('CuPy is not installed, torch computes in place of the kernels; pip install "vsfmanet[%s]"', extra)
+        return None
+    return cast(Kernels, gpu), cast(PlaneKernels, planes)
 
 
 @functools.cache
 def cuda_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     """Compile the kernels for a CUDA device and compare them with the references; None, with a warning, on failure."""
-    try:
-        from vsfmanet.kernels import gpu
-    except ImportError as error:
-        _log.info("no kernels, torch computes in their place: %s", error)
-        return None
-    kernels = cast(Kernels, gpu)
+    modules = gpu_modules()
+    return modules[0] if modules and _works(device, lambda: _probe(modules[0], device, dtype)) else None
+
+
+@functools.cache
+def cuda_plane_kernels(device: torch.device, dtype: torch.dtype) -> PlaneKernels | None:
+    """Do as `cuda_kernels` with the conversion of code values of a type, `torch.uint8` or `torch.uint16`."""
+    modules = gpu_modules()
+    return modules[1] if modules and _works(device, lambda: _probe_planes(modules[1], device, dtype)) else None
+
+
+def _works(device: torch.device, probe: Callable[[], None]) -> bool:
+    """Return whether a probe raises nothing; if it does, log a warning."""
     try:
         with torch.inference_mode():
-            _probe(kernels, device, dtype)
-    except Exception as error:  # whatever a driver, a compiler or a C compiler that is missing may raise
+            probe()
+    except Exception as error:  # whatever CuPy, a driver or a compiler may raise
         reason = str(error).strip() or repr(error)
         _log.warning("kernels are not usable on %s, torch computes in their place: %s", device, reason)
-        return None
-    return kernels
+        return False
+    return True
+
+
+def _probe_planes(kernels: PlaneKernels, device: torch.device, dtype: torch.dtype) -> None:
+    """Convert a small frame to RGB and back.
+
+    Raises:
+        RuntimeError: The result differs from that of the reference.
+    """
+    coding = Coding(family="yuv", bits=8 * dtype.itemsize, full=False, subsampling=(1, 1))
+    codes = torch.randint(0, 2**coding.bits, (coding.size(8, 10),), generator=torch.Generator().manual_seed(0))
+    packed = codes.to(dtype).to(device)
+    expected = coding.decode(packed, 8, 10)
+    off = (kernels.decode(coding, packed, 8, 10) - expected).abs().max()
+    apart = (kernels.encode(coding, expected).int() - coding.encode(expected).int()).abs().max()
+    if not (off <= _PROBE_TOLERANCE[torch.float32] and apart <= 1):
+        raise RuntimeError(f"planes are off by {float(off):.2g}, and code values by {int(apart)}")
 
 
 def _probe(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
     """Compare each kernel with its reference on a small input.
 
     Raises:
-        RuntimeError: One differs. Triton raises others, undocumented.
+        RuntimeError: One differs. CuPy raises others, undocumented.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -136,6 +193,7 @@ def _probe(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
     feat, following, previous = like(1, 8, 5, 6), like(1, 8, 5, 6), like(1, 8, 5, 6)
     pair, flow, gain = (following, previous), like(1, 12, 5, 6).float(), like(8)
     mix, taps = like(8, 8, 1, 1), like(8, 1, 3, 3)
+    image, residual = like(1, 3, 5, 6).float(), like(1, 12, 5, 6)
     found = {
         "warp_neighbours": (
             kernels.warp_neighbours(feat, pair, flow, 2, (0, 0)),
@@ -150,12 +208,52 @@ def _probe(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
             reference.squared_projection(feat, mix, taps, 8)[0],
         ),
         "head_grams": (kernels.head_grams(feat, following, 2), reference.head_grams(feat, following, 2)),
+        "add_skip": (
+            kernels.add_skip(image, residual, 2, 2),
+            reference.add_skip(image, residual, 2, 2),
+        ),
         "pixel_norm": (kernels.pixel_norm(feat, gain, gain, 1e-5), reference.pixel_norm(feat, gain, gain, 1e-5)),
     }
     for name, (own, twin) in found.items():
         off = (own.float() - twin.float()).abs().max() / twin.float().abs().max()
         if not off <= _PROBE_TOLERANCE[dtype]:  # NaN too
             raise RuntimeError(f"{name} is off by {float(off):.2g} of what torch gives")
+
+
+def decode(coding: Coding, packed: Tensor, height: int, width: int) -> Tensor:
+    """Convert the planes of a frame to RGB: see `Coding.decode`.
+
+    Args:
+        coding: Meaning of the code values.
+        packed: Vector (K,): the planes one after the other.
+        height: Height of the frame, pixels.
+        width: Width of the frame, pixels.
+
+    Returns:
+        (3, height, width), fp32, nominal range [0, 1], not clamped.
+    """
+    kernels = _plane_kernels(coding, packed)
+    return coding.decode(packed, height, width) if kernels is None else kernels.decode(coding, packed, height, width)
+
+
+def encode(coding: Coding, rgb: Tensor) -> Tensor:
+    """Convert RGB to the planes of a frame, with ordered dither: see `Coding.encode`.
+
+    Args:
+        coding: Meaning of the code values.
+        rgb: (3, H, W), fp32, nominal range [0, 1].
+
+    Returns:
+        Vector: the planes one after the other, then a 1, or a 0 if any value of `rgb` is NaN or infinite.
+    """
+    kernels = _plane_kernels(coding, rgb)
+    return coding.encode(rgb) if kernels is None else kernels.encode(coding, rgb)
+
+
+def _plane_kernels(coding: Coding, x: Tensor) -> PlaneKernels | None:
+    if x.device.type != "cuda" or not _are_allowed(x):
+        return None
+    return cuda_plane_kernels(x.device, coding.dtype)
 
 
 def _pick(x: Tensor) -> Kernels:
@@ -262,6 +360,21 @@ def head_grams(query: Tensor, key: Tensor, heads: int) -> Tensor:
     """
     own = _pick(query) if query.dtype is key.dtype else cast(Kernels, reference)
     return own.head_grams(query, key, heads)
+
+
+def add_skip(lr: Tensor, residual: Tensor, scale: int, shuffle: int) -> Tensor:
+    """Add a residual image to enlarged frames: see `add_skip_reference`.
+
+    Args:
+        lr: (N, 3, H, W), fp32.
+        residual: (N, 3 * shuffle^2, h, w).
+        scale: Size of the result over that of `lr`.
+        shuffle: Factor of the pixel shuffle; 1 for none.
+
+    Returns:
+        (N, 3, scale * H, scale * W), fp32.
+    """
+    return _pick(residual).add_skip(lr, residual, scale, shuffle)
 
 
 def conv3x3(

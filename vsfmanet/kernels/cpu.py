@@ -17,6 +17,20 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from vsfmanet.kernels.build import library
 from vsfmanet.ops.convolution import conv3x3_reference, joined
 from vsfmanet.ops.projection import add_product_reference
+from vsfmanet.ops.skip import add_skip_reference as add_skip
+
+__all__ = [
+    "SUFFIXES",
+    "add_product",
+    "add_skip",
+    "conv3x3",
+    "convolves",
+    "feed_forward",
+    "head_grams",
+    "pixel_norm",
+    "squared_projection",
+    "warp_neighbours",
+]
 
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Supported types, and the endings of the C++ functions' names."""

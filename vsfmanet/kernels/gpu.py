@@ -1,32 +1,30 @@
-"""The kernels for CUDA, in Triton, which comes with torch's wheels for CUDA. Products of heads are cuBLAS's own;
-convolutions and products with a matrix are torch's.
+"""Python side of the kernels for CUDA, which are `network.cu` beside this module, compiled and launched by CuPy.
 
-Images are channels-last, as on the CPU; sums are taken in fp32 and rounded once. A program computes a block of pixels,
-with all of their channels or a block of those. Results do not depend on the order in which programs run. Arguments and
-results are those of the references in `vsfmanet.ops`.
+Arguments and results are those of the references in `vsfmanet.ops`. Convolutions and products with a matrix are torch's
+own. A launch passes the addresses of torch's tensors, on torch's current stream; nothing is copied.
 
-Compared with the references in Triton's interpreter (`TRITON_INTERPRET=1`, set before this module is imported), and
-compiled for GPUs of capability 7.5 to 12.0; never run on one.
+Each kernel is compiled for capability 7.5 to 12.0 and compared with its reference on the CPU in the tests; none has
+been run on a GPU.
 """
-
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from __future__ import annotations
 
-import contextlib
+import functools
+from collections.abc import Callable
+from pathlib import Path
 
+import cupy
+import numpy as np
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from vsfmanet.ops.attention import head_grams_reference, heads_alone, rows
 from vsfmanet.ops.convolution import conv3x3_reference as conv3x3
 from vsfmanet.ops.projection import add_product_reference as add_product
 
 __all__ = [
     "add_product",
+    "add_skip",
     "conv3x3",
     "feed_forward",
     "head_grams",
@@ -35,123 +33,78 @@ __all__ = [
     "warp_neighbours",
 ]
 
-_ELEMENTS = 1024
-"""Pixels times channels of one program."""
-_WIDEST = 128
-"""Channels of one program, where a kernel does not need all channels of a pixel at once."""
+_SCALARS = {torch.float32: "float", torch.bfloat16: "BFloat16", torch.float16: "Half"}
+_CODES = (torch.uint8, torch.uint16)
+NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in (*_SCALARS, *_CODES)}
+"""Supported types, as the names of kernels contain them."""
+OPTIONS = ("-std=c++17", "-diag-suppress=177")
+"""Options of the compiler. Warning 177 is of functions that another type needs."""
+
+_FOLDER = Path(__file__).parent
+_AT_ONCE = 4
+"""Channels that a thread reads at once, where their number and their addresses allow it."""
+
+THREADS = 256
+"""Threads of a block, at most."""
+
+# As in network.cu.
+_ROWS = 4
+_SEGMENT = 256
+_STAGE = 32
+_PART = 1024
+_TILE = 4
+
+_SHARED_FLOATS = 12 * 1024
+"""Floats of shared memory that a block has on every GPU without asking for more: 48 KiB."""
+
+type Argument = Tensor | int | float
 
 
-@triton.jit
-def _warp(
-    feat, next_feat, previous_feat, flow, out, pixels, height, width, top, left, whole_height, whole_width,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Axis 0: blocks of pixels; axis 1: next, then previous frame. The first also copies the frame itself."""
-    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
-    channel = tl.arange(0, WIDE)[None, :]
-    inside = (pixel < pixels) & (channel < CHANNELS)
-    side = tl.program_id(1)
-    n, y, x = pixel // (height * width), pixel // width % height, pixel % width
-    larger: tl.constexpr = CHANNELS % GROUPS  # groups that have one channel more
-    small: tl.constexpr = CHANNELS // GROUPS
-    edge: tl.constexpr = larger * (small + 1)
-    group = tl.where(channel < edge, channel // (small + 1), larger + (channel - edge) // small)
-    pair = flow + ((pixel * 2 + side) * GROUPS + group) * 3
-    column = tl.load(pair, inside, 0.0) + (x + left).to(tl.float32)
-    line = tl.load(pair + 1, inside, 0.0) + (y + top).to(tl.float32)
-    seen = 1 / (1 + tl.exp(-tl.load(pair + 2, inside, 0.0)))
-    # A NaN becomes 0: never an address outside the image.
-    column = tl.where(column > 0, tl.where(column < whole_width - 1, column, (whole_width - 1) * 1.0), 0.0)
-    line = tl.where(line > 0, tl.where(line < whole_height - 1, line, (whole_height - 1) * 1.0), 0.0)
-    first_column, first_line = column.to(tl.int32), line.to(tl.int32)
-    right_share, low_share = column - first_column.to(tl.float32), line - first_line.to(tl.float32)
-    second_column = tl.minimum(first_column + 1, whole_width - 1)
-    second_line = tl.minimum(first_line + 1, whole_height - 1)
-    if side == 0:
-        image = next_feat
-        own = tl.load(feat + pixel * CHANNELS + channel, inside)
-        tl.store(out + pixel * 3 * CHANNELS + channel, own, inside)
-    else:
-        image = previous_feat
-    above = (n * whole_height + first_line) * whole_width
-    below = (n * whole_height + second_line) * whole_width
-    a = tl.load(image + (above + first_column) * CHANNELS + channel, inside, 0.0).to(tl.float32)
-    b = tl.load(image + (above + second_column) * CHANNELS + channel, inside, 0.0).to(tl.float32)
-    c = tl.load(image + (below + first_column) * CHANNELS + channel, inside, 0.0).to(tl.float32)
-    d = tl.load(image + (below + second_column) * CHANNELS + channel, inside, 0.0).to(tl.float32)
-    upper = a + right_share * (b - a)
-    lower = c + right_share * (d - c)
-    found = seen * (upper + low_share * (lower - upper))
-    tl.store(out + pixel * 3 * CHANNELS + (1 + side) * CHANNELS + channel, found.to(out.dtype.element_ty), inside)
+def source(dtype: torch.dtype) -> str:
+    """Return the text that is compiled for images, or for code values, of a type."""
+    texts = [(_FOLDER / name).read_text("utf-8") for name in ("scalar.h", "network.cu", "planes.cu")]
+    name = NAMES[dtype]
+    made = f"OF_CODES({name}_t, {name})\n" if dtype in _CODES else f"OF_TYPE({_SCALARS[dtype]}, {name})\n"
+    return "".join([*texts, made])
 
 
-@triton.jit
-def _depthwise(
-    image, weight, pixel, channel, inside, height, width,
-    CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """A 3x3 depthwise convolution with zeros outside, at `pixel` (PIXELS, 1), `channel` (1, WIDE); `weight` (9, C)."""
-    total = tl.zeros((PIXELS, WIDE), tl.float32)
-    y, x = pixel // width % height, pixel % width
-    for tap in tl.static_range(9):
-        down, right = tap // 3 - 1, tap % 3 - 1
-        there = inside & (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
-        value = tl.load(image + (pixel + down * width + right) * CHANNELS + channel, there, 0.0)
-        total += value.to(tl.float32) * tl.load(weight + tap * CHANNELS + channel, channel < CHANNELS, 0.0)
-    return total
+def packed(arguments: tuple[Argument, ...]) -> tuple[np.generic, ...]:
+    """Return the arguments of a kernel as it takes them: addresses and `long long` in 8 bytes, `float` in 4."""
+    return tuple(
+        np.uint64(each.data_ptr())
+        if isinstance(each, Tensor)
+        else np.float32(each)
+        if isinstance(each, float)
+        else np.int64(each)
+        for each in arguments
+    )
 
 
-@triton.jit
-def _gated(
-    image, weight, out, pixels, height, width, HALF: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr
-):  # fmt: skip
-    """Axis 0: blocks of pixels; axis 1: blocks of the channels of the result."""
-    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
-    channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)[None, :]
-    inside = (pixel < pixels) & (channel < HALF)
-    gate = _depthwise(image, weight, pixel, channel, inside, height, width, 2 * HALF, PIXELS, WIDE)
-    content = _depthwise(image, weight, pixel, channel + HALF, inside, height, width, 2 * HALF, PIXELS, WIDE)
-    gated = 0.5 * gate * (1 + tl.erf(gate * 0.7071067811865476)) * content
-    tl.store(out + pixel * HALF + channel, gated.to(out.dtype.element_ty), inside)
+def launch(name: str, x: Tensor, grid: tuple[int, ...], shared: int, *arguments: Argument) -> None:
+    """Start a kernel of 256 threads a block on the current stream of the device of `x`.
 
-
-@triton.jit
-def _squares(
-    image, weight, out, squares, height, width, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr
-):  # fmt: skip
-    """Axis 0: blocks of pixels of one frame; axis 1: blocks of channels; axis 2: frames.
-
-    A sum for every block of pixels, because sums by atomics would differ from run to run.
+    Args:
+        name: Name of the kernel in the source.
+        x: Tensor on the device, of the type of the images.
+        grid: Blocks along x, y and z.
+        shared: Floats of shared memory of a block.
+        arguments: Those of the kernel.
     """
-    n = tl.program_id(2).to(tl.int64)
-    place = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)[:, None]
-    channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)[None, :]
-    inside = (place < height * width) & (channel < CHANNELS)
-    pixel = n * height * width + place
-    total = _depthwise(image, weight, pixel, channel, inside, height, width, CHANNELS, PIXELS, WIDE)
-    stored = total.to(out.dtype.element_ty)
-    tl.store(out + pixel * CHANNELS + channel, stored, inside)
-    value = tl.where(inside, stored.to(tl.float32), 0.0)
-    row = squares + (n * tl.num_programs(0) + tl.program_id(0)) * CHANNELS
-    tl.store(row + channel, tl.sum(value * value, axis=0)[None, :], channel < CHANNELS)
+    stream = torch.cuda.current_stream(x.device).cuda_stream
+    with torch.cuda.device(x.device), cupy.cuda.ExternalStream(stream, x.device.index):
+        _kernel(name, x.dtype, x.device.index)(grid, (THREADS,), packed(arguments), shared_mem=4 * shared)
 
 
-@triton.jit
-def _norm(
-    image, weight, bias, out, epsilon, pixels, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr
-):  # fmt: skip
-    """Axis 0: blocks of pixels."""
-    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
-    channel = tl.arange(0, WIDE)[None, :]
-    here = channel < CHANNELS
-    inside = (pixel < pixels) & here
-    value = tl.load(image + pixel * CHANNELS + channel, inside, 0.0).to(tl.float32)
-    mean = tl.sum(value, axis=1)[:, None] / CHANNELS
-    centred = tl.where(inside, value - mean, 0.0)
-    variance = tl.sum(centred * centred, axis=1)[:, None] / CHANNELS
-    scaled = centred / tl.sqrt(variance + epsilon) * tl.load(weight + channel, here, 0.0)
-    scaled += tl.load(bias + channel, here, 0.0)
-    tl.store(out + pixel * CHANNELS + channel, scaled.to(out.dtype.element_ty), inside)
+@functools.cache
+def _kernel(name: str, dtype: torch.dtype, device: int) -> Callable[..., None]:
+    """Return a kernel for the current device, which is number `device`."""
+    return _module(dtype).get_function(name)
+
+
+@functools.cache
+def _module(dtype: torch.dtype) -> cupy.RawModule:
+    """Return the kernels for a type. CuPy compiles them for the current device, and keeps the result on disk."""
+    return cupy.RawModule(code=source(dtype), options=OPTIONS)
 
 
 def warp_neighbours(
@@ -159,94 +112,130 @@ def warp_neighbours(
 ) -> Tensor:
     """See `warp_neighbours_reference`; the arguments have been checked."""
     n, channels, height, width = feat.shape
-    own, following, previous = (_packed(image.to(feat.dtype)) for image in (feat, *neighbours))
+    images = [_packed(image.to(feat.dtype)) for image in (feat, *neighbours)]
     out = _like(feat, 3 * channels)
-    wide = triton.next_power_of_2(channels)
-    pixels = max(1, _ELEMENTS // wide)
-    with _on(feat):
-        _warp[triton.cdiv(n * height * width, pixels), 2](
-            own, following, previous, _packed(flow.float()), out, n * height * width, height, width, *origin,
-            *neighbours[0].shape[2:], CHANNELS=channels, GROUPS=num_flows, PIXELS=pixels, WIDE=wide,
-        )  # fmt: skip
+    aligned = channels % num_flows == 0 and channels // num_flows % _AT_ONCE == 0
+    at_once = _at_once(channels, *images) if aligned else 1
+    columns = THREADS // min(channels // at_once, THREADS)
+    launch(
+        f"warp_neighbours_{NAMES[feat.dtype]}_{at_once}", feat, (n * height * _parts(width, columns), 2), 0,
+        *images, _packed(flow.float()), out, height, width, *origin, *neighbours[0].shape[2:], channels, num_flows,
+    )  # fmt: skip
     return out
 
 
 def feed_forward(shortcut: Tensor, x: Tensor, pointwise: Tensor, depthwise: Tensor, reduce: Tensor) -> Tensor:
     """See `feed_forward_reference`."""
-    x = F.conv2d(x, pointwise)
+    x = _packed(F.conv2d(x, pointwise))
     n, channels, height, width = x.shape
     half = channels // 2
-    gated = _like(x, half)
-    pixels, wide = _block(half)
-    with _on(x):
-        _gated[triton.cdiv(n * height * width, pixels), triton.cdiv(half, wide)](
-            _packed(x), _taps(depthwise), gated, n * height * width, height, width, HALF=half, PIXELS=pixels, WIDE=wide
-        )
-    return shortcut + F.conv2d(gated, reduce)
+    out = _like(x, half)
+    at_once = _at_once(half, x)
+    busy, chunks = _lanes(half // at_once)
+    launch(
+        f"gated_{NAMES[x.dtype]}_{at_once}", x,
+        (n * _parts(height, _ROWS) * _parts(width, THREADS // busy), chunks), 0,
+        x, _taps(depthwise), out, height, width, half, busy,
+    )  # fmt: skip
+    return shortcut + F.conv2d(out, reduce)
 
 
 def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared: int) -> tuple[Tensor, Tensor]:
     """See `squared_projection_reference`."""
-    x = F.conv2d(x, pointwise)
+    x = _packed(F.conv2d(x, pointwise))
     n, channels, height, width = x.shape
-    out = _like(x, channels)
-    pixels, wide = _block(channels)
-    blocks = triton.cdiv(height * width, pixels)
-    squares = torch.empty(n, blocks, channels, device=x.device)
-    with _on(x):
-        _squares[blocks, triton.cdiv(channels, wide), n](
-            _packed(x), _taps(depthwise), out, squares, height, width, CHANNELS=channels, PIXELS=pixels, WIDE=wide
-        )
+    out, rows = _like(x, channels), _parts(height, _ROWS) * _parts(width, _SEGMENT)
+    squares = torch.empty(n, rows, channels, device=x.device)
+    at_once = _at_once(channels, x)
+    busy, chunks = _lanes(channels // at_once)
+    launch(
+        f"squared_{NAMES[x.dtype]}_{at_once}", x, (n * rows, chunks), THREADS * at_once,
+        x, _taps(depthwise), out, squares, height, width, channels, busy,
+    )  # fmt: skip
     return out, squares[..., :squared].sum(dim=1)
 
 
 def head_grams(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """See `head_grams_reference`. cuBLAS returns the fp32 sums that it accumulates, without rounding them."""
-    if not query.is_cuda or query.dtype == torch.float32:
+    """See `head_grams_reference`."""
+    n, channels, height, width = query.shape
+    own, pixels = channels // heads, height * width
+    parts, side = _parts(pixels, _PART), _parts(own, _TILE)
+    shared = max(2 * _STAGE * heads * side * _TILE, THREADS * _TILE**2)
+    if shared > _SHARED_FLOATS:  # no network of this package is so wide
+        from vsfmanet.ops.attention import head_grams_reference
+
         return head_grams_reference(query, key, heads)
-    left, right = rows(query), rows(key)
-    if len(left) == 1:  # `bmm` would copy slices first
-        gram = torch.mm(left[0].T, right[0], out_dtype=torch.float32)[None]
-    else:
-        gram = torch.bmm(left.mT, right, out_dtype=torch.float32)
-    return heads_alone(gram, heads)
+    sums = torch.empty(n, parts, heads, own, own, device=query.device)
+    launch(
+        f"head_grams_{NAMES[query.dtype]}", query, (parts, n, _parts(heads * side**2, THREADS)), shared,
+        *_stepped(query), *_stepped(key), sums, pixels, heads, own,
+    )  # fmt: skip
+    return sums.sum(dim=1)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """See `pixel_norm_reference`."""
     n, channels, height, width = x.shape
-    out = _like(x, channels)
-    wide = triton.next_power_of_2(channels)
-    pixels = max(1, _ELEMENTS // wide)
-    with _on(x):
-        _norm[(triton.cdiv(n * height * width, pixels),)](
-            _packed(x), weight.float(), bias.float(), out, epsilon, n * height * width,
-            CHANNELS=channels, PIXELS=pixels, WIDE=wide,
-        )  # fmt: skip
+    x, out = _packed(x), _like(x, channels)
+    stride, pixels = channels | 1, n * height * width
+    held = max(1, min(32, (_SHARED_FLOATS - 2 * THREADS) // (stride + 2)))
+    shared = held * stride + 2 * (THREADS // held) * held + 2 * held
+    launch(
+        f"pixel_norm_{NAMES[x.dtype]}_{_at_once(channels, x)}", x, (_parts(pixels, held),), shared,
+        x, weight.float(), bias.float(), out, epsilon, pixels, channels, held,
+    )  # fmt: skip
     return out
 
 
-def _block(channels: int) -> tuple[int, int]:
-    """Pixels and channels of a program that need not see all channels."""
-    wide = min(_WIDEST, triton.next_power_of_2(channels))
-    return max(1, _ELEMENTS // wide), wide
+def add_skip(lr: Tensor, residual: Tensor, scale: int, shuffle: int) -> Tensor:
+    """See `add_skip_reference`."""
+    n, _, height, width = lr.shape
+    rows, columns = residual.shape[2:]
+    assert residual.shape[1] == 3 * shuffle**2
+    assert rows * shuffle >= height * scale
+    assert columns * shuffle >= width * scale
+    out = torch.empty(n, 3, height * scale, width * scale, device=lr.device)
+    launch(
+        f"add_skip_{NAMES[residual.dtype]}", residual, (_parts(width * scale, THREADS), height * scale, n), 0,
+        lr.float().contiguous(), _packed(residual), out, height, width, rows, columns, scale, shuffle,
+    )  # fmt: skip
+    return out
+
+
+def _parts(whole: int, part: int) -> int:
+    return -(-whole // part)
+
+
+def _lanes(count: int) -> tuple[int, int]:
+    """Divide groups of channels among blocks: groups of a block, at most 32, and number of blocks."""
+    chunks = _parts(count, 32)
+    return _parts(count, chunks), chunks
+
+
+def _at_once(channels: int, *images: Tensor) -> int:
+    """Return how many channels of packed images a thread can read at once, 4 or 1."""
+    aligned = all(image.data_ptr() % (_AT_ONCE * image.element_size()) == 0 for image in images)
+    return _AT_ONCE if aligned and channels % _AT_ONCE == 0 else 1
 
 
 def _packed(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def _stepped(x: Tensor) -> tuple[Tensor, int]:
+    """Return `x` (N, C, H, W) channels-last and its pixels' distance; channels of a wider image are not copied."""
+    _, channels, height, width = x.shape
+    step = x.stride(3)
+    whole = x.stride() == (height * width * step, 1, width * step, step)
+    return (x, step) if whole else (_packed(x), channels)
+
+
 def _like(x: Tensor, channels: int) -> Tensor:
-    """Uninitialised (N, channels, H, W), channels-last."""
+    """Return an uninitialised tensor (N, channels, H, W), channels-last, for `x` (N, C, H, W)."""
     n, _, height, width = x.shape
     return torch.empty(n, channels, height, width, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _taps(weight: Tensor) -> Tensor:
-    """Depthwise weight (C, 1, 3, 3) as (9, C), fp32."""
+    """Return a depthwise weight (C, 1, 3, 3) as (9, C), fp32."""
     return weight.flatten(1).t().float().contiguous()
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Launch on the device of `x`, which need not be the current one."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -2,9 +2,9 @@
 
 #pragma once
 
-#include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "scalar.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -13,27 +13,6 @@
 namespace {
 
 constexpr long kLine = 64;  // bytes in a line of the cache
-
-struct BFloat16 {
-    uint16_t bits;
-};
-
-inline float widen(float value) { return value; }
-
-inline float widen(BFloat16 value) {
-    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-    float out;
-    std::memcpy(&out, &bits, sizeof out);
-    return out;
-}
-
-inline void store(float* to, float value) { *to = value; }
-
-inline void store(BFloat16* to, float value) {  // nearest, ties to even; a NaN as hardware makes it stays one
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    to->bits = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 // Several values as floats, and back; vectors by name, because compilers make none of groups as short as 12 channels.
 template <class Floats, class Words, class Halves>

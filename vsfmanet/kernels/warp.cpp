@@ -9,10 +9,6 @@
 
 namespace {
 
-inline float clamped(float value, float high) {  // a NaN becomes 0: never an address outside the image
-    return value > 0 ? (value < high ? value : high) : 0.0f;
-}
-
 // sigmoid by way of 2^x = 2^whole (1 + polynomial of the rest), |error| < 1e-6; unlike std::exp it makes vectors.
 inline float sigmoid(float z) {
     z = z < 87.0f ? z : 87.0f;

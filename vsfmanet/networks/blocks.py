@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -37,7 +39,16 @@ class Layers(nn.Sequential):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Run the layers, the first one on all `parts` (N, C, H, W); returns the last one's result (N, D, H', W')."""
-        layers = [*self]
+        return self._run([*self], parts)
+
+    def before_shuffle(self, *parts: Tensor) -> tuple[Tensor, int]:
+        """Do as `forward`, but leave a pixel shuffle at the end to the caller; returns its factor too, 1 for none."""
+        layers, last = [*self], self[-1]
+        if not isinstance(last, nn.PixelShuffle):
+            return self._run(layers, parts), 1
+        return self._run(layers[:-1], parts), last.upscale_factor
+
+    def _run(self, layers: list[Any], parts: tuple[Tensor, ...]) -> Tensor:
         while layers:
             layer, factor, slope = layers.pop(0), 1, 1.0
             if isinstance(layer, Conv3x3):

@@ -144,6 +144,39 @@ class Coding:
             target.copy_(codes.clamp_(0, 2**self.bits - 1).round_())
         return packed
 
+    def decoding_numbers(self) -> list[float]:
+        """Return what a kernel needs to know to decode: code values of 0 (3), their distances to those of 1 (3), matrix
+        (3, 3), and for each phase of chroma across, then down, the first sample and four weights.
+        """
+        phases: list[float] = []
+        for factor, shift in self._chroma_filters:
+            for phase in range(factor):
+                phases += _dense(_taps((phase + 0.5 - shift) / factor, 1) if factor > 1 else [(0, 1.0)], 4)
+        matrix = _inverse(_matrix(self.matrix)) if self.family == "yuv" else [[0.0] * 3] * 3
+        return [*self._level_numbers, *(weight for row in matrix for weight in row), *phases]
+
+    def encoding_numbers(self) -> list[float]:
+        """Return what a kernel needs to know to encode: code values of 0 (3), their distances to those of 1 (3), matrix
+        (3, 3), for chroma across, then down, the first sample and 16 weights, and the dither (3, 16, 16).
+        """
+        filters: list[float] = []
+        for factor, shift in self._chroma_filters:
+            filters += _dense(_taps(0.5 * factor + shift, factor) if factor > 1 else [(0, 1.0)], 16)
+        dither = torch.stack([_dither_table(number, torch.device("cpu")) for number in range(3)])
+        matrix = [weight for row in _matrix(self.matrix) for weight in row]
+        return [*self._level_numbers, *matrix, *filters, *dither.flatten().tolist()]
+
+    @property
+    def _level_numbers(self) -> list[float]:
+        levels = self._levels
+        return [*(zero for zero, _ in levels), *(one for _, one in levels)]
+
+    @property
+    def _chroma_filters(self) -> list[tuple[int, float]]:
+        """Factor and shift of chroma across, then down; factor 1 where it is not subsampled."""
+        known = {dim: (factor, shift) for dim, factor, shift in self._chroma_grid}
+        return [known.get(dim, (1, 0.0)) for dim in (-1, -2)]
+
     @property
     def _levels(self) -> list[tuple[float, float]]:
         """Code value of 0, and its distance to the code value of 1, for each plane."""
@@ -226,6 +259,12 @@ def _taps(position: float, widening: int) -> list[tuple[int, float]]:
     weights = [(k, _cubic((k + 0.5 - position) / widening)) for k in range(first, first + 4 * widening)]
     total = sum(weight for _, weight in weights)
     return [(k, weight / total) for k, weight in weights if abs(weight) > 1e-12]
+
+
+def _dense(taps: list[tuple[int, float]], count: int) -> list[float]:
+    """Return the first sample of some taps, and the weights of `count` samples from there on."""
+    first, weights = taps[0][0], dict(taps)
+    return [float(first), *(weights.get(first + k, 0.0) for k in range(count))]
 
 
 def _mirrored(planes: Tensor, dim: int, before: int, after: int) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vsfmanet import kernels
 from vsfmanet.networks.blocks import (
     Conv3x3,
     Layers,
@@ -131,9 +132,11 @@ class NetR(nn.Module):
         """
         tile = tile or Box(top=0, left=0, bottom=feat.shape[-2], right=feat.shape[-1])
         lr = tile.of(frames.own, self.grid)
-        restored = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        if self.upsampler is not None:
-            restored = restored + self.upsampler(feat).float()
+        if self.upsampler is None:
+            restored = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
+        else:
+            residual, shuffle = self.upsampler.before_shuffle(feat)
+            restored = kernels.add_skip(lr, residual, self.scale, shuffle)
         if self.path is not None:
             assert motion is not None
             restored = restored + self.path(feat, frames, motion, tile).float()
