@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsfmanet.clips.colour import check_clip
-from vsfmanet.engines.cuda import Transfers
+from vsfmanet.engines.transfers import Transfers
 from vsfmanet.filter import restore_with as restored_by
 from vsfmanet.restorer import Encode, FrameRestorer
 from vsfmanet.segments import Reach

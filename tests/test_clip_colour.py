@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.fakes import EnlargingRestorer, drawn_clip, noise_clip, planes, restore_with
 from vsfmanet.clips import colour
 from vsfmanet.clips.planes import is_finite, read_rgb, write_rgb
-from vsfmanet.engines.cuda import Transfers
+from vsfmanet.engines.transfers import Transfers
 from vsfmanet.errors import FormatError
 from vsfmanet.segments import Reach
 

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.copies import LateCopies
 from tests.fakes import noise_clip, planes
 from tests.tiny import TINY, NoiseSource, awake
-from vsfmanet.engines.cuda import Capture, CudaGraphEngine, Recorded, Run, Transfers
+from vsfmanet.engines.cuda import Capture, CudaGraphEngine, Recorded, Run
+from vsfmanet.engines.transfers import Transfers
 from vsfmanet.filter import restore_with
 from vsfmanet.networks.description import Parts
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
@@ -154,31 +156,11 @@ def test_a_lack_of_memory_while_recording_is_for_the_restorer_to_mend() -> None:
         engine.stem(torch.rand(1, 3, 9, 11))
 
 
-def test_on_a_cpu_there_is_nothing_to_copy() -> None:
-    transfers, frame = Transfers(torch.device("cpu")), torch.rand(3, 4, 5)
-    assert transfers.upload(frame) is frame
-    assert transfers.download(frame) is frame
-    transfers.wait()
-    buffer = transfers.buffer(7, torch.uint16)
-    assert (buffer.shape, buffer.dtype, buffer.is_pinned()) == ((7,), torch.uint16, False)
-
-
 class LateTransfers(Transfers):
-    """Downloads come in when they are waited for, and not before."""
+    """Copies that are done when they are waited for, and not before."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.under_way: list[tuple[Tensor, Tensor]] = []
-
-    def download(self, result: Tensor) -> Tensor:
-        host = torch.full_like(result, torch.nan if result.is_floating_point() else 255)
-        self.under_way.append((host, result.clone()))
-        return host
-
-    def wait(self) -> None:
-        for host, result in self.under_way:
-            host.copy_(result)
-        self.under_way.clear()
+        super().__init__(device, LateCopies())
 
 
 @pytest.mark.parametrize("encode", [None, lambda n, rgb: (100 * rgb).to(torch.uint8)], ids=["rgb", "encoded"])

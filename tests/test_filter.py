@@ -36,7 +36,7 @@ from tests.fakes import (
     restore_with,
     same_pixels,
 )
-from vsfmanet.engines.cuda import Transfers
+from vsfmanet.engines.transfers import Transfers
 from vsfmanet.errors import ConfigError, DeviceError, VsfmanetError
 from vsfmanet.restorer import Encode
 from vsfmanet.segments import Reach

@@ -122,20 +122,44 @@ def test_kernels_that_do_not_run_are_left_to_torch_with_one_warning(caplog: pyte
 def test_without_cupy_torch_computes_and_one_warning_names_the_command(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from vsfmanet import kernels
+    from vsfmanet import devices, kernels
 
+    cached = (devices.find_cupy, kernels.cuda_kernels, kernels.cuda_plane_kernels, kernels.gpu_modules)
     monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.delitem(sys.modules, "vsfmanet.kernels.gpu")
-    monkeypatch.delattr(kernels, "gpu", raising=False)
-    for cached in (kernels.cuda_kernels, kernels.cuda_plane_kernels, kernels.gpu_modules):
-        cached.cache_clear()
-    with caplog.at_level(logging.WARNING, "vsfmanet.kernels"):
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    for each in cached:
+        each.cache_clear()
+    with caplog.at_level(logging.WARNING, "vsfmanet"):
         assert [kernels.cuda_kernels(torch.device("cuda", 0), dtype) for dtype in TYPES] == [None] * 3
+        assert kernels.cuda_plane_kernels(torch.device("cuda", 0), torch.uint8) is None
     assert [record.message for record in caplog.records] == [
-        'CuPy is not installed, torch computes in place of the kernels; pip install "vsfmanet[cuda]"'
+        "CuPy is not installed: CUDA runs in plain torch, without this package's kernels; "
+        'pip install "vsfmanet[cuda12]"'
     ]
-    for cached in (kernels.cuda_kernels, kernels.cuda_plane_kernels, kernels.gpu_modules):
-        cached.cache_clear()
+    for each in cached:
+        each.cache_clear()
+
+
+def test_cupy_allocates_from_torchs_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cupy
+
+    from vsfmanet import devices
+
+    done: list[tuple[object, ...]] = []
+    monkeypatch.setattr(torch.cuda, "caching_allocator_alloc", lambda *args: done.append(args) or 4096)
+    monkeypatch.setattr(torch.cuda, "caching_allocator_delete", lambda *args: done.append(args))
+    chosen: list[Any] = []
+    monkeypatch.setattr(cupy.cuda, "set_allocator", chosen.append)
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda device: SimpleNamespace(ptr=77))
+    made: list[Any] = []
+    allocator = SimpleNamespace(malloc="malloc")
+    monkeypatch.setattr(cupy.cuda.memory, "PythonFunctionAllocator", lambda *both: made.extend(both) or allocator)
+    devices.share_memory(cupy)
+    assert chosen == ["malloc"]
+    allocate, release = made
+    assert allocate(1000, 1) == 4096
+    release(4096, 1)
+    assert done == [(1000, 1, 77), (4096,)]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -189,11 +213,12 @@ def test_a_launch_passes_addresses_and_numbers_on_torchs_current_stream(monkeypa
         def get_function(self, name: str) -> object:
             return lambda grid, block, args, *, shared_mem: done.append((name, grid, block, args, shared_mem))
 
-    def external(stream: int, device: int) -> object:
-        done.append((stream, device))
+    def shared(stream: Any) -> object:
+        done.append(stream.__cuda_stream__())
         return nullcontext()
 
-    monkeypatch.setattr(gpu, "cupy", SimpleNamespace(RawModule=Module, cuda=SimpleNamespace(ExternalStream=external)))
+    cuda = SimpleNamespace(Stream=SimpleNamespace(from_external=shared))
+    monkeypatch.setattr(gpu, "cupy", SimpleNamespace(RawModule=Module, cuda=cuda))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     for cached in (gpu._module, gpu._kernel):
@@ -202,9 +227,9 @@ def test_a_launch_passes_addresses_and_numbers_on_torchs_current_stream(monkeypa
     gpu.launch("some_float16", x, (3, 2), 100, x, 5, 0.5)
     for cached in (gpu._module, gpu._kernel):
         cached.cache_clear()
-    stream, (name, grid, block, arguments, shared) = done
-    assert stream == (77, None)
-    assert (name, grid, block, shared) == ("some_float16", (3, 2), (256,), 400)
+    stream, (name, grid, block, arguments, floats) = done
+    assert stream == (0, 77)
+    assert (name, grid, block, floats) == ("some_float16", (3, 2), (256,), 400)
     assert arguments == (x.data_ptr(), 5, 0.5)
     assert [each.dtype for each in arguments] == [np.uint64, np.int64, np.float32]
 

@@ -25,7 +25,7 @@ from training.data.pool import Batch, Pool, moving
 from training.losses.frames import charbonnier, decibel_loss
 from training.run.checkpoint import load_checkpoint, save_checkpoint
 from training.train_mmprnn import build, losses
-from vsfmanet.engines.cuda import Transfers
+from vsfmanet.engines.transfers import Transfers
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, fold
 from vsfmanet.networks.mmprnn import MMPRNN, PRESETS

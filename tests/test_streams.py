@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.fakes import ListSource, calls_of, noise_clip, same_pixels
 from vsfmanet import restore
-from vsfmanet.engines.cuda import Transfers
+from vsfmanet.engines.transfers import Transfers
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.description import Features, SequenceNetwork, State
 from vsfmanet.restorer import Restorer

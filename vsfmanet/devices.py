@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -22,6 +22,8 @@ PRECISIONS: Mapping[Literal["fp32", "bf16", "fp16"], torch.dtype] = {
     "fp16": torch.float16,
 }
 """Data types by the names of precisions."""
+_log = logging.getLogger(__name__)
+
 _SIGNS = ("CUDA", "CUDNN", "cuDNN", "cudaError")
 """Words in errors from CUDA, from cuBLAS ("CUDA error: CUBLAS_STATUS..."), from CuPy ("CUDA_ERROR_...", "cudaError...")
 and from cuDNN."""
@@ -65,6 +67,38 @@ def pick_device(name: Device, index: int = 0, *, backend: Runtime = "torch") -> 
     return torch.device("cuda", index)
 
 
+@functools.cache
+def find_cupy() -> Any | None:
+    """Return the module `cupy`, whose arrays from now on come from torch's memory; None, with a warning, without it.
+
+    Only for a machine with a CUDA device.
+    """
+    try:
+        import cupy
+    except ImportError:
+        extra = "cuda12" if str(torch.version.cuda).startswith("12") else "cuda"
+        _log.warning(
+            "CuPy is not installed: CUDA runs in plain torch, without this package's kernels; pip install "
+            '"vsfmanet[%s]"',
+            extra,
+        )
+        return None
+    share_memory(cupy)
+    return cupy
+
+
+def share_memory(cupy: Any) -> None:
+    """Let CuPy allocate by torch, so that there is one pool of memory and not two that compete."""
+
+    def allocate(size: int, device: int) -> int:
+        return torch.cuda.caching_allocator_alloc(size, device, cupy.cuda.get_current_stream(device).ptr)
+
+    def release(address: int, device: int) -> None:
+        torch.cuda.caching_allocator_delete(address)
+
+    cupy.cuda.set_allocator(cupy.cuda.memory.PythonFunctionAllocator(allocate, release).malloc)
+
+
 class Worker:
     """A device, and the thread in which all work on it is done.
 
@@ -72,7 +106,8 @@ class Worker:
     thread a team of its own; once there are more threads in teams than cores, idle teams sleep, and waking them makes
     each small operation take three times as long. VapourSynth calls from as many threads as there are cores, so its
     callbacks must not run torch operations that would use several cores. On CUDA each worker has its own thread,
-    because CUDA calls that name no device go to the current device of the calling thread.
+    because CUDA calls that name no device go to the current device of the calling thread; and its own stream, because
+    on the default one the work of several filters would wait for each other's.
 
     Args:
         device: Device to work on.
@@ -86,7 +121,7 @@ class Worker:
         self._own = device.type == "cuda"
         self._thread, self._number = _started() if self._own else _cpu_thread()
         if self._own:
-            self.run(partial(torch.cuda.set_device, device))
+            self.run(self._prepare)
 
     def run[Result](self, work: Callable[[], Result]) -> Result:
         """Run `work` in the thread, after earlier work, and return its result; at once if that is the calling thread.
@@ -96,6 +131,11 @@ class Worker:
         """
         with cuda_errors(self.device):
             return work() if threading.get_ident() == self._number else self._thread.submit(work).result()
+
+    def _prepare(self) -> None:
+        """Let the calling thread work on the device, on a stream of its own."""
+        torch.cuda.set_device(self.device)
+        torch.cuda.set_stream(torch.cuda.Stream(self.device))
 
     def close(self) -> None:
         """End the worker's own thread, if it has one."""

@@ -24,7 +24,8 @@ from vsfmanet.devices import (
     pick_precision,
 )
 from vsfmanet.engines.cache import EngineCache
-from vsfmanet.engines.cuda import Capture, CudaGraphEngine, Transfers, give_back_memory
+from vsfmanet.engines.cuda import Capture, CudaGraphEngine, give_back_memory
+from vsfmanet.engines.transfers import Transfers
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.networks.description import LevelNetwork, Parts, SequenceNetwork
 from vsfmanet.segments import Reach

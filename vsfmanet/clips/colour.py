@@ -28,7 +28,7 @@ from vsfmanet.settings import SMALLEST_SIDE
 from vsfmanet.sizes import sample_stretch
 
 if TYPE_CHECKING:
-    from vsfmanet.engines.cuda import Transfers
+    from vsfmanet.engines.transfers import Transfers
 
 COLOUR_PROPS = ("_Matrix", "_Range", "_ChromaLocation")
 """Properties that `from_rgb` writes."""

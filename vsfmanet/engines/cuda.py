@@ -1,6 +1,6 @@
-"""Networks on CUDA: parts as CUDA graphs, one launch instead of hundreds; and copies that run beside the computation.
+"""Networks on CUDA: parts as CUDA graphs, one launch instead of hundreds.
 
-Never run on a GPU; keys, buffers, the fallback and the order of waiting are tested with stand-ins.
+Never run on a GPU; keys, buffers and the fallback are tested with stand-ins.
 """
 
 from __future__ import annotations
@@ -200,57 +200,3 @@ def _fill(buffers: tuple[Tensor | None, ...], inputs: tuple[Tensor | None, ...])
     for buffer, given in zip(buffers, inputs, strict=True):
         if buffer is not None and given is not None:
             buffer.copy_(given)
-
-
-class Transfers:
-    """Copies frames to the device and results back, on two streams beside the computing one; no copies on the CPU.
-
-    The host memory of the copies is page-locked. torch reuses it once a copy is done, so that a few buffers suffice.
-
-    Args:
-        device: Device on which the network computes.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._up = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._down = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def buffer(self, size: int, dtype: torch.dtype) -> Tensor:
-        """Return an uninitialised vector (size,) on the CPU, page-locked if the device is CUDA."""
-        return torch.empty(size, dtype=dtype, pin_memory=self._up is not None)
-
-    def upload(self, given: Tensor) -> Tensor:
-        """Copy a tensor of any shape to the device; later work on the current stream waits for the copy.
-
-        Returns:
-            The copy; `given` itself if it is on the device already.
-        """
-        if self._up is None or given.is_cuda:
-            return given
-        with torch.cuda.stream(self._up):
-            moved = given.pin_memory().to(self.device, non_blocking=True)
-        computing = torch.cuda.current_stream(self.device)
-        computing.wait_stream(self._up)
-        moved.record_stream(computing)
-        return moved
-
-    def download(self, result: Tensor) -> Tensor:
-        """Copy a tensor of any shape to the CPU.
-
-        Returns:
-            The copy, whose values are valid after the next `wait`; `result` itself if it is on the CPU already.
-        """
-        if self._down is None or not result.is_cuda:  # frames in tiles are assembled on the CPU
-            return result
-        self._down.wait_stream(torch.cuda.current_stream(self.device))
-        host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
-        with torch.cuda.stream(self._down):
-            host.copy_(result, non_blocking=True)
-        result.record_stream(self._down)
-        return host
-
-    def wait(self) -> None:
-        """Wait until all downloads so far are done."""
-        if self._down is not None:
-            self._down.synchronize()

@@ -15,6 +15,7 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor
 
+from vsfmanet.devices import find_cupy
 from vsfmanet.kernels import cpu, reference
 from vsfmanet.kernels.build import library
 from vsfmanet.ops.colour import Coding
@@ -127,13 +128,11 @@ def kind_for(device: torch.device, dtype: torch.dtype) -> Literal["cpp", "cuda"]
 
 @functools.cache
 def gpu_modules() -> tuple[Kernels, PlaneKernels] | None:
-    """Return the kernels for CUDA, not compiled yet; None, with a warning, without CuPy."""
-    try:
-        from vsfmanet.kernels import gpu, planes
-    except ImportError:
-        extra = "cuda12" if str(torch.version.cuda).startswith("12") else "cuda"
-        _log.warning('CuPy is not installed, torch computes in place of the kernels; pip install "vsfmanet[%s]"', extra)
+    """Return the kernels for CUDA, not compiled yet; None without CuPy."""
+    if find_cupy() is None:
         return None
+    from vsfmanet.kernels import gpu, planes
+
     return cast(Kernels, gpu), cast(PlaneKernels, planes)
 
 

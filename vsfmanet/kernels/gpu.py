@@ -90,9 +90,23 @@ def launch(name: str, x: Tensor, grid: tuple[int, ...], shared: int, *arguments:
         shared: Floats of shared memory of a block.
         arguments: Those of the kernel.
     """
-    stream = torch.cuda.current_stream(x.device).cuda_stream
-    with torch.cuda.device(x.device), cupy.cuda.ExternalStream(stream, x.device.index):
+    stream = cupy.cuda.Stream.from_external(_Stream(torch.cuda.current_stream(x.device).cuda_stream))
+    with torch.cuda.device(x.device), stream:
         _kernel(name, x.dtype, x.device.index)(grid, (THREADS,), packed(arguments), shared_mem=4 * shared)
+
+
+class _Stream:
+    """A stream of torch's by its address, as CuPy takes it; those of torch 2.8 do not offer it themselves.
+
+    Args:
+        address: Of the stream.
+    """
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._address
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vsfmanet.engines.cuda import Transfers
+from vsfmanet.engines.transfers import Transfers
 from vsfmanet.networks.description import LevelNetwork, Parts
 from vsfmanet.segments import scene_around
 from vsfmanet.streams import FrameSource, Restored

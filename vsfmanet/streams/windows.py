@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vsfmanet.engines.cuda import Transfers
+from vsfmanet.engines.transfers import Transfers
 from vsfmanet.networks.description import Features, SequenceNetwork, State
 from vsfmanet.segments import scene_around
 from vsfmanet.streams import FrameSource, Restored
