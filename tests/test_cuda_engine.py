@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.copies import LateCopies
-from tests.fakes import noise_clip, planes
-from tests.tiny import TINY, NoiseSource, awake
-from vsfmanet.engines.cuda import Capture, CudaGraphEngine, Recorded, Run
+from tests.fakes import ListSource, noise_clip, planes
+from tests.tiny import TINY, NoiseSource, awake, awake_m2aenet
+from vsfmanet.engines.cuda import Capture, CudaGraphEngine, Record, Replay, Run
 from vsfmanet.engines.transfers import Transfers
 from vsfmanet.filter import restore_with
 from vsfmanet.networks.description import Parts
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.restorer import Encode, Restorer
 from vsfmanet.settings import Device, RestoreSettings
+from vsfmanet.streams.levels import LevelStreams
+from vsfmanet.tiling import MemoryPlan
 from vsfmanet.weights import save_model
 
 
@@ -32,18 +37,20 @@ class Recorder:
     """Records as CUDA does: what is replayed reads and writes the addresses of the recording."""
 
     def __init__(self) -> None:
-        self.recorded = self.replayed = 0
+        self.made = self.recorded = self.replayed = 0
 
-    def __call__(self, run: Run) -> Recorded:
+    def __call__(self) -> Record:
+        self.made += 1
+        return self._record
+
+    def _record(self, run: Run) -> Replay:
         self.recorded += 1
-        results = tuple(torch.full_like(result, torch.nan) for result in run())
 
         def replay() -> None:
             self.replayed += 1
-            for result, found in zip(results, run(), strict=True):
-                result.copy_(found)
+            run()
 
-        return replay, results
+        return replay
 
 
 def network() -> FMANetPP:
@@ -67,7 +74,7 @@ def outcomes(engine: Parts, net: FMANetPP, height: int, width: int, seed: int) -
     for index, guide in enumerate(guides, net.config.num_blocks):
         feat, flow = engine.level(index, feat, pair, flow, embed, guide)
         found += [feat, flow]
-    return [*found, engine.finish(lr, (following, previous), feat, flow, embed)]
+    return [each.clone() for each in (*found, engine.finish(lr, (following, previous), feat, flow, embed))]
 
 
 def agree(actual: list[Tensor], expected: list[Tensor]) -> None:
@@ -80,23 +87,64 @@ def test_every_part_is_recorded_once_and_gives_what_it_gives_otherwise() -> None
     net, record = network(), Recorder()
     engine, eager = CudaGraphEngine(net.parts(), record), net.parts()
     first = outcomes(engine, net, 9, 11, seed=1)
-    parts = 2 * net.config.num_blocks + 4
+    parts = 2 * net.config.num_blocks + 6  # three stems for each frame
     assert record.recorded == parts
     agree(outcomes(engine, net, 9, 11, seed=2), outcomes(eager, net, 9, 11, seed=2))
-    agree(first, outcomes(eager, net, 9, 11, seed=1))  # what was given first is not what was given last
-    assert (record.recorded, record.replayed) == (parts, 2 * (parts + 2))  # three stems for each frame
+    agree(first, outcomes(eager, net, 9, 11, seed=1))
+    assert (record.made, record.recorded, record.replayed) == (1, parts, 2 * parts)
 
 
 @torch.inference_mode()
-def test_frames_of_another_size_are_recorded_anew_and_the_old_graphs_released() -> None:
+def test_frames_of_another_size_are_recorded_anew_in_new_memory_and_the_old_graphs_released() -> None:
     net, record = network(), Recorder()
     engine, eager = CudaGraphEngine(net.parts(), record), net.parts()
-    parts = 2 * net.config.num_blocks + 4
+    parts = 2 * net.config.num_blocks + 6
     outcomes(engine, net, 9, 11, seed=1)
     agree(outcomes(engine, net, 8, 12, seed=1), outcomes(eager, net, 8, 12, seed=1))
     assert record.recorded == 2 * parts
+    assert record.made == 2  # torch may have freed the memory of the first
     assert len(engine._graphs) == parts
-    assert all(buffer.shape[2:] in ((), (8, 12)) for buffer in engine._buffers.values())
+    held = [*engine._staged.values(), *(slot for slots in engine._results.values() for slot in slots)]
+    assert {tuple(each.shape[2:]) for each in held} == {(8, 12), (), (32, 48)}
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+@torch.inference_mode()
+def test_a_film_with_cuts_by_graphs_is_the_film_without(blocks: int) -> None:
+    net = awake(replace(TINY, num_blocks=blocks)).deployed_form()
+    generator = torch.Generator().manual_seed(0)
+    film = ListSource(frames=[*torch.rand(28, 3, 8, 9, generator=generator)], cuts=(2, 3, 17))
+    record, transfers = Recorder(), Transfers(torch.device("cpu"))
+    engine = CudaGraphEngine(net.parts(), record)
+    graphs, eager = (LevelStreams(net, parts, transfers, plan=MemoryPlan()) for parts in (engine, net.parts()))
+
+    def frames(streams: LevelStreams, first: int, stop: int) -> list[Tensor]:
+        found: list[Tensor] = []
+        while len(found) < stop - first:
+            stream = islice(streams.open(film, first + len(found)), stop - first - len(found))
+            found.extend(restored.frame for restored in stream)
+        return found
+
+    requests = [(0, 28), (5, 7), (22, 23), (18, 25)]
+    for first, stop in requests[:1]:
+        agree(frames(graphs, first, stop), frames(eager, first, stop))
+    recorded = record.recorded
+    # A graph for each slot; guides have more slots, and the levels that read them.
+    guides = -(-(blocks + 1) // 3) * 3
+    assert recorded <= 3 + 1 + 3 * blocks + guides + guides * blocks + 3
+    for first, stop in requests[1:]:
+        agree(frames(graphs, first, stop), frames(eager, first, stop))
+    assert record.recorded <= recorded + guides  # nothing is recorded for what begins in mid film
+    assert record.replayed > 20 * (2 * blocks + 4)
+
+
+@torch.inference_mode()
+def test_graphs_read_the_results_of_the_level_below_where_they_lie() -> None:
+    net = network()
+    engine = CudaGraphEngine(net.parts(), Recorder())
+    outcomes(engine, net, 9, 11, seed=1)
+    staged = {(name, buffer.shape[1]) for (name, *_), buffer in engine._staged.items()}
+    assert staged == {("lr", 3), ("next", 3), ("previous", 3), ("embed", net.anchors.shape[1])}
 
 
 class NothingToWaitFor(TorchDispatchMode):
@@ -130,8 +178,27 @@ def test_no_part_waits_for_numbers_of_the_host(name: str, monkeypatch: pytest.Mo
         engine.finish(lr, (following, previous), feat, flow, embed)
 
 
-def _failing(message: str) -> Callable[[Run], Recorded]:
-    def record(run: Run) -> Recorded:
+@torch.inference_mode()
+def test_the_mask_of_m2aenet_is_not_waited_for_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, frame = awake_m2aenet(), torch.rand(1, 3, 40, 48)
+    extent = torch.zeros(1, 1, 40, 48)
+    extent[..., 10:20, 10:25] = 3.0
+    mask = net.mask([extent])
+    strict: Callable[[], TorchDispatchMode] = NothingToWaitFor
+    with pytest.raises(AssertionError, match="waits"), strict():
+        net.restore(frame, extent, mask)
+    expected = net.restore(frame, extent, mask).frames
+    monkeypatch.setattr(net, "_prunes", lambda device: False)
+    with strict():
+        found = net.restore(frame, extent, mask).frames
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(found, frame)
+    outside = (mask == 0).expand_as(frame)
+    assert torch.equal(found[outside], frame[outside])
+
+
+def _failing(message: str) -> Record:
+    def record(run: Run) -> Replay:
         raise RuntimeError(message)
 
     return record
@@ -140,7 +207,7 @@ def _failing(message: str) -> Callable[[Run], Recorded]:
 @torch.inference_mode()
 def test_where_recording_fails_parts_run_as_they_are_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     net = network()
-    engine = CudaGraphEngine(net.parts(), _failing("operation not permitted when stream is capturing\nmore"))
+    engine = CudaGraphEngine(net.parts(), partial(_failing, "operation not permitted when stream is capturing\nmore"))
     with caplog.at_level(logging.WARNING, "vsfmanet.engines"):
         found = outcomes(engine, net, 9, 11, seed=1)
     agree(found, outcomes(net.parts(), net, 9, 11, seed=1))
@@ -151,7 +218,7 @@ def test_where_recording_fails_parts_run_as_they_are_with_one_warning(caplog: py
 
 @torch.inference_mode()
 def test_a_lack_of_memory_while_recording_is_for_the_restorer_to_mend() -> None:
-    engine = CudaGraphEngine(network().parts(), _failing("CUDA out of memory. Tried to allocate 2 GiB"))
+    engine = CudaGraphEngine(network().parts(), partial(_failing, "CUDA out of memory. Tried to allocate 2 GiB"))
     with pytest.raises(RuntimeError, match="out of memory"):
         engine.stem(torch.rand(1, 3, 9, 11))
 
@@ -222,7 +289,7 @@ def test_planes_cross_to_a_gpu_and_back(tmp_path: Path) -> None:
 def test_graphs_and_copies_give_what_eager_torch_gives() -> None:
     net = network().cuda()
     agree(
-        outcomes(CudaGraphEngine(net.parts(), Capture(torch.device("cuda"))), net, 18, 22, seed=1),
+        outcomes(CudaGraphEngine(net.parts(), partial(Capture, torch.device("cuda"))), net, 18, 22, seed=1),
         outcomes(net.parts(), net, 18, 22, seed=1),
     )
     transfers, frames = Transfers(torch.device("cuda")), [torch.rand(3, 90, 160) for _ in range(8)]

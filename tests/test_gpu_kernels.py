@@ -146,14 +146,23 @@ def test_cupy_allocates_from_torchs_memory(monkeypatch: pytest.MonkeyPatch) -> N
     from vsfmanet import devices
 
     done: list[tuple[object, ...]] = []
-    monkeypatch.setattr(torch.cuda, "caching_allocator_alloc", lambda *args: done.append(args) or 4096)
-    monkeypatch.setattr(torch.cuda, "caching_allocator_delete", lambda *args: done.append(args))
+
+    def note(*given: object) -> int:
+        done.append(given)
+        return 4096
+
+    monkeypatch.setattr(torch.cuda, "caching_allocator_alloc", note)
+    monkeypatch.setattr(torch.cuda, "caching_allocator_delete", note)
     chosen: list[Any] = []
     monkeypatch.setattr(cupy.cuda, "set_allocator", chosen.append)
     monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda device: SimpleNamespace(ptr=77))
     made: list[Any] = []
-    allocator = SimpleNamespace(malloc="malloc")
-    monkeypatch.setattr(cupy.cuda.memory, "PythonFunctionAllocator", lambda *both: made.extend(both) or allocator)
+
+    def allocator(*functions: object) -> object:
+        made.extend(functions)
+        return SimpleNamespace(malloc="malloc")
+
+    monkeypatch.setattr(cupy.cuda.memory, "PythonFunctionAllocator", allocator)
     devices.share_memory(cupy)
     assert chosen == ["malloc"]
     allocate, release = made

@@ -265,7 +265,8 @@ class Restorer:
         height, width = self._source.size or self._source.frame(n).shape[1:]
         can_offload = on_gpu and self._streams.can_offload
         plan = self._plan.smaller(height, width, has_graphs=self._has_graphs, can_offload=can_offload)
-        needed = self._network.memory_needed(height, width, self.dtype, self._plan)
+        now = replace(self._plan, graphs=self._plan.graphs and self._has_graphs)
+        needed = self._network.memory_needed(height, width, self.dtype, now)
         self._plan, self._streams = plan or self._plan, None
         if on_gpu:
             give_back_memory()
@@ -303,7 +304,7 @@ class Restorer:
         if self._backend == "torch":
             parts = network.parts(self._plan.tile)
             recorded = self._has_graphs and self._plan.graphs and self._plan.tile is None
-            return CudaGraphEngine(parts, Capture(self.device)) if recorded else parts
+            return CudaGraphEngine(parts, partial(Capture, self.device)) if recorded else parts
         cache = EngineCache(cache_folder("engines"))
         if self._backend == "onnx":
             from vsfmanet.engines.onnx import onnx_engine

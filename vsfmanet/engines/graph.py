@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from vsfmanet import __version__
 from vsfmanet.engines.cache import EngineCache, EngineSpec
 from vsfmanet.errors import DeviceError
-from vsfmanet.networks.description import ExportPart, LevelNetwork
+from vsfmanet.networks.description import ExportPart, LevelNetwork, NamedParts, run_part
 
 type Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """Runs a part: inputs and outputs are in the order of `ExportPart`."""
@@ -38,7 +38,7 @@ def export(part: ExportPart) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-class GraphEngine:
+class GraphEngine(NamedParts):
     """Runs parts that are built for one frame size when the first frame of that size comes; see `Parts`.
 
     Args:
@@ -71,47 +71,16 @@ class GraphEngine:
         self._runtime, self._device = runtime, device
         self._build, self._load = build, load
         self._size: tuple[int, int] | None = None
-        self._runs: dict[str, Run] = {}
-        self._last_inputs: tuple[str, ...] = ()
+        self._runs: dict[str, tuple[Run, tuple[str, ...]]] = {}
 
-    def stem(self, lr: Tensor) -> Tensor:
-        """See `Parts`."""
-        if self._size != lr.shape[2:]:
-            self._prepare(lr.shape[2], lr.shape[3])
-        [feat] = self._runs["stem"]([lr])
-        return feat
-
-    def initial_flow(self, lr: Tensor, neighbours: tuple[Tensor, Tensor]) -> Tensor:
-        """See `Parts`; in torch, for it has no weights."""
-        return self._parts.initial_flow(lr, neighbours)
-
-    def level(
-        self,
-        index: int,
-        feat: Tensor,
-        neighbours: tuple[Tensor, Tensor],
-        flow: Tensor,
-        embed: Tensor | None,
-        guide: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """See `Parts`."""
-        given = [tensor for tensor in (feat, *neighbours, flow, embed, guide) if tensor is not None]
-        out, *updated = self._runs[f"level {index}"](given)
-        return out, updated[0] if updated else flow
-
-    def bridge(self, lr: Tensor, feat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See `Parts`."""
-        out, *guides = self._runs["bridge"]([lr, feat])
-        return out, tuple(guides)
-
-    def finish(
-        self, lr: Tensor, neighbours: tuple[Tensor, Tensor], feat: Tensor, flow: Tensor, embed: Tensor | None
-    ) -> Tensor:
-        """See `Parts`."""
-        following, previous = neighbours
-        given = {"lr": lr, "next": following, "previous": previous, "feat": feat, "flow": flow, "embed": embed}
-        [frame] = self._runs["finish"]([value for name in self._last_inputs if (value := given[name]) is not None])
-        return frame
+    def run(self, name: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """See `NamedParts`. The initial flow is computed by torch, for it has no weights."""
+        if name == "initial flow":
+            return run_part(self._parts, name, inputs)
+        if name == "stem" and self._size != inputs["lr"].shape[2:]:
+            self._prepare(*inputs["lr"].shape[2:])
+        run, read = self._runs[name]
+        return tuple(run([inputs[each] for each in read]))
 
     @torch.inference_mode(mode=False)  # an export does not work there
     def _prepare(self, height: int, width: int) -> None:
@@ -135,8 +104,7 @@ class GraphEngine:
             )
             run = self._cache.fetch(spec, partial(self._built, part), partial(self._load, part))
             self._check(part, run)
-            runs[part.name] = run
-            self._last_inputs = tuple(part.inputs)  # of "finish", the last part: not all networks read all
+            runs[part.name] = run, tuple(part.inputs)  # not all networks read all of them
         self._runs, self._size = runs, (height, width)
 
     def _built(self, part: ExportPart) -> bytes:

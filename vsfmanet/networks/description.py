@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol, Self
@@ -168,6 +168,77 @@ class Parts(Protocol):
             (N, 3, s*H, s*W), fp32, nominal range [0, 1], not clamped.
         """
         ...
+
+
+class NamedParts(ABC):
+    """`Parts` by way of one function of a part's name and its inputs; `run_part` is the way back."""
+
+    @abstractmethod
+    def run(self, name: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Run a part.
+
+        Args:
+            name: "stem", "initial flow", "level 0" ..., "bridge" or "finish".
+            inputs: Inputs by name, in the order of the arguments in `Parts`; the neighbours are "next" and "previous".
+
+        Returns:
+            Its results in the order of `Parts`; a level may leave the flow out if it did not change.
+        """
+
+    def stem(self, lr: Tensor) -> Tensor:
+        """See `Parts`."""
+        [feat] = self.run("stem", {"lr": lr})
+        return feat
+
+    def initial_flow(self, lr: Tensor, neighbours: tuple[Tensor, Tensor]) -> Tensor:
+        """See `Parts`."""
+        [flow] = self.run("initial flow", {"lr": lr, "next": neighbours[0], "previous": neighbours[1]})
+        return flow
+
+    def level(
+        self,
+        index: int,
+        feat: Tensor,
+        neighbours: tuple[Tensor, Tensor],
+        flow: Tensor,
+        embed: Tensor | None,
+        guide: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Parts`."""
+        inputs = {"feat": feat, "next": neighbours[0], "previous": neighbours[1], "flow": flow}
+        optional = {"embed": embed, "guide": guide}
+        inputs |= {name: given for name, given in optional.items() if given is not None}
+        out, *updated = self.run(f"level {index}", inputs)
+        return out, updated[0] if updated else flow
+
+    def bridge(self, lr: Tensor, feat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Parts`."""
+        out, *guides = self.run("bridge", {"lr": lr, "feat": feat})
+        return out, tuple(guides)
+
+    def finish(
+        self, lr: Tensor, neighbours: tuple[Tensor, Tensor], feat: Tensor, flow: Tensor, embed: Tensor | None
+    ) -> Tensor:
+        """See `Parts`."""
+        inputs = {"lr": lr, "next": neighbours[0], "previous": neighbours[1], "feat": feat, "flow": flow}
+        [frame] = self.run("finish", inputs if embed is None else {**inputs, "embed": embed})
+        return frame
+
+
+def run_part(parts: Parts, name: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Run the part of `parts` that `NamedParts.run` would run, with the same arguments and results."""
+    if name == "stem":
+        return (parts.stem(inputs["lr"]),)
+    if name == "bridge":
+        out, guides = parts.bridge(inputs["lr"], inputs["feat"])
+        return out, *guides
+    neighbours = inputs["next"], inputs["previous"]
+    if name == "initial flow":
+        return (parts.initial_flow(inputs["lr"], neighbours),)
+    feat, flow, embed = inputs["feat"], inputs["flow"], inputs.get("embed")
+    if name == "finish":
+        return (parts.finish(inputs["lr"], neighbours, feat, flow, embed),)
+    return parts.level(int(name.removeprefix("level ")), feat, neighbours, flow, embed, inputs.get("guide"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -178,7 +178,8 @@ class M2AENet(SequenceNetwork):
             Restored frames, and the paths if they were computed.
         """
         inference = not torch.is_grad_enabled() and not torch.is_autocast_enabled(frame.device.type)
-        pruning = self.pruning if inference else "none"
+        # On CUDA the host would wait for each frame's mask to learn how many pixels it holds.
+        pruning = self.pruning if inference and self._prunes(frame.device) else "none"
         if pruning != "none" and not mask.any():
             return M2AENetOutput(frames=frame, offsets=None)
         padded, padding = self._inputs(frame, extent)
@@ -189,6 +190,11 @@ class M2AENet(SequenceNetwork):
             frames=frame + change[..., :height, :width].float(),
             offsets=None if offsets is None else _enlarged(offsets)[..., :height, :width],
         )
+
+    @staticmethod
+    def _prunes(device: torch.device) -> bool:
+        """Return whether pixels outside the mask are left out of the computation on a device."""
+        return device.type == "cpu"
 
     def paths(self, frame: Tensor, extent: Tensor) -> Tensor:
         """Estimate the paths only.

@@ -125,7 +125,11 @@ class FMANetPP(LevelNetwork):
         if config.path_width:  # samples of the frame in fp32 with their places, and twice more; the branch's features
             last += 2 * CHANNELS * grid**2 * (4 + size)
             last += 3 * config.path_width * (grid // config.path_grid) ** 2 * size
-        working = max(wide, last) + 2 * feat + flow
+        sums = 4 * (3 * channels + channels**2 // config.heads) // 1024 + 1  # of squares and products, on CUDA
+        working = max(wide, last) + 2 * feat + flow + sums
+        if plan.graphs and plan.tile is None:  # slots for results, and memory of graphs beside that of other launches
+            waiting += levels * flow + 3 * (feat + guides + image)
+            working *= 2
         rows, columns = -(-height // grid), -(-width // grid)
         if plan.tile is None:
             return rows * columns * (waiting + working)
