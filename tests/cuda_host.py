@@ -20,15 +20,15 @@ import pytest
 import torch
 from torch import Tensor
 
-SANITIZED = os.environ.get("VSFMANET_TEST_SANITIZED") == "1"
-"""Whether the kernels are compiled with AddressSanitizer and UndefinedBehaviorSanitizer."""
-
-_FLAGS = ["-std=c++17", "-O1", "-mf16c", "-ffp-contract=off", "-fPIC", "-shared", "-w"]
-_SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+_FLAGS = ["-std=c++17", "-mf16c", "-ffp-contract=off", "-w"]
+_LIBRARY = ["-O1", "-fPIC", "-shared"]
+_SANITIZED = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 _BEFORE = """
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
+#include <vector>
 #include <immintrin.h>
 
 #define __global__
@@ -66,6 +66,31 @@ void blocks(const long long* grid, const long long* first, const long long* stop
 }
 extern "C" void turn(int backwards_) { backwards = backwards_; }
 """
+
+_MAIN = """
+#include <cstdio>
+static void get(void* to, size_t bytes) { if (bytes && fread(to, bytes, 1, stdin) != 1) std::exit(3); }
+int main() {
+    long long head[6];  // kernel, grid, shared, arguments
+    while (fread(head, sizeof head, 1, stdin) == 1) {
+        std::vector<void*> values, buffers;
+        for (long long i = 0; i < head[5]; ++i) {
+            long long size[2];  // bytes of the value, or of what it points to
+            get(size, sizeof size);
+            void* const place = std::malloc(size[0] ? size[0] : size[1]);
+            get(place, size[0] ? size[0] : size[1]);
+            buffers.push_back(place);
+            if (!size[0]) std::memcpy(buffers.emplace_back(std::malloc(sizeof place)), &place, sizeof place);
+            values.push_back(buffers.back());
+        }
+        const long long first[3] = {};
+        kernels[head[0]](values.data(), head + 1, first, head + 1, head[4]);
+        for (void* each : buffers) std::free(each);
+    }
+    std::puts("done");
+}
+"""
+"""Runs launches from the standard input, each with buffers of the very sizes that its tensors have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,10 +132,12 @@ class Host:
     """Runs kernels on the CPU, and checks how their arguments are packed; `launch` takes the place of `gpu.launch`."""
 
     def __init__(self, text: str) -> None:
-        known = signatures(text)
-        self._signatures = {each.name: each.types for each in known}
-        self._library = ctypes.CDLL(str(_built(text, known)))
+        self._text, self._known = text, signatures(text)
+        self._signatures = {each.name: each.types for each in self._known}
+        self._library = ctypes.CDLL(str(_built(text, self._known)))
         self.launched: set[str] = set()
+        self.journal: list[bytes] | None = None
+        """Launches for `sanitized`, if they are to be noted."""
         self.first: Sequence[int] | None = None
         """First block that is run; None for all blocks."""
 
@@ -132,6 +159,8 @@ class Host:
         assert 0 < whole[0] < 2**31
         assert max(whole[1:]) < 2**16
         assert 4 * shared <= 48 * 1024
+        if self.journal is not None:
+            self.journal.append(self.noted(name, whole, shared, arguments, packed))
         first = [0, 0, 0] if self.first is None else [*self.first]
         stop = whole if self.first is None else [place + 1 for place in first]
         kept = [np.array(each) for each in packed]
@@ -139,6 +168,31 @@ class Host:
         numbers = [(ctypes.c_longlong * 3)(*three) for three in (whole, first, stop)]
         self._library[f"run_{name}"](places, *numbers, ctypes.c_longlong(shared))
         self.launched.add(name)
+
+    def noted(
+        self, name: str, grid: list[int], shared: int, arguments: Sequence[object], packed: Sequence[np.generic]
+    ) -> bytes:
+        """A launch, with its arguments and all that they point to, for `sanitized`."""
+        parts = [np.int64([[*self._signatures].index(name), *grid, shared, len(packed)]).tobytes()]
+        for given, passed in zip(arguments, packed, strict=True):
+            held = passed.tobytes()
+            if isinstance(given, Tensor):
+                storage = torch.empty(0, dtype=torch.uint8).set_(given.untyped_storage())
+                held = storage[given.storage_offset() * given.element_size() :].numpy().tobytes()
+            size = (0, len(held)) if isinstance(given, Tensor) else (len(held), 0)
+            parts += [np.int64(size).tobytes(), held]
+        return b"".join(parts)
+
+    def sanitized(self, launches: Sequence[bytes], folder: Path) -> subprocess.CompletedProcess[str]:
+        """Do launches of the journal again under AddressSanitizer and UndefinedBehaviorSanitizer."""
+        table = "".join(f"run_{each.name}, " for each in self._known)
+        kind = "void (*const kernels[])(void**, const long long*, const long long*, const long long*, long long)"
+        main = f"{kind} = {{{table}}};\n{_MAIN}"
+        program, journal = folder / "kernels", folder / "journal"
+        _compile(_whole(self._text, self._known) + main, [*_FLAGS, *_SANITIZED], program)
+        journal.write_bytes(b"".join(launches))
+        with journal.open() as file:
+            return subprocess.run([str(program)], stdin=file, capture_output=True, text=True, check=False)
 
     @contextmanager
     def backwards(self) -> Iterator[None]:
@@ -148,28 +202,33 @@ class Host:
         self._library.turn(0)
 
 
-def _built(text: str, known: list[Signature]) -> Path:
-    """The library of a source; kept in the folder for temporary files."""
+def _whole(text: str, known: list[Signature]) -> str:
+    """The text with what compiles it for the host, and a function to run each kernel."""
     runs = [
         f'extern "C" void run_{each.name}(void** a, const long long* grid, const long long* first, '
         f"const long long* stop, long long shared) {{ blocks(grid, first, stop, shared, [&] {{ {each.name}("
         + ", ".join(f"*reinterpret_cast<{kind}*>(a[{place}])" for place, kind in enumerate(each.types))
-        + "); }); }"
+        + "); }); }\n"
         for each in known
     ]
-    flags = _FLAGS + (_SANITIZERS if SANITIZED else [])
-    whole = "\n".join([_BEFORE, text, _AFTER, *runs])
+    return "\n".join([_BEFORE, text, _AFTER, *runs])
+
+
+def _compile(text: str, flags: list[str], target: Path) -> None:
+    command = ["g++", *flags, "-x", "c++", "-", "-o", str(target)]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:3000]
+
+
+def _built(text: str, known: list[Signature]) -> Path:
+    """The library of a source; kept in the folder for temporary files."""
+    whole, flags = _whole(text, known), [*_FLAGS, *_LIBRARY]
     key = hashlib.sha256("\0".join([whole, *flags]).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"vsfmanet-cuda-{os.getuid()}-{key}.so"
     if not path.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / "kernels.so"
-            command = ["g++", *flags, "-x", "c++", "-", "-o", str(made)]
-            done = subprocess.run(command, input=whole, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr[:3000]
-            beside = path.with_suffix(f".{os.getpid()}")
-            shutil.copy(made, beside)
-            beside.replace(path)
+        beside = path.with_suffix(f".{os.getpid()}")
+        _compile(whole, flags, beside)
+        beside.replace(path)
     return path
 
 
