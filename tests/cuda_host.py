@@ -173,14 +173,14 @@ class Host:
         self, name: str, grid: list[int], shared: int, arguments: Sequence[object], packed: Sequence[np.generic]
     ) -> bytes:
         """A launch, with its arguments and all that they point to, for `sanitized`."""
-        parts = [np.int64([[*self._signatures].index(name), *grid, shared, len(packed)]).tobytes()]
+        parts = [np.array([[*self._signatures].index(name), *grid, shared, len(packed)], np.int64).tobytes()]
         for given, passed in zip(arguments, packed, strict=True):
             held = passed.tobytes()
             if isinstance(given, Tensor):
                 storage = torch.empty(0, dtype=torch.uint8).set_(given.untyped_storage())
                 held = storage[given.storage_offset() * given.element_size() :].numpy().tobytes()
             size = (0, len(held)) if isinstance(given, Tensor) else (len(held), 0)
-            parts += [np.int64(size).tobytes(), held]
+            parts += [np.array(size, np.int64).tobytes(), held]
         return b"".join(parts)
 
     def sanitized(self, launches: Sequence[bytes], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -202,15 +202,20 @@ def test_precision_and_device_follow_one_rule() -> None:
 
 
 def test_work_for_a_device_is_done_where_that_device_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[tuple[str, torch.device]] = []
-    monkeypatch.setattr(
-        torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread().name, device))
-    )
+    chosen: list[tuple[str, object]] = []
+
+    def choose(what: object) -> None:
+        chosen.append((threading.current_thread().name, what))
+
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ("a new stream", device))
+    monkeypatch.setattr(torch.cuda, "set_stream", choose)
     for device in (torch.device("cuda", 1), torch.device("cpu")):
         worker = Worker(device)
         name = worker.run(lambda: threading.current_thread().name)
         worker.close()
-    assert chosen == [(name, torch.device("cuda", 1))]
+    device = torch.device("cuda", 1)
+    assert chosen == [(name, device), (name, ("a new stream", device))]  # the default stream is every filter's
 
 
 @pytest.mark.parametrize(
@@ -228,7 +233,8 @@ def test_what_fails_on_a_gpu_is_told_as_an_error_of_the_device(message: str, mon
 
     device, first = torch.device("cuda", 1), message.partition("\n")[0]
     with monkeypatch.context() as patched:
-        patched.setattr(torch.cuda, "set_device", lambda _: None)
+        for name in ("set_device", "Stream", "set_stream"):
+            patched.setattr(torch.cuda, name, lambda _: None)
         worker = Worker(device)
     with pytest.raises(DeviceError, match=r"cuda:1 must work, got .*; see `vsfmanet doctor`") as caught:
         worker.run(fail)
