@@ -20,6 +20,9 @@ import pytest
 import torch
 from torch import Tensor
 
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+"""Capabilities for which the kernels are compiled, without the point."""
+
 _FLAGS = ["-std=c++17", "-mf16c", "-ffp-contract=off", "-w"]
 _LIBRARY = ["-O1", "-fPIC", "-shared"]
 _SANITIZED = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -242,3 +245,19 @@ def host() -> Host:
 
     first, *others = (gpu.source(dtype) for dtype in gpu.NAMES)
     return Host("\n".join([first, *(text.splitlines()[-1] for text in others)]))
+
+
+def compiled(text: str, architecture: int) -> bytes:
+    """The machine code of a source for a capability."""
+    from cupy.cuda import nvrtc
+
+    from vsfmanet.kernels import gpu
+
+    program = nvrtc.createProgram(text, "kernels.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (*gpu.OPTIONS, f"-arch=sm_{architecture}"))
+        return bytes(nvrtc.getCUBIN(program))
+    except nvrtc.NVRTCError as error:
+        raise AssertionError(nvrtc.getProgramLog(program)) from error
+    finally:
+        nvrtc.destroyProgram(program)

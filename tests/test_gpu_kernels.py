@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda_host import Host, host, signatures
+from tests.cuda_host import ARCHITECTURES, Host, compiled, host, signatures
 from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.colour import MATRICES, Coding
 from vsfmanet.ops.norm import pixel_norm_reference
@@ -36,9 +36,6 @@ TYPES = list(TOLERANCE)
 WARP_TOLERANCE = {**TOLERANCE, torch.float32: (5e-5, 0.0)}
 """`grid_sample` rounds positions in units of half the image."""
 SIZES = [(2, 17, 13), (1, 1, 9), (1, 9, 1), (3, 1, 1), (1, 5, 270)]
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-"""Capabilities for which the kernels are compiled, without the point."""
-
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 
@@ -191,20 +188,6 @@ def test_the_kernels_compile_for_gpus_that_are_not_there(architecture: int, dtyp
     cubin = compiled(gpu.source(dtype), architecture)
     for kernel in signatures(gpu.source(dtype)):
         assert kernel.name.encode() in cubin
-
-
-def compiled(text: str, architecture: int) -> bytes:
-    """The machine code of a source for a capability."""
-    from cupy.cuda import nvrtc
-
-    program = nvrtc.createProgram(text, "kernels.cu", (), ())
-    try:
-        nvrtc.compileProgram(program, (*gpu.OPTIONS, f"-arch=sm_{architecture}"))
-        return bytes(nvrtc.getCUBIN(program))
-    except nvrtc.NVRTCError as error:
-        raise AssertionError(nvrtc.getProgramLog(program)) from error
-    finally:
-        nvrtc.destroyProgram(program)
 
 
 def test_a_source_with_a_fault_does_not_compile() -> None:
