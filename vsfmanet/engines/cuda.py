@@ -149,7 +149,7 @@ class CudaGraphEngine(NamedParts):
 
     def _turn(self, name: str, inputs: Mapping[str, Tensor]) -> int:
         """Return the number of the slots for the results: that of the features that the part reads, up to `_TURNS`."""
-        slots = 1 if name == "initial flow" else _TURNS  # which the first level reads at once
+        slots = 1 if name in ("initial flow", "finish") else _TURNS  # both are read at once
         if name == "bridge" and (name, self._last.get(name)) in self._results:
             guides = len(self._results[name, self._last[name]]) - 1
             slots = -(-(guides + 1) // _TURNS) * _TURNS  # the last level reads its guide so many frames later
