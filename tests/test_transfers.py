@@ -97,6 +97,17 @@ def test_frames_that_follow_each_other_use_few_buffers_and_wait_for_the_first() 
         pending.synchronize()  # asserts that nothing was overwritten
 
 
+def test_buffers_of_several_sizes_are_used_again_in_any_order() -> None:
+    copies = LateCopies()
+    ring = Ring(copies)
+    for _ in range(3):
+        held = [ring.take((size,), torch.uint8) for size in (3, 5, 7)]
+        del held
+        for size in (7, 3, 5):
+            ring.take((size,), torch.uint8)
+    assert len(copies.memory) == 3
+
+
 def test_results_that_are_held_keep_their_values() -> None:
     copies = LateCopies()
     transfers = Transfers(CPU, copies)

@@ -102,7 +102,7 @@ class CudaCopies:
         return self._down.record_event()
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class _Slot:
     """A buffer of a ring."""
 
