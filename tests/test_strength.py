@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tests.fakes import EnlargingRestorer, MixingRestorer, drawn_clip, noise_clip, planes, same_pixels
 from vsfmanet.clips.colour import check_clip, tag_colour
 from vsfmanet.clips.grain import noise_map
-from vsfmanet.engines.cuda import Transfers
+from vsfmanet.engines.transfers import Transfers
 from vsfmanet.filter import restore_with
 from vsfmanet.restorer import FrameRestorer
 from vsfmanet.settings import RestoreSettings
