@@ -151,7 +151,7 @@ def test_all_parameters_learn_but_the_flow_update_that_nothing_reads(name: str) 
     out = network(clip(3, 16, 20), ONE_KNOWN)
     assert out.image_flow is not None
     kernels = network.degradation.kernels(out.kernel_feat.flatten(0, 1))
-    motion = 0 if out.motion is None else out.motion.square().mean()
+    motion = 0 if out.motion is None or out.exposure is None else out.motion.square().mean() + out.exposure.mean()
     (motion + out.frames.square().mean() + out.image_flow.square().mean() + kernels.square().mean()).backward()
     idle = {key for key, value in network.named_parameters() if value.grad is None}
     unread = f"restoration.blocks.{network.config.num_blocks - 1}.flow_update"
@@ -222,7 +222,7 @@ def test_a_network_on_cells_takes_any_size_learns_whole_and_starts_at_the_biline
     assert out.image_flow is not None
     kernels = network.degradation.kernels(out.kernel_feat.flatten(0, 1))
     assert kernels.shape[-2:] == (16, 20)
-    motion = 0 if out.motion is None else out.motion.square().mean()
+    motion = 0 if out.motion is None or out.exposure is None else out.motion.square().mean() + out.exposure.mean()
     (motion + out.frames.square().mean() + out.image_flow.square().mean() + kernels.square().mean()).backward()
     assert all(value.grad is not None for name, value in network.named_parameters() if "extractor" not in name)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from training.data.pool import Batch, moving, open_pool
 from training.losses.degradation import degradation_loss, image_flow_loss, reblur_loss
 from training.losses.frames import decibel_loss, temporal_loss
-from training.losses.path import blur_loss
+from training.losses.path import blur_loss, exposure_loss
 from training.options import command
 from training.run.batches import guided_batch, panels
 from training.run.checkpoint import load_checkpoint
@@ -47,7 +47,7 @@ class Options(FMANetPPOptions):
     degradation_weight: float = 0.1
     """lambda3 of Eq. 10."""
     blur_weight: float = 0.02
-    """Weight of the blur that the path branch estimates."""
+    """Weight of the path branch's estimates of blur and exposure."""
     temporal_weight: float = 0.0
     """Weight of the temporal loss, for example 0.2."""
     reblur_weight: float = 0.0
@@ -86,8 +86,10 @@ def train(options: Options) -> None:
                 values["degradation"] = degradation_loss(network, out, clips, rebuilt, warp_weight=options.warp_weight)
             loss = loss + options.degradation_weight * values["degradation"]
         if out.motion is not None and options.blur_weight:
+            assert out.exposure is not None
             values["blur"] = blur_loss(out.motion, clips.flow, clips.exposure)
-            loss = loss + options.blur_weight * values["blur"]
+            values["exposure"] = exposure_loss(out.exposure, clips.exposure, clips.flow)
+            loss = loss + options.blur_weight * (values["blur"] + values["exposure"])
         if options.temporal_weight:
             values["temporal"] = temporal_loss(out.frames, clips)
             loss = loss + options.temporal_weight * ramp(step / options.steps, *TEMPORAL_RAMP) * values["temporal"]

@@ -1,4 +1,4 @@
-"""The loss of the path branch: its estimate of the motion blur."""
+"""The losses of the path branch: its estimates of the motion blur and of the exposure."""
 
 import torch
 import torch.nn.functional as F
@@ -35,3 +35,19 @@ def blur_loss(motion: Tensor, flow: Tensor, exposure: Tensor) -> Tensor:
     exact = F.adaptive_avg_pool2d(exact, (motion.shape[-2], motion.shape[-1])).unflatten(1, (3, 2))
     error = (motion.flatten(0, 1).unflatten(1, (3, 2)) - exact).square().sum(dim=2).add(1e-4).sqrt()
     return (error / (1 + exact.norm(dim=2))).mean()
+
+
+def exposure_loss(estimate: Tensor, exposure: Tensor, flow: Tensor) -> Tensor:
+    """Absolute error of estimated exposures, weighted by how much moves: in a still frame, none can be seen.
+
+    Args:
+        estimate: (B, T) in (0, 1).
+        exposure: (B, T) in (0, 1], exact.
+        flow: (B, T, 2, 2, H, W), exact, in LR pixels.
+
+    Returns:
+        Scalar.
+    """
+    speed = flow.norm(dim=3).amax(dim=2).mean(dim=(-2, -1))
+    weight = speed / (speed + 2)
+    return (weight * (estimate - exposure).abs()).sum() / weight.sum().clamp_min(1e-6)

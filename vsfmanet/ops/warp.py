@@ -57,6 +57,7 @@ def sample_path(
     count: int,
     shift: Tensor | None = None,
     origin: tuple[int, int] = (0, 0),
+    stride: int = 1,
 ) -> Tensor:
     """Sample frames at evenly spaced places along a path through each pixel, bilinear; the border is repeated.
 
@@ -67,6 +68,7 @@ def sample_path(
         count: P, number of places.
         shift: (N, 2, h, w) in pixels, from each pixel to the middle of its path; None for none.
         origin: Row and column of `image` where `path` begins.
+        stride: Pixels of `image` from one path to the next.
 
     Returns:
         (N, C, P, h, w), fp32.
@@ -74,8 +76,8 @@ def sample_path(
     h, w = path.shape[-2:]
     height, width = image.shape[-2:]
     with torch.autocast(image.device.type, enabled=False):
-        column = torch.arange(origin[1], origin[1] + w, device=image.device, dtype=torch.float32)
-        row = torch.arange(origin[0], origin[0] + h, device=image.device, dtype=torch.float32)[:, None]
+        column = origin[1] + stride * torch.arange(w, device=image.device, dtype=torch.float32)
+        row = origin[0] + stride * torch.arange(h, device=image.device, dtype=torch.float32)[:, None]
         right, down = path.float().unbind(dim=1)
         if shift is not None:
             column, row = column + shift[:, 0].float(), row + shift[:, 1].float()

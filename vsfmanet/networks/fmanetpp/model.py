@@ -48,6 +48,8 @@ class FMANetPPOutput:
     frames; None when deployed."""
     motion: Tensor | None
     """(B, T, 6, H/g, W/g), fp32: motion of each cell, see `BlurPath.forward`; None without a path branch."""
+    exposure: Tensor | None
+    """(B, T), fp32: estimated exposures, also where they are known; None without a path branch."""
     kernel_feat: Tensor
     """(B, T, C, H/g, W/g): h_K, from which `NetD.kernels` computes the logits of the degradation kernels."""
 
@@ -245,13 +247,14 @@ class FMANetPP(LevelNetwork):
         for block, guide in zip(self.restoration.blocks, guides, strict=True):
             neighbours = (feat[following], feat[previous])
             feat, flow = block(feat, neighbours, flow, guidance, guide, update_flow=block is not last)
-        motion = self.restoration.motion(feat, flow, guidance)
         whole = Frames.of(flat, (flat[following], flat[previous]), self.config.grid)
+        motion, estimate = self.restoration.motion(whole, feat, flow, guidance)
         restored = self.restoration.finish(whole, feat, motion)
         restored = restored[..., : self.scale * lr.shape[-2], : self.scale * lr.shape[-1]]
         return FMANetPPOutput(
             frames=restored.unflatten(0, (clips, frames)),
             motion=None if motion is None else motion.unflatten(0, (clips, frames)),
+            exposure=None if estimate is None else estimate.unflatten(0, (clips, frames)),
             image_flow=None
             if image_flow is None
             else rearrange(image_flow, "(b t) (d c) h w -> b t d c h w", b=clips, d=2),

@@ -64,27 +64,10 @@ class EagerParts:
         self, lr: Tensor, neighbours: tuple[Tensor, Tensor], feat: Tensor, flow: Tensor, embed: Tensor | None
     ) -> Tensor:
         """See `Parts`."""
-        frame = self.finish_tile(Frames.of(lr, neighbours, self._netr.grid), feat, flow, embed)
+        frames = Frames.of(lr, neighbours, self._netr.grid)
+        motion, _ = self._netr.motion(frames, feat, flow, embed)
+        frame = self._netr.finish(frames, feat, motion)
         return frame[..., : self._netr.scale * lr.shape[-2], : self._netr.scale * lr.shape[-1]]
-
-    def finish_tile(
-        self, frames: Frames, feat: Tensor, flow: Tensor, embed: Tensor | None, tile: Box | None = None
-    ) -> Tensor:
-        """Run `finish` for a tile.
-
-        Args:
-            frames: Whole frames.
-            feat: (N, C, H/g, W/g), of whole frames.
-            flow: (N, 6n, H/g, W/g), of whole frames.
-            embed: As for `finish`.
-            tile: The tile, in cells; None for whole frames.
-
-        Returns:
-            (N, 3, s*h, s*w), the tile.
-        """
-        if tile is not None:
-            feat, flow = tile.of(feat), tile.of(flow)
-        return self._netr.finish(frames, feat, self._netr.motion(feat, flow, embed), tile)
 
     def updates_flow(self, index: int) -> bool:
         """Return whether level `index` refines the flow; nothing reads that of the last one."""
@@ -169,9 +152,11 @@ class TiledParts:
     ) -> Tensor:
         """See `Parts`; the result is on the CPU."""
         frames = Frames.of(lr, neighbours, self._grid)
+        motion, _ = self._whole.restoration.motion(frames, feat, flow, embed)
 
         def part(box: Box) -> tuple[Tensor]:
-            return (self._whole.finish_tile(frames, feat, flow, embed, box).cpu(),)
+            own_motion = None if motion is None else box.of(motion)
+            return (self._whole.restoration.finish(frames, box.of(feat), own_motion, box).cpu(),)
 
         [frame] = self._assemble(feat, self._finish_reach, part, scale=self._scale * self._grid)
         return frame[..., : self._scale * lr.shape[2], : self._scale * lr.shape[3]]

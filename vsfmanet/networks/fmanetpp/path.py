@@ -28,6 +28,12 @@ NEIGHBOUR_REACH, NEIGHBOUR_COUNT = 2.0, 5
 CHANNELS = 3 * (OWN_COUNT + 2 * NEIGHBOUR_COUNT) + 6
 """Channels that the branch reads for each pixel: samples, the pixel itself, and the blur as a vector and a length."""
 
+SHUTTER_REACH, SHUTTER_COUNT = 1.5, 13
+"""Places at which an unknown exposure is looked for: the farthest, in units of half the way to the next frame."""
+
+_SHUTTER_WIDTH = 32
+_CONTRAST = 4.0  # brings differences along the path to the scale of the features
+
 EXPOSURE_CHANNELS = 2
 """Channels that follow an embedding for the path branch: the known exposure, 0 if unknown, and whether it is known."""
 
@@ -50,12 +56,62 @@ class Frames:
         return cls(own=own, following=following, previous=previous)
 
 
+class ShutterEstimate(nn.Module):
+    """Estimate a frame's exposure from how it looks along the motion: one number for all of the frame.
+
+    Every cell has a vote, read from samples along the path that a point takes from frame to frame, and a weight.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: FMANetPPConfig) -> None:
+        super().__init__()
+        self.grid, self.stride = config.grid, min(2, config.grid)
+        places = SHUTTER_COUNT * (config.grid // self.stride) ** 2
+        self.look = Layers(
+            Conv3x3(places + 3, _SHUTTER_WIDTH), leaky_relu(), Conv3x3(_SHUTTER_WIDTH, _SHUTTER_WIDTH), leaky_relu()
+        )
+        self.vote = Layers(
+            Conv3x3(config.width + _SHUTTER_WIDTH, _SHUTTER_WIDTH), leaky_relu(), last := Conv3x3(_SHUTTER_WIDTH, 2)
+        )
+        keep_scale(self)
+        zero_init(last)
+        with torch.no_grad():
+            assert last.bias is not None
+            last.bias[0] = torch.tensor(_UNKNOWN).logit()
+
+    def forward(self, feat: Tensor, image: Tensor, velocity: Tensor) -> Tensor:
+        """Estimate exposures.
+
+        Args:
+            feat: (N, C, h, w), from the last block.
+            image: (N, 3, g*h, g*w) in [0, 1], fp32, the frames.
+            velocity: (N, 2, h, w), fp32, motion in pixels a frame interval.
+
+        Returns:
+            (N,) open-shutter time over frame interval, fp32, in (0, 1).
+        """
+        path = velocity / 2
+        if self.grid > self.stride:
+            path = F.interpolate(path, scale_factor=self.grid // self.stride, mode="nearest")
+        green = image[:, 1:2]
+        samples = sample_path(green, path, SHUTTER_REACH, SHUTTER_COUNT, stride=self.stride)
+        samples = samples - green[..., None, :: self.stride, :: self.stride]
+        looks = cells((_CONTRAST * samples).flatten(1, 2).to(feat.dtype), self.grid // self.stride)
+        length = velocity.square().sum(dim=1, keepdim=True).add(1e-2).log() / 2
+        told = torch.cat([F.softsign(velocity / _FLOW_UNIT), length], dim=1).to(feat.dtype)
+        seen = self.look(looks, told.contiguous(memory_format=torch.channels_last))
+        vote, weight = self.vote(feat, seen).float().flatten(2).unbind(dim=1)
+        return (vote * weight.softmax(dim=1)).sum(dim=1).sigmoid()
+
+
 class BlurPath(nn.Module):
     """Estimate how each cell moves, and how far while the shutter is open.
 
-    A known exposure is taken as it is. Where it is unknown, it is estimated for each cell from the features. The
-    velocity is the mean of the flow to the next frame and of that from the previous one, by weights that the features
-    decide, because a neighbour may be missing or occluded.
+    A known exposure is taken as it is, and an unknown one is estimated, see `ShutterEstimate`. The velocity is the mean
+    of the flow to the next frame and of that from the previous one, by weights that the features decide, because a
+    neighbour may be missing or occluded.
 
     Args:
         config: Sizes.
@@ -65,36 +121,37 @@ class BlurPath(nn.Module):
     def __init__(self, config: FMANetPPConfig, *, embed_width: int) -> None:
         super().__init__()
         self.num_flows, self.grid, self.knows_exposure = config.num_flows, config.grid, embed_width > 0
-        self.head = Layers(Conv3x3(config.width + 4, _HEAD_WIDTH), leaky_relu(), last := Conv3x3(_HEAD_WIDTH, 6))
+        self.head = Layers(Conv3x3(config.width + 4, _HEAD_WIDTH), leaky_relu(), last := Conv3x3(_HEAD_WIDTH, 5))
         keep_scale(self.head)
         zero_init(last)
-        with torch.no_grad():
-            assert last.bias is not None
-            last.bias[1] = torch.tensor(_UNKNOWN).logit()
+        self.shutter = ShutterEstimate(config)
 
-    def forward(self, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor:
+    def forward(self, image: Tensor, feat: Tensor, flow: Tensor, embed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute the motion of each cell.
 
         Args:
+            image: (N, 3, g*h, g*w) in [0, 1], fp32, the frames.
             feat: (N, C, h, w), from the last block.
             flow: (N, 6n, h, w), fp32, in units of a cell.
             embed: (N, U + 2), exposure embeddings with `EXPOSURE_CHANNELS`; None without exposure awareness.
 
         Returns:
             (N, 6, h, w), fp32, input pixels, right and down each: half of the motion blur, from the middle of the
-            exposure to its end; flow to the next frame; flow to the previous frame.
+            exposure to its end; flow to the next frame; flow to the previous frame. And (N,), the estimated exposures,
+            of frames whose exposure is known too.
         """
         pairs = rearrange(flow, "n (d g c) h w -> n d g c h w", d=2, g=self.num_flows)
         flows = self.grid * pairs[:, :, :, :2].mean(dim=2).flatten(1, 2)
         seen = F.softsign(flows / _FLOW_UNIT).to(feat.dtype).contiguous(memory_format=torch.channels_last)
-        weight, exposure, correction = self.head(feat, seen).float().split([1, 1, 4], dim=1)
-        weight, exposure, flows = weight.sigmoid(), exposure.sigmoid(), flows + _FLOW_UNIT * correction
+        weight, correction = self.head(feat, seen).float().split([1, 4], dim=1)
+        weight, flows = weight.sigmoid(), flows + _FLOW_UNIT * correction
+        velocity = weight * flows[:, :2] - (1 - weight) * flows[:, 2:]
+        exposure = estimate = self.shutter(feat, image, velocity)
         if self.knows_exposure:
             assert embed is not None
-            given, known = rearrange(embed[:, -EXPOSURE_CHANNELS:].float(), "n c -> c n 1 1 1")
-            exposure = torch.lerp(exposure, given, known)
-        velocity = weight * flows[:, :2] - (1 - weight) * flows[:, 2:]
-        return torch.cat([exposure / 2 * velocity, flows], dim=1)
+            given, known = embed[:, -EXPOSURE_CHANNELS:].float().unbind(dim=1)
+            exposure = torch.lerp(estimate, given, known)
+        return torch.cat([exposure[:, None, None, None] / 2 * velocity, flows], dim=1), estimate
 
 
 class PathBranch(nn.Module):

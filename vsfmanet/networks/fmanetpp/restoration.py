@@ -114,9 +114,14 @@ class NetR(nn.Module):
         with torch.autocast(head.weight.device.type, enabled=False):
             return fold(head, list(self.kernel_embeds.parameters()))
 
-    def motion(self, feat: Tensor, flow: Tensor, embed: Tensor | None) -> Tensor | None:
-        """Compute the motion of each cell; see `BlurPath.forward`. None without a path branch."""
-        return None if self.blur_path is None else self.blur_path(feat, flow, embed)
+    def motion(
+        self, frames: Frames, feat: Tensor, flow: Tensor, embed: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Compute the motion of each cell and estimate exposures, see `BlurPath.forward`; None without a path branch.
+
+        Of whole frames: the exposure is a property of all of a frame.
+        """
+        return (None, None) if self.blur_path is None else self.blur_path(frames.own, feat, flow, embed)
 
     def finish(self, frames: Frames, feat: Tensor, motion: Tensor | None, tile: Box | None = None) -> Tensor:
         """Compute restored frames: the residual plus the bilinear image (Eq. 8).
