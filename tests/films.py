@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import re
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -95,3 +97,17 @@ def kinds(path: Path) -> list[str]:
 def nothing_but(folder: Path, *names: str) -> bool:
     """Whether a folder holds these and nothing else: no part files, no results."""
     return sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what is written to it."""
+
+    def isatty(self) -> bool:
+        """Whether it is one: yes."""
+        return True
+
+
+def shown_lines(screen: Terminal) -> list[str]:
+    """Lines that a terminal has shown, each version of one that was updated, without colours and empty ones."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    return [line for line in re.split(r"[\r\n]+", plain) if line.strip()]

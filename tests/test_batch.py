@@ -26,14 +26,15 @@ import pytest
 
 from tests import light
 from tests.batch_stub import content, stand_in, stub_recipe
-from tests.films import H264, ffmpeg, picture, sound
+from tests.films import H264, Terminal, ffmpeg, picture, shown_lines, sound
 from tests.light import is_alive, wait_until_gone
 from vsfmanet import __version__
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, journal, page, progress, runner, supervise
 from vsfmanet.jobs.files import record_path
+from vsfmanet.jobs.job import BatchOptions, RestoreJob
 from vsfmanet.jobs.journal import open_journal
-from vsfmanet.jobs.paths import Selection, survey
+from vsfmanet.jobs.paths import Pairing, Selection, survey
 from vsfmanet.jobs.record import check_against_record
 from vsfmanet.jobs.supervise import family
 from vsfmanet.media.pictures import split_jpegs
@@ -677,9 +678,67 @@ def test_a_dry_run_makes_nothing_and_tells_frames_and_sizes(
     assert not made.exists()
 
 
+def test_a_dry_run_reads_the_journal_and_sees_interlaced_films(
+    sources: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(sources, "ok", "refused")
+    assert run(sources, made) == 3
+    before = (made / batch.FOLDER / batch.JOURNAL).read_bytes()
+    (sources / "3 new.mkv").write_text("new")
+    ffmpeg(*picture(1), "-vf", "tinterlace=4", "-flags", "+ildct+ilme", "-c:v", "mpeg2video", sources / "woven.mkv")
+    capsys.readouterr()
+    assert run(sources, made, "--dry-run") == 0
+    said = capsys.readouterr().err
+    assert f"1 ok.mkv: done, {made / '1 ok.mkv'}" in said
+    assert "2 refused.mkv: refused before, --retry tries it again: 2 refused.mkv: refused; mend it" in said
+    assert f"3 new.mkv -> {made / '3 new.mkv'}" in said
+    assert "interlaced, will be refused without --deinterlace" in said
+    assert "2 files to do, 2 not, about 0 frames" in said
+    assert (made / batch.FOLDER / batch.JOURNAL).read_bytes() == before
+    assert run(sources, made, "--dry-run", "--retry", "--deinterlace") == 0
+    assert "3 files to do, 1 not" in (said := capsys.readouterr().err)
+    assert "interlaced" not in said
+
+
+def test_files_that_are_passed_over_are_named(sources: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(sources, "ok")
+    for name in ("words.srt", "1 ok.exposure.csv", ".hidden.txt", "no.tmp", *(f"page {n}.txt" for n in range(8))):
+        (sources / name).write_text("text")
+    assert run(sources, made, "--exclude=*.tmp") == 0
+    assert (
+        "passed over, as no videos by their names (--include): page 0.txt, page 1.txt, page 2.txt, page 3.txt, "
+        "page 4.txt, page 5.txt, page 6.txt, page 7.txt and 1 more"
+    ) in capsys.readouterr().err
+
+
 def test_a_file_of_exposures_is_not_for_a_batch(sources: Path, made: Path) -> None:
     put(sources, "ok")
     assert run(sources, made, "--exposure=film.csv") == 2
+
+
+@pytest.mark.parametrize("name", ["film.mkv", "a name that is much too long for any terminal.mkv"])
+def test_the_line_of_a_batch_fits_a_terminal_of_80_columns(
+    sources: Path, made: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    (sources / name).write_text("ok")
+    job = Pairing(source=sources / name, target=made / "film.mkv", size=10**9, mtime_ns=0)
+    template = RestoreJob(source=sources, target=made / "any.mkv")
+    told = {"step": "restoring", "done": 123456, "total": 987654, "speed": 0.1, "seconds_left": 1e7}
+    shown = []
+    for event in ({"event": "phase", "name": "trying the encoder"}, {"event": "progress"} | told):
+        screen = Terminal()
+        report = progress.Report(screen)
+        working = batch.Batch(BatchOptions(in_folder=sources, out_folder=made, template=template), report)
+        with report.begin("batch", 1000):
+            row = batch._refused(job, "", 1)
+            working._hear(event, row=row, number=999, total=1000, started=time.monotonic(), waiting=10**12)
+        lines = shown_lines(screen)
+        assert max(map(len, lines)) <= 80
+        shown.append(lines[-1])
+    assert "trying the encoder" in shown[0]
+    assert re.search(r"999/1000 .+: restoring 12 %, all in [\d:]+", shown[1])
 
 
 def test_the_report_escapes_names(sources: Path, made: Path) -> None:

@@ -23,14 +23,14 @@ import pytest
 import vapoursynth as vs
 
 from tests import light
-from tests.films import FAST, FFMPEG, ffmpeg, lighten, picture
+from tests.films import FAST, FFMPEG, Terminal, ffmpeg, lighten, picture, shown_lines
 from vsfmanet import manifest
 from vsfmanet.cli import main
 from vsfmanet.errors import DeviceError
 from vsfmanet.jobs import runner, supervise
 from vsfmanet.jobs.job import BatchOptions, RestoreJob
 from vsfmanet.jobs.paths import Selection
-from vsfmanet.jobs.progress import Report
+from vsfmanet.jobs.progress import Pace, Report
 from vsfmanet.manifest import ModelEntry
 from vsfmanet.media import clip as clips
 from vsfmanet.media.source import inspect
@@ -656,9 +656,43 @@ def test_stdout_is_empty_and_a_log_gets_plain_lines(
     assert "\r" not in said.err
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+def test_a_log_names_each_phase_before_the_first_frame(film: Path, tmp_path: Path) -> None:
+    job = light.start(film, tmp_path / "made.mkv")
+    assert job.stderr is not None
+    lines = job.stderr.read().decode().splitlines()
+    assert job.wait() == 0
+    assert lines[0] == "loading ..."
+    phases = [line.removesuffix(" ...") for line in lines if line.endswith(" ...")]
+    assert phases[:6] == ["loading", "reading", "decoding", "indexing", "preparing", "trying the encoder"]
+    assert any(line.startswith("decoding 50/50 frames") for line in lines)
+
+
+def test_a_terminal_gets_the_phases_and_a_bar_within_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    told = {"event": "progress", "step": "restoring", "done": 123456, "total": 987654, "speed": 0.1234}
+    shown = []
+    for event in ({"event": "phase", "name": "trying the encoder"}, told | {"seconds_left": 7e6}):
+        screen = Terminal()
+        report = Report(screen)
+        report.repeat(event)
+        report.close()
+        lines = shown_lines(screen)
+        assert max(map(len, lines)) <= 80
+        shown.append(lines[-1].rstrip())
+    assert shown[0].endswith("trying the encoder ...")
+    assert shown[1].endswith("123456/987654 frames, 0.123 frames/s, 1944:26:40 left")
+
+
+@pytest.mark.parametrize(("start_up", "segment", "wait"), [(60, 8, 4.0), (5, 1, 0.5), (300, 16, 0.2), (0, 64, 30.0)])
+def test_time_left_is_within_a_fifth_after_a_tenth_of_a_film(start_up: float, segment: int, wait: float) -> None:
+    total, pace, now = 100 * segment, Pace(), float(start_up)
+    arrivals = [start_up + wait * (n // segment) + 0.002 * (n % segment) for n in range(total)]
+    for n, now in enumerate(arrivals, start=1):
+        speed = pace.advance(now)
+        if n >= total / 10 and now - arrivals[0] > 1:
+            assert speed is not None
+            assert (total - n) / speed == pytest.approx(arrivals[-1] - now, rel=0.2, abs=1.5 * wait)
 
 
 def test_a_terminal_gets_a_bar_with_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 import vapoursynth as vs
 
 import vsfmanet
+from tests.films import ffmpeg, picture
 from tests.gopro import evenly, write_gopro
 from vsfmanet.cli import main
 from vsfmanet.errors import FormatError
@@ -150,6 +151,14 @@ def test_a_file_that_exists_is_not_written_over(
     assert main(["probe", str(recording), "--export", str(path)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert path.read_text() == "work of hours"
+
+
+def test_a_picture_without_exposures_says_what_to_do(tmp_path: Path) -> None:
+    film, path = tmp_path / "film.mkv", tmp_path / "exposure.svg"
+    ffmpeg(*picture(0.4), "-c:v", "libx264", "-preset", "ultrafast", film)
+    assert main(["probe", str(film), "--plot", str(path)]) == 0
+    texts = [text.text for text in ElementTree.fromstring(path.read_text()).iter("{http://www.w3.org/2000/svg}text")]
+    assert "nothing recorded, use --estimate" in texts
 
 
 @pytest.mark.parametrize("option", ["--export=all.txt", "--plot=all.png"])

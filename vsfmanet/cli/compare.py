@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from vsfmanet.cli.options import NETWORK, NO_OPTION, OUTPUT, SettingsOptions, plain, read_places
 from vsfmanet.cli.terminal import print_json, run_until_stopped
 from vsfmanet.errors import ConfigError, OutputError
-from vsfmanet.settings import DEFAULT_MODEL, RestoreSettings
+from vsfmanet.settings import AUTO, RestoreSettings
 
 NOTES = """\
 Only the frames around each moment are decoded and restored, so that this takes seconds. The page shows each moment with
@@ -34,7 +34,7 @@ SUFFIX = ".compare.html"
 class _Settings(SettingsOptions):
     """`RestoreSettings` as options, without the model."""
 
-    model: Annotated[str, NO_OPTION] = DEFAULT_MODEL
+    model: Annotated[str, NO_OPTION] = AUTO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class _Options:
     ] = ()
     """Moment to compare: a frame number, or a time such as 0:10:00. May be repeated; by default three moments of the
     film."""
-    models: Annotated[tuple[str, ...], Parameter(name="--model", metavar="NAME")] = (DEFAULT_MODEL,)
+    models: Annotated[tuple[str, ...], Parameter(name="--model", metavar="NAME")] = (AUTO,)
     """A name from `vsfmanet models`, or the path of a .safetensors file. May be repeated."""
     page: Annotated[Path | None, Parameter(metavar="FILE")] = None
     """HTML page to make; the picture is beside it, with the suffix .png. By default FILM.compare.html, in this
@@ -94,7 +94,8 @@ def compare(
     sidecar = exposure_sidecar(source) if plainly.exposure == "auto" else None
     if sidecar is not None:
         plainly = replace(plainly, exposure=str(sidecar))
-    choices = [Choice(name=Path(model).stem, settings=replace(plainly, model=model)) for model in options.models]
+    asked = [replace(plainly, model=model) for model in options.models]
+    choices = [Choice(name=Path(settings.named_model).stem, settings=settings) for settings in asked]
     if len({choice.name for choice in choices}) < len(choices):
         raise ConfigError(f"different models are needed, got {', '.join(options.models)}; mend --model")
     report = Report()

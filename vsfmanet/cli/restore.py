@@ -100,6 +100,7 @@ def _guarded(job: RestoreJob, reporting: Reporting, *, stall_limit: float) -> in
     from vsfmanet.jobs.supervise import Outcome, Stop, supervise
 
     report, stop = Report(as_json=reporting.progress == "json"), Stop()
+    report.phase("loading")
 
     def work() -> Outcome:
         outcome = supervise(job, stall_limit=stall_limit, hear=report.repeat, stop=stop, own_group=False)

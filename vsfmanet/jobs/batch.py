@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -19,7 +20,7 @@ from vsfmanet.errors import ConfigError, OutputError
 from vsfmanet.jobs import supervise
 from vsfmanet.jobs.files import pending_records, record_path, remove_work, sweep
 from vsfmanet.jobs.job import BatchOptions
-from vsfmanet.jobs.journal import Journal, Row, open_journal
+from vsfmanet.jobs.journal import Journal, Row, open_journal, read_states
 from vsfmanet.jobs.page import before_and_after, tally, write_page
 from vsfmanet.jobs.paths import Pairing, Survey, survey
 from vsfmanet.jobs.progress import Report, frames_state
@@ -53,6 +54,21 @@ PICTURES = 500
 """Most pictures in the report, which a browser must be able to open."""
 
 
+BEFORE = {"reading", "decoding", "indexing", "preparing", "trying the encoder"}
+"""Phases of a job before its frames are restored."""
+
+AFTER = {"joining", "verifying"}
+"""Steps of a job after its frames are restored."""
+
+NAMED = 8
+"""Files that are passed over and named."""
+
+GLANCE = 5
+"""Frames that a dry run decodes of each source."""
+
+NAME = 20
+"""Columns of a file's name on a terminal."""
+
 BUDGET = 60.0
 """Most seconds that a measurement takes, without loading the network."""
 
@@ -81,10 +97,16 @@ def dry_run(options: BatchOptions, report: Report) -> None:
     template = options.template
     pixel_format = f"yuv420p{template.depth}le" if (template.depth or 8) > 8 else "yuv420p"
     encoder = choose_encoder(template.encoder_args, pixel_format, options.selection.suffix, template.preset)
-    frames = pixels = size = 0
+    states = read_states(journal_path(options), jobs, recipe(options.template).digest())
+    counted = frames = pixels = size = 0
     largest = (0, 0)
     for job in jobs:
-        text, count, (width, height) = _estimate(job.source)
+        why = _why_not(job, states.get(job.source), options)
+        if why:
+            report.note(f"{job.source}: {why}")
+            continue
+        text, count, (width, height) = _estimate(job.source, deinterlace=options.template.deinterlace)
+        counted += 1
         frames += count
         pixels += count * width * height
         made = result_size(settings, width, height, multiples=(2, 2)) if count else None
@@ -93,13 +115,31 @@ def dry_run(options: BatchOptions, report: Report) -> None:
         largest = max(largest, (width, height), key=lambda sides: sides[0] * sides[1])
         report.note(f"{job.source} -> {job.target}: {text}")
     free = shutil.disk_usage(_existing(options.out_folder)).free
-    report.note(f"{len(jobs)} files, about {frames} frames; about {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")
+    others = f" to do, {len(jobs) - counted} not" if counted < len(jobs) else ""
+    report.note(
+        f"{counted} files{others}, about {frames} frames; about {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
+    )
     if pixels:
         speed, (width, height) = measure_speed(with_model(settings, *largest), largest)
         report.note(
             f"about {clock(pixels / speed)} on this device (measured: {width * height / speed:.3g} s for a frame of "
             f"{width}x{height}, other sizes in proportion)"
         )
+
+
+def journal_path(options: BatchOptions) -> Path:
+    """Where the journal of a batch is."""
+    return (options.journal or options.out_folder / FOLDER / options.own(JOURNAL)).absolute()
+
+
+def _why_not(job: Pairing, known: tuple[str, str] | None, options: BatchOptions) -> str:
+    """Why a batch would not do a job, by the journal; empty if it would."""
+    state, cause = known or ("new", "")
+    if state == "done" and job.target.is_file():
+        return f"done, {job.target}"
+    if state in ("refused", "damaged", "quarantined") and not options.retry:
+        return f"{state} before, --retry tries it again: {cause}"
+    return ""
 
 
 class Batch:
@@ -119,7 +159,7 @@ class Batch:
         self._rows: dict[int, Row] = {}
         self._stop = Stop()
         self._stopped = False
-        self._journal = (options.journal or options.out_folder / FOLDER / options.own(JOURNAL)).absolute()
+        self._journal = journal_path(options)
 
     def run(self) -> int:
         """Run every job that is not done.
@@ -234,6 +274,11 @@ class Batch:
             return
         if event["event"] == "warning":
             self._report.warn(f"{row.job.source}: {event['text']}")
+        elif event["event"] == "phase" and event["name"] in BEFORE:
+            place = f"{number}/{total} {_shortened(row.job.source.name)}"
+            self._report.show(
+                f"job {number} of {total}: {event['name']}", number - 1, {}, brief=f"{place}: {event['name']}"
+            )
         elif event["event"] == "progress":
             self._show(event, row=row, number=number, total=total, started=started, waiting=waiting)
 
@@ -248,14 +293,16 @@ class Batch:
         fields |= {"job_step": step, "job_done": done, "job_total": job_total}
         if speed is not None and job_left is not None:
             fields |= {"speed": speed, "job_seconds_left": job_left}
-        part = done / job_total if step == "restoring" else 1.0
+        part = done / job_total if step == "restoring" else 1.0 if step in AFTER else 0.0
+        brief = f"{number}/{total} {_shortened(row.job.source.name)}: {step} {100 * done // max(1, job_total)} %"
         left = self._finished.seconds_left(
             running=row.job.size, running_left=job_left, spent=time.monotonic() - started, waiting=waiting
         )
         if left is not None:
             state += f"; all jobs: about {clock(left)} left"
+            brief += f", all in {clock(left)}"
             fields["seconds_left"] = round(left, 1)
-        self._report.show(state, round(number - 1 + part, 4), fields)
+        self._report.show(state, round(number - 1 + part, 4), fields, brief=brief)
 
     def _add_picture(self, journal: Journal, row: Row) -> None:
         """Add a picture for the report to a done row, which has been stored: the job is done even without one."""
@@ -333,6 +380,11 @@ class Batch:
         except OSError as error:
             where = f"the report could not be written ({error})"
         self._report.note(f"{tally(rows)}; {where}")
+
+
+def _shortened(name: str) -> str:
+    """The beginning and the end of a name, for a terminal of 80 columns."""
+    return name if len(name) <= NAME else f"{name[: NAME - 9]}…{name[-8:]}"
 
 
 class _Finished:
@@ -437,6 +489,10 @@ def _surveyed(options: BatchOptions, report: Report) -> Survey:
     found = survey(options.in_folder, options.out_folder, options.selection)
     for text in found.skipped:
         report.warn(f"skipped {text}")
+    if found.passed_over:
+        more = len(found.passed_over) - NAMED
+        named = ", ".join(found.passed_over[:NAMED]) + (f" and {more} more" if more > 0 else "")
+        report.note(f"passed over, as no videos by their names (--include): {named}")
     if found.problems:
         lines = "".join(f"\n  {problem}" for problem in found.problems)
         raise ConfigError(f"every name must be usable, got {len(found.problems)} that are not:{lines}")
@@ -510,8 +566,8 @@ def _not_done(row: Row, outcome: Outcome) -> Row:
     )
 
 
-def _estimate(source: Path) -> tuple[str, int, tuple[int, int]]:
-    """Read a source's header: description, number of frames, width and height."""
+def _estimate(source: Path, *, deinterlace: bool) -> tuple[str, int, tuple[int, int]]:
+    """Read a source's header and first frames: description, number of frames to restore, width and height."""
     try:
         with open_container(source) as container:
             track = main_track(container)
@@ -520,9 +576,13 @@ def _estimate(source: Path) -> tuple[str, int, tuple[int, int]]:
             width, height = track.codec_context.width, track.codec_context.height
             seconds = (container.duration or 0) / 1_000_000
             frames = track.frames or round(seconds * float(track.average_rate or 25))
+            woven = any(frame.interlaced_frame for frame in islice(container.decode(track), GLANCE))
     except (av.FFmpegError, OSError) as error:
         return f"cannot be opened ({error.strerror})", 0, (0, 0)
-    return f"{frames} frames of {width}x{height}, {clock(seconds)}", frames, (width, height)
+    described = f"{frames} frames of {width}x{height}, {clock(seconds)}"
+    if woven and not deinterlace:
+        return f"{described}; interlaced, will be refused without --deinterlace", 0, (0, 0)
+    return described, frames, (width, height)
 
 
 def _existing(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -125,6 +125,23 @@ def open_journal(path: Path) -> Iterator[Journal]:
             raise OutputError(f"{path}: the journal must open, but {error}; mend the folder or disk") from error
         stack.callback(connection.close)
         yield Journal(connection, path)
+
+
+def read_states(path: Path, jobs: Sequence[Pairing], recipe: str) -> dict[Path, tuple[str, str]]:
+    """State and cause of each job that has a row in a journal, by its source; the journal is not changed, nor created.
+
+    Args:
+        path: The journal; without one, or if it cannot be read, there are no states.
+        jobs: The jobs.
+        recipe: Hash of settings, weights and version.
+    """
+    query = "SELECT source, size, mtime_ns, target, state, cause FROM jobs WHERE recipe = ?"
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            found = {tuple(values[:4]): (values[4], values[5]) for values in connection.execute(query, (recipe,))}
+    except sqlite3.Error:
+        return {}
+    return {job.source: found[_columns(job)] for job in jobs if _columns(job) in found}
 
 
 class Journal:

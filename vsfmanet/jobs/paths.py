@@ -14,7 +14,7 @@ from typing import Literal
 from vsfmanet.errors import ConfigError
 from vsfmanet.jobs.files import exposure_sidecar, record_path
 from vsfmanet.jobs.record import read_record
-from vsfmanet.settings import check_choice
+from vsfmanet.settings import SIDECAR_SUFFIXES, check_choice
 
 VIDEOS = tuple(
     f"*.{suffix}"
@@ -89,6 +89,10 @@ class Pairing:
     """Time of the last change of the source, or of the file with its exposures if that is later, ns."""
 
 
+SIDECARS = tuple(f"*.exposure{suffix}" for suffix in SIDECAR_SUFFIXES)
+"""Names of files with exposures, which belong to the films beside them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
     """The jobs of a batch, and what stands in their way."""
@@ -103,6 +107,8 @@ class Survey:
     """Names and folders that cannot be used; with any of them the batch must not start."""
     skipped: Sequence[str]
     """Symbolic links, which are not followed."""
+    passed_over: Sequence[str]
+    """Files that `Selection.include` does not take, or that hold text; not those that are hidden or excluded."""
 
 
 def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
@@ -121,8 +127,8 @@ def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
     root, out_root = Path(os.path.realpath(in_folder)), Path(os.path.realpath(out_folder))
     if root == out_root:
         raise ConfigError(f"{out_folder}: OUT_DIR must be another folder than IN_DIR, got the same; name another")
-    jobs, problems, skipped = [], [], []
-    for entry, inside in _walk(root, out_root, selection):
+    jobs, problems, skipped, passed_over = [], [], [], list[str]()
+    for entry, inside in _walk(root, out_root, selection, passed_over):
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISLNK(status.st_mode):
             skipped.append(f"{inside}: a symbolic link, which is not followed")
@@ -151,11 +157,14 @@ def survey(in_folder: Path, out_folder: Path, selection: Selection) -> Survey:
         elsewhere=len(jobs) - len(mine),
         problems=problems,
         skipped=skipped,
+        passed_over=sorted(passed_over),
     )
 
 
-def _walk(root: Path, out_root: Path, selection: Selection) -> Iterator[tuple[os.DirEntry[str], Path]]:
-    """Selected files below a folder, with their paths inside it."""
+def _walk(
+    root: Path, out_root: Path, selection: Selection, passed_over: list[str]
+) -> Iterator[tuple[os.DirEntry[str], Path]]:
+    """Selected files below a folder, with their paths inside it; paths of others are added to `passed_over`."""
     folders = [root]
     while folders:
         folder = folders.pop()
@@ -177,6 +186,8 @@ def _walk(root: Path, out_root: Path, selection: Selection) -> Iterator[tuple[os
                 entry.is_symlink() and entry.is_dir()
             ):
                 yield entry, inside
+            elif not _matches(inside, SIDECARS):
+                passed_over.append(str(inside))
 
 
 def _is_text(path: Path) -> bool:

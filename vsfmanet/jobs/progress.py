@@ -22,6 +22,7 @@ from vsfmanet.media.meter import clock
 if TYPE_CHECKING:  # only terminals need it, and it takes long to load
     from rich.console import Console
     from rich.progress import Progress, TaskID
+    from rich.status import Status
 
 INTERVAL = 10.0
 """Seconds between two plain lines."""
@@ -31,6 +32,16 @@ LOGGERS = ("vsfmanet", "vapoursynth")
 
 JSON_INTERVAL = 1.0
 """Seconds between two lines of JSON."""
+
+BAR = 10
+"""Columns of the bar: with the longest state, a line has less than 80."""
+
+PAUSE = 0.5
+"""A frame that comes after more than this part of the mean interval begins a new segment; networks return the frames
+of a segment all at once."""
+
+MEASURED = 1.0
+"""Seconds after the first frame before a speed is judged."""
 
 
 class Forgiving:
@@ -70,10 +81,13 @@ class Report:
         self._stream = cast(TextIO, Forgiving(stream or sys.stderr))
         self._as_json = as_json
         self._bar: Progress | None = None
+        self._status: Status | None = None
         self._task: TaskID
         self._name = ""
         self._total = self._done = self._before = 0
         self._started = self._printed = 0.0
+        self._pace = Pace()
+        self._phase = ""
         self.warnings: list[str] = []
         """Text of each warning so far."""
 
@@ -97,9 +111,19 @@ class Report:
         self._tell("warning", text)
 
     def phase(self, name: str) -> None:
-        """Name what is done from here on, where nothing is counted; only programs see it."""
+        """Name what is done from here on, where nothing is counted."""
         if self._as_json:
             self._write({"event": "phase", "name": name})
+        elif self._console is None:
+            if name != self._phase and self._bar is None:
+                self.note(f"{name} ...")
+        elif self._bar is None:
+            if self._status is None:
+                self._status = self._console.status(f"{name} ...")
+                self._status.start()
+            else:
+                self._status.update(f"{name} ...")
+        self._phase = name
 
     @contextmanager
     def listening(self) -> Iterator[Self]:
@@ -126,6 +150,8 @@ class Report:
             self._write(event)
         elif event["event"] == "progress":
             self._repeat_progress(event)
+        elif event["event"] == "phase":
+            self.phase(event["name"])
         elif event["event"] == "warning":
             self.warn(event["text"])
         elif event["event"] == "note":
@@ -151,12 +177,13 @@ class Report:
         """
         self._name, self._total, self._done, self._before = name, total, done, done
         self._started = self._printed = time.monotonic()
+        self._pace = Pace()
         if self._as_json:
             self._printed -= JSON_INTERVAL  # the first frame is printed at once
         elif self._console is not None:
             from rich.progress import BarColumn, Progress, TextColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=BAR), TextColumn("{task.fields[state]}"))
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task(name, total=total, state="")
             self._bar.start()
@@ -171,16 +198,20 @@ class Report:
     def advance(self) -> None:
         """One more frame is done."""
         self._done += 1
-        elapsed = time.monotonic() - self._started
+        now = time.monotonic()
+        speed = self._pace.advance(now)
+        if speed is None and self._done == self._total and now > self._started:
+            speed = (self._done - self._before) / (now - self._started)
         state, fields = frames_state(self._done, self._total, None, None), dict[str, object]()
-        if elapsed > 0:
-            speed = (self._done - self._before) / elapsed
+        if speed is not None:
             left = (self._total - self._done) / speed
             state = frames_state(self._done, self._total, speed, left)
             fields = {"speed": round(speed, 4), "seconds_left": round(left, 1)}
         self.show(state, self._done, fields, last=self._done == self._total)
 
-    def show(self, state: str, done: float, fields: Mapping[str, object], *, last: bool = False) -> None:
+    def show(
+        self, state: str, done: float, fields: Mapping[str, object], *, last: bool = False, brief: str | None = None
+    ) -> None:
         """Print how far the work is, unless the last such line is only a moment old.
 
         Args:
@@ -188,9 +219,10 @@ class Report:
             done: Part of the total that is done.
             fields: Fields for programs, beside the step and what is done of it.
             last: Print in any case.
+            brief: For terminals, in place of `state`, at most 60 columns.
         """
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, state=state)
+            self._bar.update(self._task, completed=done, state=state if brief is None else brief)
             return
         now = time.monotonic()
         if not last and now - self._printed < (JSON_INTERVAL if self._as_json else INTERVAL):
@@ -203,6 +235,9 @@ class Report:
 
     def close(self) -> None:
         """Remove the progress bar from the terminal."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -223,6 +258,34 @@ class Report:
         """A line of JSON."""
         self._stream.write(f"{json.dumps(value)}\n")
         self._stream.flush()
+
+
+class Pace:
+    """Speed of a step, without the wait for its first frame.
+
+    Frames of a segment come at once, after the time that the segment took. So the speed is judged only when a segment
+    has begun to come: by the frames before it, and the time since the first of them.
+    """
+
+    def __init__(self) -> None:
+        self._frames = 0
+        self._first = self._last = 0.0
+        self._speed: float | None = None
+
+    def advance(self, now: float) -> float | None:
+        """Count a frame, and return the speed in frames per second; None if it is not known yet.
+
+        Args:
+            now: Seconds on a clock that never goes back.
+        """
+        if self._frames == 0:
+            self._first = self._last = now
+        elapsed, gap = now - self._first, now - self._last
+        if elapsed >= MEASURED and gap > PAUSE * elapsed / self._frames:
+            self._speed = self._frames / elapsed
+        self._frames += 1
+        self._last = now
+        return self._speed
 
 
 class _Handler(logging.Handler):

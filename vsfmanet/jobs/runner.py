@@ -150,7 +150,8 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     fingerprint = Fingerprint.of(source.path)
     _check_whole(job, source.faults, report)
     report.phase("decoding")
-    clip = clips.open_clip(source, threads=0 if job.on_damage == "stop" else 1, interlaced=job.deinterlace)
+    threads = 0 if job.on_damage == "stop" else 1
+    clip = clips.open_clip(source, threads=threads, interlaced=job.deinterlace, meters=report)
     _check_whole(job, clip.faults, report)
     if job.on_damage == "as-is":
         step = 1 / (source.rate * clip.time_base)

@@ -28,13 +28,13 @@ from vsfmanet.jobs.job import STALL_LIMIT, RestoreJob, check_stall_limit
 from vsfmanet.jobs.record import Record, adopt, is_intact, read_record
 
 PHASES = {
-    **dict.fromkeys(("reading", "decoding", "checking"), 100.0),
+    **dict.fromkeys(("reading", "decoding", "indexing", "checking"), 100.0),
     **dict.fromkeys(("preparing", "finishing"), 3.0),
     "trying the encoder": 0.2,  # two frames
 }
 """Longest duration of a phase in which a job counts no frames, in stall limits."""
 
-WORKING = {"reading", "decoding", "checking"}
+WORKING = {"reading", "decoding", "indexing", "checking"}
 """Phases in which use of the processor counts as progress: those that read a file once, and cannot loop."""
 
 HEAD, TAIL = 16384, 49152

@@ -6,7 +6,7 @@ import os
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
@@ -20,6 +20,7 @@ from vsfmanet import errors
 from vsfmanet.errors import ConfigError, DamagedError, FormatError, IncompleteError, SourceError, VsfmanetError
 from vsfmanet.media.decode import Decoded, decode_all
 from vsfmanet.media.edges import Edges, hidden, padded
+from vsfmanet.media.meter import Meters
 from vsfmanet.media.source import Source, check_unchanged
 from vsfmanet.media.thumbnails import Kept, thumbnail
 from vsfmanet.media.timeline import TIME_CODE_ERROR, Timeline, frame_shown, is_ascending, repaired
@@ -136,7 +137,7 @@ class Colour:
     """1 left, 2 centre, 3 top left ..."""
 
 
-def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> SourceClip:
+def open_clip(source: Source, *, threads: int, interlaced: bool = False, meters: Meters | None = None) -> SourceClip:
     """Decode a source once to check it, and open it with BestSource.
 
     BestSource's index is not kept: it would be trusted next time, also for another file of the same name, and costs
@@ -146,6 +147,7 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> Sour
         source: What `inspect` found.
         threads: Decoder threads; 0 for one per core. Damaged files decode reproducibly only with 1.
         interlaced: Whether interlaced video is accepted.
+        meters: Show progress.
 
     Raises:
         DamagedError: The video cannot be decoded.
@@ -154,9 +156,9 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> Sour
     """
     if not hasattr(vs.core, "bs"):
         raise ConfigError("the plug-in BestSource is needed, got none; pip install vapoursynth-bestsource")
-    decoded = decode_all(
-        source.path, index=source.video.index, time_base=source.time_base, open_start=source.starts_open
-    )
+    decoded = _decode(source, meters)
+    if meters is not None:
+        meters.phase("indexing")
     _check_constant(source, decoded)
     if source.rotation % 90:
         raise FormatError(
@@ -207,6 +209,24 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False) -> Sour
         faults=faults,
         notices=notices + late_start,
     )
+
+
+def _decode(source: Source, meters: Meters | None) -> Decoded:
+    """Decode a source once, with progress."""
+
+    def decode(advance: Callable[[], None]) -> Decoded:
+        return decode_all(
+            source.path,
+            index=source.video.index,
+            time_base=source.time_base,
+            open_start=source.starts_open,
+            advance=advance,
+        )
+
+    if meters is None or not source.video.packets:
+        return decode(lambda: None)
+    with meters.begin("decoding", source.video.packets) as meter:
+        return decode(meter.advance)
 
 
 def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:

@@ -28,6 +28,7 @@ from vsfmanet.media.meter import Meter, Meters
 from vsfmanet.media.pictures import Picture, liveliest
 from vsfmanet.media.timeline import frame_shown, parse_time
 from vsfmanet.settings import EXPOSURE_WORDS, RestoreSettings
+from vsfmanet.sizes import with_model
 
 _log = logging.getLogger(__name__)
 
@@ -208,7 +209,8 @@ class _Run:
     def restore(self, moment: Excerpt) -> vs.VideoFrame:
         """Restore the frame of a moment, and a few that follow it."""
         node = self._with_exposures(moment)
-        restored = clips.for_encoder(clips.restore_clip(node, self._settings))
+        settings = with_model(self._settings, node.width, node.height)
+        restored = clips.for_encoder(clips.restore_clip(node, settings))
         frames = range(moment.place, min(moment.place + RUN, node.num_frames))
         started = time.monotonic()
         self._runs.append([self._frame(restored, n) for n in frames])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -98,7 +98,9 @@ def decode(container: InputContainer, track: VideoStream) -> Iterator[Step]:
                 track.codec_context.flush_buffers()  # lets its threads end; they would wait for the interpreter to log
 
 
-def decode_all(path: Path, *, index: int, time_base: Fraction, open_start: bool) -> Decoded:
+def decode_all(
+    path: Path, *, index: int, time_base: Fraction, open_start: bool, advance: Callable[[], None] = lambda: None
+) -> Decoded:
     """Decode a track once, to find concealed damage, interlaced frames, and changes of the picture.
 
     One wrong byte can tear a frame that still counts as decoded. A recording that starts inside a group of pictures is
@@ -109,6 +111,7 @@ def decode_all(path: Path, *, index: int, time_base: Fraction, open_start: bool)
         index: Number of the track.
         time_base: Unit of its timestamps, seconds.
         open_start: Whether it has packets before, or shown before, its first key frame.
+        advance: Called after each frame.
     """
     broken: dict[int | None, None] = {}
     interlaced: str | None = None
@@ -123,6 +126,7 @@ def decode_all(path: Path, *, index: int, time_base: Fraction, open_start: bool)
                 broken[step.packet.pts] = None
             for frame in step.frames:
                 times.append(frame.pts)
+                advance()
                 if frame.interlaced_frame and interlaced is None:
                     interlaced = _place(frame.pts, time_base, " at ")
                 if frame.is_corrupt and begun:

@@ -24,6 +24,9 @@ class Meters(Protocol):
             total: How many there are.
         """
 
+    def phase(self, name: str) -> None:
+        """Name what is done from here on, where nothing is counted."""
+
 
 def clock(seconds: float) -> str:
     """A length of time as h:mm:ss."""

@@ -392,6 +392,12 @@ def _drawing(findings: Findings) -> str:
                 runs[-1].append(point)
         pen = f'fill="none" stroke="{colour}" stroke-width="2" stroke-linecap="round"'
         lines += [f'<polyline points="{" ".join(run)}" {pen}/>' for run in runs if run]
+    if not any(findings.exposures) and not any(findings.estimates):
+        advice = (
+            "nothing is readable from blur and motion" if findings.estimates else "nothing recorded, use --estimate"
+        )
+        middle = f'x="{width / 2:g}" y="{_height(0.55):g}" text-anchor="middle" font-size="20" fill="#666"'
+        lines.append(f"<text {middle}>{advice}</text>")
     return "\n".join([*lines, "</svg>", ""])
 
 
