@@ -290,6 +290,18 @@ def test_the_projections_equal_their_twins(
     torch.testing.assert_close(squares, out[:, : channels // 2].double().square().sum((2, 3)).float())
 
 
+@torch.inference_mode()
+def test_the_sums_of_squares_of_a_4k_frame_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Any] = []
+    monkeypatch.setattr(gpu, "launch", lambda name, x, grid, shared, *arguments: held.extend(arguments))
+    with torch.device("meta"):
+        x, pointwise, depthwise = torch.empty(1, 64, 2160, 3840), torch.empty(192, 64, 1, 1), torch.empty(192, 1, 3, 3)
+        _, sums = gpu.squared_projection(x.half(), pointwise.half(), depthwise.half(), 128)
+    assert sums.shape == (1, 128)
+    assert held[3].shape[2] == 192
+    assert held[3].nbytes < 8 * 2**20  # a row for every few pixels took 759 MiB
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("channels", "heads"), [(12, 3), (64, 4), (108, 6), (7, 1), (160, 1)])
 @pytest.mark.parametrize("size", SIZES)
