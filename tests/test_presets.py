@@ -181,4 +181,4 @@ def test_a_preset_that_fails_for_another_reason_keeps_the_encoders_words(
         restore(film, tmp_path / "made.mp4", "--preset", "prores", "--encoder-args=-threads 1") == OutputError.exit_code
     )
     said = capsys.readouterr().err
-    assert "FFmpeg said:" in said
+    assert "check --encoder-args and the disk" in said
