@@ -753,13 +753,18 @@ def fields_of(kind: type[Any], *without: str) -> dict[str, Field[Any]]:
 
 SETTINGS = fields_of(RestoreSettings, "source_path", "output_format")
 JOB = fields_of(RestoreJob, "source", "target", "settings")
+ONE_FILE = ("source", "target", "start", "end", "audio_from", "overwrite")
+"""Fields of `RestoreJob` that a command for many files does not have."""
 
 
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
         ("restore", SETTINGS | JOB),
-        ("batch", SETTINGS | fields_of(RestoreJob, "source", "target", "settings", "start", "end", "overwrite")),
+        (
+            "batch",
+            SETTINGS | fields_of(RestoreJob, "source", "target", "settings", "start", "end", "audio_from", "overwrite"),
+        ),
         ("batch", fields_of(BatchOptions, "in_folder", "out_folder", "template", "selection") | fields_of(Selection)),
         ("cluster slurm", SETTINGS | fields_of(Selection, "shard")),
     ],

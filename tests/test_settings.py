@@ -46,6 +46,7 @@ JOB = RestoreJob(
     preset="prores",
     bit_depth=12,
     encoder_args="-crf 20 -x 'a b'",
+    audio_from=Path("film.mkv"),
     audio=False,
     subtitles=False,
     attachments=False,

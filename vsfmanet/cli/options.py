@@ -148,6 +148,7 @@ class JobOptions(RestoreJob):
     end: Annotated[int | str | None, one_word(read_place, "FRAME|TIME")] = None
     encoder_args: Annotated[str, Parameter(metavar="ARGS")] = ""
     bit_depth: Annotated[BitDepth | None, Parameter(converter=read_whole)] = None
+    audio_from: Annotated[Path | None, Parameter(metavar="FILM")] = None
     audio: Annotated[bool, Parameter(negative="--no-audio")] = True
     subtitles: Annotated[bool, Parameter(negative="--no-subtitles")] = True
     attachments: Annotated[bool, Parameter(negative="--no-attachments")] = True
@@ -161,6 +162,7 @@ class WholeFileOptions(JobOptions):
 
     start: Annotated[int | str, NO_OPTION] = 0
     end: Annotated[int | str | None, NO_OPTION] = None
+    audio_from: Annotated[Path | None, NO_OPTION] = None
     overwrite: Annotated[bool, NO_OPTION] = False
     reserve: float = 2.0
 

@@ -28,6 +28,11 @@ unknown ones), the film is made in one pass and a warning explains why.
 With --start and --end, what is copied is cut to the same time, at the limits of packets: sound begins within one packet
 (some 20 ms) after the first frame, at its right place; a subtitle that is shown already is kept from there on.
 
+A VapourSynth script is run inside the job, and its output 0 is restored, encoded and verified as the frames of a film
+are; if it restores its frames by itself, they are encoded as they are. The record has a hash of the script, of the
+modules beside it and of the files that its text names. A script can depend on more than that, such as the time or other
+files: then another run, and ranges that go on after a kill, may differ, and nobody can notice.
+
 Exit codes: 0 done and verified, 1 bug, 2 usage, 3 source, 4 device, 5 output or encoder, 6 result incomplete, 7 busy:
 another run makes the same output, 8 weights, 128+n stopped by signal n
 
@@ -37,6 +42,7 @@ Examples:
     vsfmanet restore clip.mp4 clip_x4.mp4 --exposure 0.5 --device cuda
     vsfmanet restore film.mkv part.mkv --start 0:01:00 --end 1750
     vsfmanet restore film.mkv archive.mkv --encoder-args="-c:v ffv1 -level 3"
+    vsfmanet restore script.vpy restored.mkv --audio-from film.mkv
     vsfmanet restore -- -odd-name.mkv out.mkv
 """
 
@@ -69,7 +75,7 @@ def restore(
     """Restore one video file.
 
     Args:
-        source: Video file; it is only read.
+        source: Video file, or VapourSynth script (.vpy); it is only read.
         target: File to make: .mkv, .mp4 or .mov.
         stall_limit: Stop a job that makes no progress for so long.
     """

@@ -40,7 +40,7 @@ class RestoreJob:
     """
 
     source: Path
-    """Video file; it is only read."""
+    """Video file, or VapourSynth script (.vpy); it is only read."""
     target: Path
     """File to make: .mkv, .mp4 or .mov."""
     settings: RestoreSettings = field(default_factory=RestoreSettings)
@@ -60,6 +60,9 @@ class RestoreJob:
     """FFmpeg's options for the video, in one string, after an equals sign. Without -c:v they are added to those of the
     preset; by default "-c:v libx264 -preset medium -crf 16" for 8 bits, libx265 alike for more, chroma as in the
     source."""
+    audio_from: Path | None = None
+    """For a script: the film whose sound, subtitles, chapters and names are copied, and whose times its frames have if
+    there are as many."""
     audio: bool = True
     """Copy sound."""
     subtitles: bool = True
@@ -136,7 +139,9 @@ class RestoreJob:
         Raises:
             ConfigError: It is no object, or has an unknown key or a value that a field does not take.
         """
-        return from_json(cls, table, source=Path, target=Path, settings=RestoreSettings.from_json, ffmpeg=_path)
+        return from_json(
+            cls, table, source=Path, target=Path, settings=RestoreSettings.from_json, ffmpeg=_path, audio_from=_path
+        )
 
 
 def check_stall_limit(stall_limit: float) -> None:

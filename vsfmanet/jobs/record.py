@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +32,8 @@ class Fingerprint:
     mtime_ns: int
     """Time of the last change, ns."""
     sha256: str
-    """Sha256 of its first and last `EDGE` bytes, and of the file with its exposures if there is one."""
+    """Sha256 of its first and last `EDGE` bytes, and of the file with its exposures if there is one; of a script, also
+    of the first `EDGE` bytes of the files that it names."""
 
     @classmethod
     def of(cls, path: Path) -> Self:
@@ -49,6 +51,10 @@ class Fingerprint:
         sidecar = exposure_sidecar(path)
         if sidecar is not None:
             digest.update(sidecar.read_bytes())
+        for named in script_files(path) if path.suffix.lower() == ".vpy" else ():
+            digest.update(f"{named} {named.stat().st_size}".encode(errors="surrogateescape"))
+            with named.open("rb") as file:
+                digest.update(file.read(EDGE))
         return cls(size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest.hexdigest())
 
 
@@ -120,6 +126,48 @@ class Record:
     """How like what was encoded every decoded frame was found to be: `Likeness` of `media.thumbnails`."""
     format: int = FORMAT
     """Format of this file."""
+
+
+def script_files(path: Path) -> list[Path]:
+    """Files that a VapourSynth script names: modules beside it that it imports, and paths in its text; those of the
+    modules too. What it finds in other ways is not known.
+
+    Raises:
+        OSError: The script cannot be read.
+    """
+    found: dict[Path, None] = {}
+    waiting = [path]
+    while waiting:
+        script = waiting.pop()
+        try:
+            tree = ast.parse(script.read_bytes())
+        except (SyntaxError, ValueError):  # the job will report it
+            continue
+        for name in _names(tree):
+            for place in (Path(name), path.parent / name):
+                if _is_file(place) and place.absolute() not in found and place.absolute() != path.absolute():
+                    found[place.absolute()] = None
+                    waiting += [place] if place.suffix == ".py" else []
+    return sorted(found)
+
+
+def _names(tree: ast.Module) -> Iterator[str]:
+    """Texts and modules in a script that can be names of files."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value:
+            yield node.value
+        elif isinstance(node, ast.Import):
+            yield from (f"{each.name.replace('.', '/')}.py" for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield f"{node.module.replace('.', '/')}.py"
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a text names a file; it may be no path at all."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def job_key(fingerprint: Fingerprint, recipe_digest: str) -> str:

@@ -22,12 +22,12 @@ import vapoursynth as vs
 
 from vsfmanet import __version__
 from vsfmanet.atomic import MAX_NAME
-from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputError
+from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputError, SourceError
 from vsfmanet.jobs.files import exposure_sidecar, remove_work
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.ranges import TRIAL_FRAMES, Ranges, why_one_pass
-from vsfmanet.jobs.record import Fingerprint, Recipe, Record, find_done, job_key, weights_sha256
+from vsfmanet.jobs.record import Fingerprint, Recipe, Record, find_done, job_key, script_files, weights_sha256
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.manifest import file_sha256
 from vsfmanet.media import clip as clips
@@ -43,6 +43,8 @@ from vsfmanet.media.ffmpeg import Ffmpeg, find_ffmpeg, takes_hdr, working_preset
 from vsfmanet.media.film import Film, cover_file
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.meter import clock
+from vsfmanet.media.script import SUFFIX as SCRIPT
+from vsfmanet.media.script import is_script, open_script, restored_by
 from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, inspect, is_kept, save_packets
 from vsfmanet.media.thumbnails import SUFFIX, read_thumbnails
 from vsfmanet.media.timeline import parse_time, time_code
@@ -80,6 +82,8 @@ def recipe(job: RestoreJob) -> Recipe:
     exposure = job.settings.exposure
     if isinstance(exposure, str | os.PathLike) and Path(exposure).is_file():
         own["exposure_sha256"] = file_sha256(Path(exposure))
+    if job.audio_from is not None and job.audio_from.is_file():
+        own["audio_from"] = asdict(Fingerprint.of(job.audio_from))
     return Recipe(
         model=job.settings.named_model,
         weights_sha256=weights_sha256(job.settings.named_model),
@@ -143,20 +147,12 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         return record
     ffmpeg = find_ffmpeg(job.ffmpeg)
     report.note(f"restoring {job.source} with FFmpeg {ffmpeg.release[0]}.{ffmpeg.release[1]} ({ffmpeg.path})")
+    folder = scratch.make_folder()
     report.phase("reading")
-    source = inspect(job.source)
+    source, clip = _script(job, folder, report) if is_script(job.source) else _file(job, report)
+    fingerprint = Fingerprint.of(job.source)
     if source.hdr.is_static:
         ffmpeg = find_ffmpeg(job.ffmpeg, for_hdr=True)
-    fingerprint = Fingerprint.of(source.path)
-    _check_whole(job, source.faults, report)
-    report.phase("decoding")
-    threads = 0 if job.on_damage == "stop" else 1
-    clip = clips.open_clip(source, threads=threads, interlaced=job.deinterlace, meters=report)
-    _check_whole(job, clip.faults, report)
-    if job.on_damage == "as-is":
-        step = 1 / (source.rate * clip.time_base)
-        evenly = tuple(clip.timestamps[0] + round(n * step) for n in range(len(clip.timestamps)))
-        clip = replace(clip, timestamps=evenly, anchors=clip.anchors[:1])
     for notice in clip.notices:
         report.warn(notice)
     if job.deinterlace:
@@ -171,7 +167,10 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     tally = Tally()
     if job.depth is not None:
         settings = replace(settings, output_format=clips.with_depth(clip.node.format, job.depth).id)
-    restored = clips.restore_clip(clip.node, settings)
+    if _is_restored(job, clip, report):
+        restored = clips.converted(clip.node, settings.output_format)
+    else:
+        restored = clips.restore_clip(clip.node, settings)
     clips.check_restored(source, clip.node, restored, settings)
     if not settings.resizes:
         restored, too_large = clips.without_edges(clip, restored)
@@ -179,7 +178,6 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
             report.warn(too_large)
     restored = clips.for_encoder(restored)
 
-    folder = scratch.make_folder()
     part = scratch.make_part(job.target)
     save_packets(source, {cover.index: folder / cover_file(cover) for cover in copied if cover.kind == "cover"})
     film = _film(job, source, clip, restored, frames, copied, ffmpeg)
@@ -218,7 +216,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     record = Record(
         key=key,
         attempt=scratch.attempt,
-        source=str(source.path),
+        source=str(job.source.absolute()),
         fingerprint=fingerprint,
         recipe=made_with,
         versions=_versions(ffmpeg),
@@ -238,6 +236,8 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         seconds=round(time.monotonic() - started, 3),
     )
     check_unchanged(source)
+    if is_script(job.source) and Fingerprint.of(job.source) != fingerprint:
+        raise SourceError(f"{job.source}: the script or a file that it names changed during the job; run it again")
     scratch.publish(part, job.target, record, overwrite=job.overwrite)
     remove_work(job.target)
     if tally.doubtful:
@@ -246,6 +246,60 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     length = float((film.timestamps[-1] - film.timestamps[0]) * film.time_base)
     report.note(f"made {job.target}: {len(frames)} frames of {size[0]}x{size[1]}, {clock(length)}")
     return record
+
+
+def _file(job: RestoreJob, report: Report) -> tuple[Source, SourceClip]:
+    """Inspect and open a video file.
+
+    Raises:
+        VsfmanetError: It cannot be used.
+    """
+    if job.audio_from is not None:
+        raise ConfigError(f"--audio-from is for a script ({SCRIPT}), got {job.source}; its own sound is copied")
+    source = inspect(job.source)
+    _check_whole(job, source.faults, report)
+    report.phase("decoding")
+    threads = 0 if job.on_damage == "stop" else 1
+    clip = clips.open_clip(source, threads=threads, interlaced=job.deinterlace, meters=report)
+    _check_whole(job, clip.faults, report)
+    if job.on_damage == "as-is":
+        step = 1 / (source.rate * clip.time_base)
+        evenly = tuple(clip.timestamps[0] + round(n * step) for n in range(len(clip.timestamps)))
+        clip = replace(clip, timestamps=evenly, anchors=clip.anchors[:1])
+    return source, clip
+
+
+def _script(job: RestoreJob, folder: Path, report: Report) -> tuple[Source, SourceClip]:
+    """Run a script and open its clip.
+
+    Raises:
+        VsfmanetError: It cannot be used.
+    """
+    if not job.source.is_file():
+        raise SourceError(f"{job.source}: the script cannot be found; check the path")
+    source, clip = open_script(job.source, audio_from=job.audio_from, folder=folder, interlaced=job.deinterlace)
+    _check_whole(job, source.faults, report)
+    named = ", ".join(path.name for path in script_files(job.source)) or "none"
+    report.note(
+        f"files that the script names, whose hash the record has: {named}. If it depends on anything else, such as the "
+        "time, another run or a continued one may differ"
+    )
+    return source, clip
+
+
+def _is_restored(job: RestoreJob, clip: SourceClip, report: Report) -> bool:
+    """Whether a script has restored its frames; warns, because the options of the network are not used then.
+
+    Raises:
+        ConfigError: It has, and another size is asked for.
+    """
+    model = restored_by(clip.node) if is_script(job.source) else None
+    if model is None:
+        return False
+    if job.settings.resizes:
+        raise ConfigError(f"{job.source}: the script restores by itself; set the size in it, not by an option")
+    report.warn(f"the script restores its frames by itself, with {model}: they are encoded as they are")
+    return True
 
 
 def _needed(
@@ -280,8 +334,8 @@ def _needed(
 
 def _settings(job: RestoreJob, source: Source, report: Report) -> RestoreSettings:
     """Settings of the filter, with the source and the exposures beside it."""
-    settings = replace(job.settings, source_path=source.path)
-    sidecar = exposure_sidecar(source.path) if settings.exposure == "auto" else None
+    settings = replace(job.settings, source_path=None if is_script(job.source) else source.path)
+    sidecar = exposure_sidecar(job.source) if settings.exposure == "auto" else None
     if sidecar is None:
         return settings
     report.note(f"exposures from {sidecar}")

@@ -245,6 +245,13 @@ def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
         raise
 
 
+def converted(node: vs.VideoNode, output_format: int | None) -> vs.VideoNode:
+    """A clip in another format, with the dither of the filter; as it is without one, or in its own."""
+    if output_format is None or output_format == node.format.id:
+        return node
+    return node.resize.Point(format=output_format, dither_type="ordered")
+
+
 def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode, settings: RestoreSettings) -> None:
     """Check that a restored clip has all frames, of the size asked for, and that its frames fit into memory.
 
