@@ -104,6 +104,19 @@ def test_the_script_for_mpv_restores_the_clip_that_mpv_passes() -> None:
         assert frame.props["FMANetModel"] == "fmanetpp_x4_fast"
 
 
+def test_the_script_for_a_part_restores_it_and_passes_the_rest() -> None:
+    runpy.run_path(str(EXAMPLES / "part.vpy"))
+    source = vs.core.bs.VideoSource(str(CLIP), cachemode=0)
+    with output() as clip:
+        assert clip.format is not None
+        assert (clip.width, clip.height, clip.num_frames, clip.format.name) == (192, 108, 48, "YUV420P10")
+        for n, restored in ((19, False), (20, True), (27, True), (28, False)):
+            with clip.get_frame(n) as frame, source.get_frame(n) as own:
+                assert frame.props.get("FMANetModel") == ("fmanetpp_x1_fast" if restored else None)
+                luma, given = (np.asarray(each[0], dtype=np.int64) for each in (frame, own))
+                assert np.array_equal(luma, 4 * given) != restored
+
+
 def test_every_example_frame_has_an_exposure() -> None:
     exposures = [float(line) for line in (EXAMPLES / "dragonfly_exposure.txt").read_text().split()]
     with av.open(str(CLIP)) as container:
