@@ -109,6 +109,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_every_option_in_the_documentation_exists(page: str) -> None:
     own = {"--help", *(option for command in COMMANDS for option in options_of(command))}
     own |= {option for engine in ENGINES for option in options_of("cluster", engine)}
+    own |= options_of("engines", "build")
     assert set(OPTION.findall(text_of(page))) - own <= OTHERS
 
 
@@ -137,6 +138,7 @@ def test_every_option_of_restore_is_documented_and_what_batch_and_cluster_add() 
     added = options_of("batch") - options_of("restore")
     added |= {option for engine in ENGINES for option in options_of("cluster", engine)} - options_of("restore")
     assert added <= documented(archive)
+    assert options_of("engines", "build") <= documented(text_of("docs/vapoursynth.md")) | {"--help"}
     assert options_of("probe") | options_of("verify") | options_of("compare") <= documented(restore) | {"--help"}
 
 

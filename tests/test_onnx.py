@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import os
+import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,13 +23,14 @@ from tests.fakes import ListSource
 from tests.tiny import CELLS, TINY, awake
 from vsfmanet import restore
 from vsfmanet.devices import pick_backend, pick_device, pick_precision
-from vsfmanet.engines import graph
+from vsfmanet.engines import graph, onnx
 from vsfmanet.engines.cache import EngineCache, EngineSpec
 from vsfmanet.engines.graph import GraphEngine, Run
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.networks.description import ExportPart
 from vsfmanet.networks.fmanetpp import FMANetPPConfig
 from vsfmanet.restorer import Restorer
+from vsfmanet.settings import Provider, RestoreSettings
 from vsfmanet.weights import save_model
 
 ON_CELLS = replace(CELLS, num_blocks=1, path_grid=2, scale=1, upsampler="path")
@@ -94,7 +98,7 @@ def test_onnxruntime_restores_what_torch_does_and_finds_its_graphs_again(
 
     monkeypatch.setattr(graph, "export", export)
     for _ in range(2):
-        with Restorer(str(weights), backend="onnx") as restorer:
+        with Restorer(str(weights), backend="onnx", provider="cpu") as restorer:
             found = torch.stack([item.frame for item in restorer.restore(source, 0, 4)])
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert exported == ["stem", "level 0", "level 1", "bridge", "finish"]  # once
@@ -132,7 +136,7 @@ def test_a_part_that_computes_something_else_is_refused(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_graphs_sample_in_fp32(dtype: torch.dtype) -> None:
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx")  # shadows the engine
     pytest.importorskip("onnxscript")
     network = awake(SMALL).deployed_form()
     for part in (network.degradation, network.restoration):
@@ -148,6 +152,133 @@ def test_half_precision_graphs_sample_in_fp32(dtype: torch.dtype) -> None:
     convolved = [types[node.input[0]] for node in inferred.node if node.op_type == "Conv"]
     assert convolved
     assert set(convolved) == {half}
+
+
+# Execution providers
+
+
+needs_openvino = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="the tests install OpenVINO on Linux x86-64"
+)
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Provider], Tensor]:
+    """Restores a clip by a provider, with graphs that are exported once."""
+    weights = tmp_path / "small.safetensors"
+    save_model(awake(SMALL).deployed_form(), weights)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = ListSource(frames=list(torch.rand(3, 3, 19, 23)), cuts=(), exposures=[0.5, None, 1.0])
+
+    def restored(provider: Provider) -> Tensor:
+        with Restorer(str(weights), backend="onnx", provider=provider) as restorer:
+            assert restorer.resolved.provider == ("cpu" if provider == "directml" else provider)
+            return torch.stack([item.frame for item in restorer.restore(source, 0, 3)])
+
+    return restored
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The package's own warnings, not those of the exporter."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and record.name.startswith("vsfmanet")
+    ]
+
+
+@needs_openvino
+def test_openvino_restores_what_the_cpu_does_and_a_provider_that_is_missing_is_told(
+    small: Callable[[Provider], Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = small("cpu")
+    with caplog.at_level(logging.INFO, "vsfmanet"):
+        found = small("openvino")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert "onnxruntime computes with OpenVINOExecutionProvider" in caplog.text
+    assert not warnings_of(caplog)
+    caplog.clear()
+    assert torch.equal(small("directml"), expected)
+    [warning] = warnings_of(caplog)
+    assert warning == (
+        "no provider 'directml', the CPU computes in its place: this onnxruntime is built without "
+        "DmlExecutionProvider; on Windows: pip uninstall onnxruntime, then pip install onnxruntime-directml"
+    )
+
+
+@needs_openvino
+def test_auto_is_the_first_provider_that_works() -> None:
+    assert onnx.pick_provider("auto") == onnx.Picked(provider="openvino")
+    assert onnx.pick_provider("cpu") == onnx.Picked(provider="cpu")
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Forget which providers work, before and after."""
+    caches = (onnx._why_missing, onnx._register)
+    for each in caches:
+        each.cache_clear()
+    yield
+    for each in caches:
+        each.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_provider_that_computes_something_else_or_fails_or_is_left_out_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = onnx.open_session
+
+    class Session:
+        def run(self, names: list[str], given: dict[str, Any]) -> list[Any]:
+            return [given["x"] * 2]
+
+    def open_session(model: bytes, provider: str) -> Any:
+        if provider == "cuda":
+            raise RuntimeError("no device\nat line 3")
+        return Session() if provider == "webgpu" else real(model, provider)
+
+    monkeypatch.setattr(onnx, "open_session", open_session)
+    assert "it fails: no device; " in onnx.pick_provider("cuda").missing
+    assert "it computes 3 x 3 as [6.0, 6.0, 6.0, 6.0]; pip install" in onnx.pick_provider("webgpu").missing
+    assert onnx.pick_provider("coreml") == onnx.Picked(
+        provider="cpu",
+        missing="this onnxruntime is built without CoreMLExecutionProvider; it comes with onnxruntime for macOS",
+    )
+
+
+@pytest.mark.usefixtures("fresh")
+def test_onnxruntime_that_goes_on_with_the_cpu_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As onnxruntime-gpu does on a machine without CUDA's libraries."""
+    runtime = onnx._onnxruntime()
+    real = runtime.InferenceSession
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        runtime, "InferenceSession", lambda model, options, providers: real(model, options, providers=providers[-1:])
+    )
+    assert "onnxruntime cannot start CUDAExecutionProvider" in onnx.pick_provider("cuda").missing
+
+
+def test_operations_that_a_provider_leaves_to_the_cpu_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    def group(name: str, nodes: int) -> SimpleNamespace:
+        return SimpleNamespace(ep_name=name, get_nodes=lambda: [None] * nodes)
+
+    info = [group("WebGpuExecutionProvider", 5), group("CPUExecutionProvider", 2)]
+    session = SimpleNamespace(get_provider_graph_assignment_info=lambda: info)
+    onnx._warn_of_leftovers(session, "level 1", "webgpu")
+    onnx._warn_of_leftovers(SimpleNamespace(get_provider_graph_assignment_info=lambda: info[:1]), "stem", "webgpu")
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 of 7 operations of level 1 run on the CPU, because WebGpuExecutionProvider lacks them"
+    ]
+
+
+def test_a_provider_is_for_onnx() -> None:
+    assert {*onnx.PROVIDERS, "auto"} == set(get_args(Provider))
+    with pytest.raises(ConfigError, match="provider is for backend 'onnx', got backend 'auto'; leave one of them out"):
+        RestoreSettings(provider="cuda")
+    with pytest.raises(ConfigError, match=r"provider must be one of 'auto', 'cpu', 'cuda', .*, got 'rocm'"):
+        RestoreSettings(backend="onnx", provider="rocm")  # type: ignore[arg-type]
+    assert RestoreSettings.from_json(RestoreSettings(backend="onnx", provider="webgpu").to_json()).provider == "webgpu"
 
 
 # The cache

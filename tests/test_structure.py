@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vsfmanet.filter",),
     ("vsfmanet.media",),
     ("vsfmanet.jobs",),
-    ("vsfmanet.cli", "vsfmanet.doctor", "vsfmanet.__main__"),
+    ("vsfmanet.cli", "vsfmanet.doctor", "vsfmanet.cards", "vsfmanet.__main__"),
 )
 """From the ground up."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vsfmanet.cards import find_cards, provider_for
 from vsfmanet.errors import DeviceError, OutputError, WeightsError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Check everything that a job needs or can use."""
-    return [_python(), *_torch(), *_vapoursynth(), _vspipe(), *_ffmpeg(), *_models()]
+    return [_python(), *_torch(), *_cards(), *_vapoursynth(), _vspipe(), *_ffmpeg(), *_models()]
 
 
 def _python() -> Check:
@@ -87,13 +88,46 @@ def _torch() -> list[Check]:
     return checks if torch.cuda.device_count() else [*checks, _no_cuda()]
 
 
+def _cards() -> list[Check]:
+    """Check the graphics cards that torch does not compute on, each with the command that makes it used."""
+    try:
+        from vsfmanet.engines.onnx import PROVIDERS, finds_gpu
+    except (ImportError, OSError):  # without torch
+        return []
+    checks = []
+    for card in find_cards():
+        provider = provider_for(card)
+        if provider is None or (card.maker == "AMD" and _torch_uses_amd()):
+            continue
+        use = f"--backend onnx --provider {provider}"
+        checks.append(
+            Check(
+                name="GPU",
+                found=finds_gpu(provider),
+                detail=f"{card.name}, used with {use} (FMA-Net++ only)",
+                remedy=f'not yet: pip install "vsfmanet[onnx]"; {PROVIDERS[provider].remedy}',
+            )
+        )
+    return checks
+
+
+def _torch_uses_amd() -> bool:
+    """Return whether torch is built for ROCm and sees a card, which it then treats as a CUDA device."""
+    import torch
+
+    return torch.version.hip is not None and torch.cuda.device_count() > 0
+
+
 def _no_cuda() -> Check:
     """Check why PyTorch sees no CUDA device."""
     import torch
 
     card = _nvidia_card()
-    if card is None:
-        detail, remedy = "no NVIDIA card with a driver", "jobs run on the CPU; for a card install NVIDIA's driver"
+    idle = [card.name for card in find_cards() if card.maker == "NVIDIA"]
+    if card is None and idle:
+        detail, remedy = f"{idle[0]}, but no driver of NVIDIA's", "install it from nvidia.com/drivers, and restart"
+    elif card is None:
+        detail, remedy = "no NVIDIA card", "jobs run on the CPU; see GPU for other cards"
     elif torch.version.cuda is None:
         detail = f"{card}, but this PyTorch is built without CUDA"
         remedy = "pip uninstall torch, then install it with the command that pytorch.org shows for your CUDA"

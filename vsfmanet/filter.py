@@ -26,6 +26,7 @@ from vsfmanet.settings import (
     Device,
     ExposureArgument,
     Precision,
+    Provider,
     RestoreSettings,
     StrengthArgument,
     device_indices,
@@ -57,6 +58,7 @@ def restore(
     device_index: int | Sequence[int] = 0,
     precision: Precision = "auto",
     backend: Backend = "auto",
+    provider: Provider = "auto",
     tile: tuple[int, int] | None = None,
     segment: int | None = None,
     sc_threshold: float | None = None,
@@ -97,8 +99,11 @@ def restore(
             pixels; frames must be requested far enough ahead (`vspipe --requests 64`). Exposures are estimated on the
             first.
         precision: "auto", "fp32", "bf16" or "fp16".
-        backend: "auto" (torch), "torch", "onnx" (onnxruntime on the CPU, fp32) or "tensorrt" (unverified). The last two
-            build the network for the clip's size when the first frame is requested, and cache it on disk.
+        backend: "auto" (torch), "torch", "onnx" (onnxruntime, fp32) or "tensorrt" (unverified). The last two build the
+            network for the clip's size when the first frame is requested, and cache it on disk.
+        provider: For "onnx", what onnxruntime computes with: "auto" (the first that works), "cpu", "cuda", "migraphx",
+            "directml", "coreml", "openvino" or "webgpu". The CPU, with a warning, takes the place of one that is
+            missing.
         tile: Width and height in input pixels, at least 16, of the tiles in which frames are computed, to save memory.
             The result is the same up to rounding: tiles overlap as far as they depend on each other, so there is
             nothing to blend. None for whole frames, and tiles, with a warning, once memory runs out.
@@ -155,6 +160,7 @@ def restore(
             device_index=device_indices(device_index),
             precision=precision,
             backend=backend,
+            provider=provider,
             tile=tile,
             segment=segment,
             sc_threshold=sc_threshold,
@@ -174,7 +180,13 @@ def restore(
             restorers: list[FrameRestorer] = []
             for index in settings.device_indices:
                 restorer = Restorer(
-                    settings.model, device=device, device_index=index, precision=precision, backend=backend, tile=tile
+                    settings.model,
+                    device=device,
+                    device_index=index,
+                    precision=precision,
+                    backend=backend,
+                    provider=provider,
+                    tile=tile,
                 )
                 opened.callback(restorer.close)
                 restorers.append(restorer)

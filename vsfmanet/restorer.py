@@ -29,7 +29,7 @@ from vsfmanet.engines.transfers import Transfers
 from vsfmanet.errors import ConfigError, DeviceError
 from vsfmanet.networks.description import LevelNetwork, Parts, SequenceNetwork
 from vsfmanet.segments import Reach
-from vsfmanet.settings import Backend, Device, Precision, Resolved, Runtime, check_tile
+from vsfmanet.settings import Backend, Device, Precision, Provider, Resolved, Runtime, check_provider, check_tile
 from vsfmanet.streams import FrameSource, Restored, Streams
 from vsfmanet.streams.levels import LevelStreams
 from vsfmanet.streams.windows import WindowStreams
@@ -89,8 +89,21 @@ class FrameRestorer(Protocol):
         ...
 
 
-def resolve(model: str, *, weights_sha256: str, backend: Runtime, device: torch.device, dtype: torch.dtype) -> Resolved:
+def resolve(
+    model: str,
+    *,
+    weights_sha256: str,
+    backend: Runtime,
+    device: torch.device,
+    dtype: torch.dtype,
+    provider: Provider = "auto",
+) -> Resolved:
     """Describe what computes the pixels; builds the kernels for `device`, if they are not built yet."""
+    picked = None
+    if backend == "onnx":
+        from vsfmanet.engines.onnx import pick_provider
+
+        picked = pick_provider(provider).provider
     return Resolved(
         model=model,
         weights_sha256=weights_sha256,
@@ -99,6 +112,7 @@ def resolve(model: str, *, weights_sha256: str, backend: Runtime, device: torch.
         device_name=device_name(device),
         precision=next(name for name, known in PRECISIONS.items() if known == dtype),
         kernels=kernels.kind_for(device, dtype) if backend == "torch" else None,
+        provider=picked,
     )
 
 
@@ -123,6 +137,9 @@ class Restorer:
         precision: "auto", "fp32", "bf16" or "fp16".
         backend: "auto" (torch), "torch", "onnx" or "tensorrt"; the latter two are for FMA-Net++ and are built when the
             first frame is requested.
+        provider: For "onnx", what onnxruntime computes with: "auto" (the first that works), "cpu", "cuda", "migraphx",
+            "directml", "coreml", "openvino" or "webgpu". The CPU, with a warning, takes the place of one that is
+            missing.
         tile: Width and height in input pixels of the parts in which frames are computed, 16 or more; None for whole
             frames while memory lasts.
 
@@ -141,11 +158,13 @@ class Restorer:
         device_index: int = 0,
         precision: Precision = "auto",
         backend: Backend = "auto",
+        provider: Provider = "auto",
         tile: tuple[int, int] | None = None,
     ) -> None:
         check_tile(tile)
+        check_provider(provider, backend)
         self._plan = MemoryPlan(tile=None if tile is None else (tile[1], tile[0]))
-        self._backend = pick_backend(backend)
+        self._backend, self._provider = pick_backend(backend), provider
         if self._plan.tile is not None and self._backend != "torch":
             raise ConfigError(f"tile is for backend 'torch', got {backend!r}; leave one of them out")
         self._fp32 = partial(Restorer, model, device=device, device_index=device_index, precision="fp32", tile=tile)
@@ -171,10 +190,16 @@ class Restorer:
     @property
     def resolved(self) -> Resolved:
         """What this restorer runs; the same for every frame."""
-        sha256, backend, device, dtype = self.sha256, self._backend, self.device, self.dtype
-        return self._worker.run(
-            lambda: resolve(self.name, weights_sha256=sha256, backend=backend, device=device, dtype=dtype)
+        describe = partial(
+            resolve,
+            self.name,
+            weights_sha256=self.sha256,
+            backend=self._backend,
+            device=self.device,
+            dtype=self.dtype,
+            provider=self._provider,
         )
+        return self._worker.run(describe)
 
     def restore(self, source: FrameSource, first: int, stop: int, encode: Encode | None = None) -> list[Restored]:
         """See `FrameRestorer`; `encode` is called in the worker's thread.
@@ -309,7 +334,7 @@ class Restorer:
         if self._backend == "onnx":
             from vsfmanet.engines.onnx import onnx_engine
 
-            return onnx_engine(network, weights_sha256=self.sha256, cache=cache)
+            return onnx_engine(network, weights_sha256=self.sha256, cache=cache, provider=self._provider)
         from vsfmanet.engines.tensorrt import tensorrt_engine
 
         return tensorrt_engine(network, weights_sha256=self.sha256, cache=cache, device=self.device)

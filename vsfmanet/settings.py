@@ -14,6 +14,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "onnx", "tensorrt"]
 Runtime = Literal["torch", "onnx", "tensorrt"]
 """What runs a network, once "auto" is settled."""
+Provider = Literal["auto", "cpu", "cuda", "migraphx", "directml", "coreml", "openvino", "webgpu"]
+"""What onnxruntime computes with."""
 
 type ExposureFunction = Callable[[int, Mapping[str, object]], float | None]
 """Maps a frame's number and properties to its exposure in (0, 1], or to None if the function does not know it.
@@ -93,7 +95,10 @@ class RestoreSettings:
     precision: Precision = "auto"
     """Data type of the network's features. "auto" is the fastest that the device computes in hardware."""
     backend: Backend = "auto"
-    """What runs the network: torch ("auto"), onnx (onnxruntime on the CPU, fp32) or tensorrt (unverified)."""
+    """What runs the network: torch ("auto"), onnx (onnxruntime, fp32) or tensorrt (unverified)."""
+    provider: Provider = "auto"
+    """For backend onnx, the execution provider: cuda, migraphx (AMD), directml (Windows), coreml (Apple), openvino
+    (Intel), webgpu (any GPU) or cpu. "auto" is the first that works. The CPU takes the place of one that is missing."""
     tile: tuple[int, int] | None = None
     """Compute frames in tiles of this many input pixels, to save memory; same result up to rounding. Without it,
     frames are computed whole, and in tiles once memory runs out."""
@@ -142,6 +147,7 @@ class RestoreSettings:
         device_indices(self.device_index)
         check_choice("precision", self.precision, Precision)
         check_choice("backend", self.backend, Backend)
+        check_provider(self.provider, self.backend)
         check_tile(self.tile)
         if self.segment is not None and not (is_int(self.segment) and 1 <= self.segment <= MAX_SEGMENT):
             raise ConfigError(
@@ -223,11 +229,13 @@ class Resolved:
     """Data type of weights and features."""
     kernels: Literal["cpp", "cuda"] | None
     """Kernels of this package that are used; None if torch, onnxruntime or TensorRT computes everything."""
+    provider: str | None = None
+    """Execution provider of onnxruntime; None for other backends."""
 
     @property
     def arithmetic(self) -> str:
         """What decides the pixels besides model and settings: results that differ in it must not be joined."""
-        return f"{self.backend} {self.device} {self.precision} {self.kernels}"
+        return f"{self.backend} {self.device} {self.precision} {self.kernels} {self.provider}"
 
 
 def check_exposure(exposure: object) -> None:
@@ -245,6 +253,17 @@ def check_exposure(exposure: object) -> None:
             "frame interval, for example 0.5 for a 180 degree shutter. A .csv or .json file, or a function of frame "
             'number and properties, can give one for each frame; "estimate" measures blur and motion'
         )
+
+
+def check_provider(provider: object, backend: object) -> None:
+    """Check the argument `provider`.
+
+    Raises:
+        ConfigError: There is no such provider, or it is not for this backend.
+    """
+    check_choice("provider", provider, Provider)
+    if provider != "auto" and backend != "onnx":
+        raise ConfigError(f"provider is for backend 'onnx', got backend {backend!r}; leave one of them out")
 
 
 def check_tile(tile: object) -> None:

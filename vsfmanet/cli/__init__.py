@@ -1,4 +1,4 @@
-"""The command line: `vsfmanet restore`, `batch`, `cluster`, `compare`, `verify`, `probe`, `models`, `doctor`.
+"""The command line: `restore`, `batch`, `cluster`, `compare`, `verify`, `probe`, `models`, `engines`, `doctor`.
 
 Each command is a module of its own, which is loaded when it is called. Its options are the fields of dataclasses, and
 its help is the strings under them.
@@ -45,6 +45,7 @@ COMMANDS = {
     "verify": "Check a finished file against its record or its source.",
     "probe": "Show what a video file is, and what is known about its exposure.",
     "models": "List the models.",
+    "engines": "Build TensorRT-RTX engines ahead of time.",
     "doctor": "Check the installation.",
 }
 

@@ -37,9 +37,9 @@ class EngineSpec:
     runtime: str
     """Name and version of the library that builds and runs it."""
     device: str
-    """Name, compute capability and driver of the device."""
+    """What it is built for: name, architecture and driver of a device, or an architecture alone."""
     versions: str
-    """Versions of vsfmanet, torch and CUDA."""
+    """Versions of vsfmanet and torch."""
 
     def digest(self) -> str:
         """Return the name of the engine's file, without its ending."""
@@ -81,10 +81,20 @@ class EngineCache:
         if data is not None:
             with suppress(RuntimeError, ValueError):
                 return load(data)
-        data = build()
+        return load(self._store(path, spec, build()))
+
+    def ensure(self, spec: EngineSpec, build: Callable[[], bytes]) -> bool:
+        """Build the engine of a specification unless the cache holds one that can be trusted; return whether it did."""
+        path = self._folder / f"{spec.digest()}.engine"
+        if self._read(path, spec) is not None:
+            return False
+        self._store(path, spec, build())
+        return True
+
+    def _store(self, path: Path, spec: EngineSpec, data: bytes) -> bytes:
         body = spec.text() + b"\n" + data
         write_private(path, self._mac(body) + body)
-        return load(data)
+        return data
 
     def _read(self, path: Path, spec: EngineSpec) -> bytes | None:
         """Return the engine in a file; None unless hash and specification are right."""

@@ -38,6 +38,32 @@ def export(part: ExportPart) -> bytes:
     return program.model_proto.SerializeToString()
 
 
+def engine_spec(
+    part: ExportPart, dtype: torch.dtype, size: tuple[int, int], weights_sha256: str, *, runtime: str, device: str
+) -> EngineSpec:
+    """Describe the engine of a part, for the cache.
+
+    Args:
+        part: The part.
+        dtype: Data type of the features.
+        size: Height and width of an input frame, pixels.
+        weights_sha256: Sha256 of the weights file, in hexadecimal.
+        runtime: Name and version of the library that builds and runs it.
+        device: What it is built for.
+    """
+    return EngineSpec(
+        part=part.name,
+        weights_sha256=weights_sha256,
+        height=size[0],
+        width=size[1],
+        precision=str(dtype).removeprefix("torch."),
+        runtime=runtime,
+        device=device,
+        # Graphs do not depend on which CUDA torch is built for, so that a machine without a GPU can build them.
+        versions=f"vsfmanet {__version__}, torch {torch.__version__.partition('+')[0]}",
+    )
+
+
 class GraphEngine(NamedParts):
     """Runs parts that are built for one frame size when the first frame of that size comes; see `Parts`.
 
@@ -89,19 +115,10 @@ class GraphEngine(NamedParts):
         Raises:
             DeviceError: A part differs.
         """
-        precision = str(self._network.dtype).removeprefix("torch.")
+        size, sha256, dtype = (height, width), self._weights_sha256, self._network.dtype
         runs = {}
         for part in self._network.export_parts(height, width):
-            spec = EngineSpec(
-                part=part.name,
-                weights_sha256=self._weights_sha256,
-                height=height,
-                width=width,
-                precision=precision,
-                runtime=self._runtime,
-                device=self._device,
-                versions=f"vsfmanet {__version__}, torch {torch.__version__}, CUDA {torch.version.cuda}",
-            )
+            spec = engine_spec(part, dtype, size, sha256, runtime=self._runtime, device=self._device)
             run = self._cache.fetch(spec, partial(self._built, part), partial(self._load, part))
             self._check(part, run)
             runs[part.name] = run, tuple(part.inputs)  # not all networks read all of them

@@ -52,7 +52,7 @@ from vsfmanet.media.verify import Needed, check_trial, verify
 from vsfmanet.settings import Resolved, RestoreSettings
 from vsfmanet.sizes import sample_stretch, with_model
 
-SAME_PIXELS = {"device", "device_index", "backend", "tile", "segment", "source_path"}
+SAME_PIXELS = {"device", "device_index", "backend", "provider", "tile", "segment", "source_path"}
 """Fields of `RestoreSettings` without effect on the result: where and how it is computed."""
 
 SAME_OUTPUT = {"source", "target", "settings", "overwrite", "range_frames", "reserve", "ffmpeg"}
@@ -109,7 +109,14 @@ def resolved(settings: RestoreSettings, weights: str) -> Resolved:
     backend = pick_backend(settings.backend)
     device = pick_device(settings.device, settings.device_indices[0], backend=backend)
     dtype = pick_precision(settings.precision, device, backend=backend)
-    return resolve(Path(settings.model).stem, weights_sha256=weights, backend=backend, device=device, dtype=dtype)
+    return resolve(
+        Path(settings.model).stem,
+        weights_sha256=weights,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        provider=settings.provider,
+    )
 
 
 def run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
