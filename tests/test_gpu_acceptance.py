@@ -27,6 +27,7 @@ def acceptance(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("gpu_acceptance")
 
 
+@pytest.mark.timeout(1300)
 def test_every_section_runs_on_the_cpu_and_is_in_both_reports(tmp_path: Path, acceptance: ModuleType) -> None:
     command = [sys.executable, str(SCRIPTS / "gpu_acceptance.py"), "--device", "cpu", "--out", str(tmp_path / "report")]
     toy = ["--sizes", "32x24", "--frames", "2", "--minutes", "20"]
@@ -68,11 +69,12 @@ def passes(_: Any) -> Any:
     return importlib.import_module("gpu_acceptance").Found(rows=[{"a": "x|y"}], notes=["a note"])
 
 
+@pytest.mark.timeout(1200)
 def test_a_section_that_fails_takes_no_other_along(tmp_path: Path, acceptance: ModuleType) -> None:
     setup = acceptance.Setup(**SETUP)
     sections = {each.__name__: each for each in (falls_over, raises, hangs, is_left_out, is_wrong, passes)}
     found = {
-        name: acceptance.run_section(name, each, setup, 2 if each is hangs else 120) for name, each in sections.items()
+        name: acceptance.run_section(name, each, setup, 2 if each is hangs else 900) for name, each in sections.items()
     }
     assert {name: (each.verdict, each.reason) for name, each in found.items()} == {
         "falls_over": ("crashed", "the process ended with 7"),

@@ -188,6 +188,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @needs_openvino
+@pytest.mark.timeout(1200)
 def test_openvino_restores_what_the_cpu_does_and_a_provider_that_is_missing_is_told(
     small: Callable[[Provider], Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:

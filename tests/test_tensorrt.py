@@ -74,6 +74,7 @@ def bindings(version: str, *capabilities: str) -> SimpleNamespace:
 
 
 @needs_wheels
+@pytest.mark.timeout(1200)
 def test_the_command_builds_every_part_of_fast_and_a_job_on_such_a_gpu_finds_them(
     rtx: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +129,7 @@ def test_the_command_builds_every_part_of_fast_and_a_job_on_such_a_gpu_finds_the
 
 
 @needs_wheels
+@pytest.mark.timeout(1200)
 def test_every_part_of_base_is_built(rtx: Library, tmp_path: Path) -> None:
     model = load_model("fmanetpp_x4_base")
     model.network.place(CPU, torch.float16)
@@ -140,6 +142,7 @@ def test_every_part_of_base_is_built(rtx: Library, tmp_path: Path) -> None:
 
 
 @needs_wheels
+@pytest.mark.timeout(1200)
 def test_a_level_of_paper_is_built(rtx: Library) -> None:
     network = FMANetPP(preset("paper")).deployed_form()
     network.place(CPU, torch.float16)
