@@ -39,6 +39,7 @@ FLOORS = {
     "fmanetpp_x4_base": 35.1,
     "fmanetpp_x2_fast": 36.6,
     "fmanetpp_x1_fast": 37.9,
+    "fmanetpp_x1_path": 37.9,
     "mmprnn_x1": 37.9,
     "m2aenet_x1": 37.8,
     "jffra_x1": 37.8,

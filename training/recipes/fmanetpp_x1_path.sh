@@ -4,7 +4,7 @@
 #   MINUTES=60 COOLDOWN=1000 training/recipes/fmanetpp_x1_path.sh PHOTOS [RUNS]
 #
 # The plateau's checkpoint stays as it is, so that the next call goes on from it. In a fresh checkout,
-# START=training/state/fmanetpp_x1_path.safetensors begins with what the plateau had reached.
+# START=fmanetpp_x1_path begins with the shipped weights.
 source "$(dirname "$0")/common.sh"
 t render_pool --photos "$photos" --out "$runs/pool_x1_192" --scale 1 --size 192 --count 700 --seed 1
 start=(--extractor fmanetpp_x4_fast)
