@@ -387,14 +387,14 @@ def test_samples_that_are_not_finite_are_named_with_their_frame(seeing: None) ->
         vsfmanet.blur_map(clip).get_frame(1)
 
 
-def test_an_installation_without_the_weights_is_an_error_that_names_them(
+def test_an_installation_without_the_manifest_is_an_error_that_names_it(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vsfmanet.manifest.models_folder", lambda: tmp_path)
     for load in (load_analyser, load_estimator):
-        with pytest.raises(WeightsError, match="that ships with vsfmanet is needed"):
+        with pytest.raises(WeightsError, match="the manifest of models must be readable"):
             load()
-    with pytest.raises(vs.Error, match=r"exposure: .*the estimator that ships with vsfmanet is needed"):
+    with pytest.raises(vs.Error, match=r"exposure: .*the manifest of models must be readable"):
         vsfmanet.exposure(noise_clip(2), exposure="estimate")
-    with pytest.raises(vs.Error, match=r"blur_map: .*the analyser that ships with vsfmanet is needed"):
+    with pytest.raises(vs.Error, match=r"blur_map: .*the manifest of models must be readable"):
         vsfmanet.blur_map(noise_clip(2))

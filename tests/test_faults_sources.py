@@ -754,7 +754,6 @@ def test_case_29_playlists_and_addresses_are_refused_and_nobody_is_called(
         "list.ffconcat": f"ffconcat version 1.0\nfile '{film}'\n",
         "list.mkv": f"ffconcat version 1.0\nfile '{film}'\n",
         "session.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
-        "code.vpy": f"open({str(tmp_path / 'ran')!r}, 'w')\n",
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text)

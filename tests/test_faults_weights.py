@@ -219,7 +219,8 @@ def test_case_67_weights_that_are_not_those_are_refused_with_their_exit_code(
     elif kind == "web page":
         model.write_text("<!DOCTYPE html><title>Sign in</title>")
     elif kind == "wrong sha256":
-        monkeypatch.setattr("vsfmanet.weights.find_model", lambda name: ("tiny", weights, "0" * 64))
+        for module in ("weights", "jobs.record"):
+            monkeypatch.setattr(f"vsfmanet.{module}.find_model", lambda name: ("tiny", weights, "0" * 64))
     made = tmp_path / "out" / "made.mkv"
     made.parent.mkdir()
     given = {"no such name": "fmanetpp_x9"}.get(kind, str(model))

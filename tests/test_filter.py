@@ -461,8 +461,10 @@ class RecordingRestorer(MixingRestorer):
         device_index: int,
         precision: str,
         backend: str,
+        provider: str,
         tile: tuple[int, int] | None,
     ) -> None:
+        assert provider == "auto"
         super().__init__(scale=1 if model == "deblur" else 4)
         self.name = Path(model).stem
         self.arguments = (model, device, device_index, precision, backend, tile)

@@ -182,13 +182,13 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
         "model": "other", "exposure": 0.5, "precision": "fp32", "sc_threshold": 0.1,
         "device": "cpu", "device_index": (1,), "segment": 3, "backend": "onnx", "tile": (64, 48),
         "skip": True, "output_format": 3, "source_path": Path("camera.mp4"), "height": 480, "width": 640, "scale": 2.0,
-        "strength": 0.5, "grain": 0.5, "shutter": 0.5, "self_check": True,
+        "strength": 0.5, "grain": 0.5, "shutter": 0.5, "self_check": True, "provider": "cpu",
     }  # fmt: skip
     own: dict[str, Any] = {
         "start": 1, "end": 9, "encoder_args": "-crf 1", "audio": False, "subtitles": False, "attachments": False,
         "on_damage": "salvage", "target": Path("elsewhere.mkv"), "source": Path("moved.mkv"), "overwrite": True,
         "deinterlace": True, "range_frames": 7, "reserve": 1.0, "ffmpeg": Path("ffmpeg"),
-        "preset": "av1", "bit_depth": 12,
+        "preset": "av1", "bit_depth": 12, "audio_from": Path("film.mkv"),
     }  # fmt: skip
     assert settings.keys() == {each.name for each in fields(RestoreSettings)}
     assert own.keys() | {"settings"} == {each.name for each in fields(RestoreJob)}
@@ -196,13 +196,15 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
         name
         for name, value in (settings | own).items()
         for other in [
-            replace(job, settings=replace(job.settings, **{name: value}))
+            replace(job, settings=replace(job.settings, **({"backend": "onnx"} | {name: value})))
+            if name == "provider"  # which is for that backend only
+            else replace(job, settings=replace(job.settings, **{name: value}))
             if name in settings
             else replace(job, **{name: value})
         ]
         if recipe(other).digest() == recipe(job).digest()
     }
-    elsewhere = {"device", "device_index", "segment", "backend", "tile", "source_path"}
+    elsewhere = {"device", "device_index", "segment", "backend", "provider", "tile", "source_path"}
     assert same == elsewhere | {"source", "target", "overwrite", "range_frames", "reserve", "ffmpeg"}
 
 
@@ -232,6 +234,7 @@ def test_the_record_states_what_was_resolved_and_how_the_output_was_made(
         "backend": "torch",
         "device": "cpu",
         "precision": "fp32",
+        "provider": None,
     }
     assert Path(record.ffmpeg).is_file()
     assert record.encoder_args == "-c:v libx264 -preset medium -crf 16 -pix_fmt yuv420p -crf 20"

@@ -31,6 +31,7 @@ JOB = RestoreJob(
         device_index=(1, 0),
         precision="bf16",
         backend="onnx",
+        provider="cpu",
         tile=(64, 48),
         segment=3,
         sc_threshold=0.25,

@@ -113,6 +113,8 @@ class Ranges:
         self._folder = folder
         self._scratch = scratch
         self._work = Path()
+        self.coded = Path()
+        """Trial output of a few frames, as a range is encoded."""
         self.trial = Path()
         """Trial output of a few frames, encoded and joined like the real one."""
         self._found: list[Range] = []
@@ -142,7 +144,7 @@ class Ranges:
         count = len(trial.timestamps)
         self._encode(trial, output, [blank] * count)
         sample = read_range(output, range(count))
-        self.trial = output.with_stem("trial joined")
+        self.coded, self.trial = output, output.with_stem("trial joined")
         self._join(trial, self.trial, [sample], begin=Fraction(0), advance=lambda: None)
         before, after = _first_frame(output), _first_frame(self.trial)
         if before != after or before[0] != trial.aspect:

@@ -196,7 +196,11 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     trial = _try_encoder(job, film, ffmpeg, restored, folder, scratch) if ranges is None else ranges.trial
     report.phase("preparing")
     size, hdr = trial_frame(trial)
-    check_trial(trial, size, [time * film.time_base for time in film.timestamps[:TRIAL_FRAMES]])
+    check_trial(
+        trial if ranges is None else ranges.coded,
+        size,
+        [time * film.time_base for time in film.timestamps[:TRIAL_FRAMES]],
+    )
     if lacking := hdr.lacks(source.hdr):
         report.warn(_not_carried(lacking, source.hdr))
     if ranges is None:
