@@ -29,7 +29,7 @@ from vsfmanet.jobs.runner import recipe
 from vsfmanet.jobs.supervise import MACHINE, Event, Outcome, Stop, Verdict
 from vsfmanet.media import clip as clips
 from vsfmanet.media.coding import choose_encoder, output_bytes
-from vsfmanet.media.demux import main_track, open_container
+from vsfmanet.media.decode import main_track, open_container
 from vsfmanet.media.meter import clock
 from vsfmanet.settings import RestoreSettings
 from vsfmanet.sizes import result_size, with_model

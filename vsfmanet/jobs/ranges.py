@@ -33,7 +33,7 @@ from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import Colour, Tally
 from vsfmanet.media.coding import one_range
 from vsfmanet.media.commands import joined_run, others_run, range_run
-from vsfmanet.media.demux import main_track, open_container
+from vsfmanet.media.decode import main_track, open_container
 from vsfmanet.media.feed import Encoder, Feed, Sink
 from vsfmanet.media.ffmpeg import Ffmpeg
 from vsfmanet.media.film import Film, attached_covers, mapped_streams

@@ -19,8 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vsfmanet.errors import FormatError
-from vsfmanet.media.decode import UPRIGHT
-from vsfmanet.media.demux import open_container
+from vsfmanet.media.decode import UPRIGHT, open_container
 from vsfmanet.media.source import Source
 from vsfmanet.media.thumbnails import Planes, frame_planes, is_plain
 

@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vsfmanet.errors import FormatError, SourceError
-from vsfmanet.media.demux import main_track, open_container
+from vsfmanet.media.decode import main_track, open_container
 from vsfmanet.media.thumbnails import PLAIN, frame_planes
 from vsfmanet.media.timeline import TIME_CODE_ERROR
 

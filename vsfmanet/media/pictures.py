@@ -11,7 +11,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from vsfmanet.media.demux import main_track, open_container
+from vsfmanet.media.decode import main_track, open_container
 
 Picture = NDArray[np.uint8]
 """(H, W, 3), RGB."""

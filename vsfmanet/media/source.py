@@ -26,8 +26,7 @@ from av.video.stream import VideoStream
 
 from vsfmanet.errors import SourceError
 from vsfmanet.media.bounds import missing_bytes
-from vsfmanet.media.decode import first_frame, logged
-from vsfmanet.media.demux import demuxer, main_track, open_container
+from vsfmanet.media.decode import demuxer, first_frame, logged, main_track, open_container
 from vsfmanet.media.hdr import Hdr
 
 DECLARING = {"asf", "avi", "flv", "matroska", "mov", "nut"}

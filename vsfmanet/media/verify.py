@@ -15,8 +15,7 @@ from av.video.stream import VideoStream
 
 from vsfmanet.errors import IncompleteError, OutputError, SourceError
 from vsfmanet.media.copied import Anchor, Mismatch, check_chapters, check_names, check_sound, check_streams
-from vsfmanet.media.decode import decode
-from vsfmanet.media.demux import main_track, open_container
+from vsfmanet.media.decode import decode, main_track, open_container
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.matroska import damaged_place
 from vsfmanet.media.source import Source, Stream, inspect
