@@ -25,7 +25,7 @@ from vsfmanet.settings import RestoreSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*.md"), ROOT / "tests" / "FAULTS.md"])
-COMMANDS = ("restore", "batch", "cluster", "compare", "verify", "probe", "models", "doctor")
+COMMANDS = ("restore", "batch", "cluster", "compare", "verify", "probe", "models", "doctor", "completion")
 ENGINES = ("ray", "slurm", "kubernetes", "run")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 

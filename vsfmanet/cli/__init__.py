@@ -1,4 +1,4 @@
-"""The command line: `restore`, `batch`, `cluster`, `compare`, `verify`, `probe`, `models`, `engines`, `doctor`.
+"""The command line, with the commands of `COMMANDS`.
 
 Each command is a module of its own, which is loaded when it is called. Its options are the fields of dataclasses, and
 its help is the strings under them.
@@ -47,6 +47,7 @@ COMMANDS = {
     "models": "List the models.",
     "engines": "Build TensorRT-RTX engines ahead of time.",
     "doctor": "Check the installation.",
+    "completion": "Complete commands and options in a shell.",
 }
 
 
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="surrogateescape")  # names need not be text
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return int(_app()(given) or 0)
+        return int(grammar()(given) or 0)
     except CycloptsError as error:
         return _fail(ConfigError(f"{str(error).rstrip('.')}; see --help"), given)
     except VsfmanetError as error:
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _app() -> App:
+def grammar() -> App:
     """Build the grammar of the command line."""
     app = App(
         name="vsfmanet",
