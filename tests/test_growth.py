@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.tiny import TINY, awake
-from training.run.growth import GROWING, begin_as, grown
+from training.run.growth import GROWING, begin_as, grown, start_from
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, start_from
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
 from vsfmanet.networks.jffra import JFFRA
 from vsfmanet.networks.jffra import PRESETS as JFFRA_PRESETS
 from vsfmanet.networks.m2aenet import M2AENet, M2AENetConfig

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.tiny import CELLS, TINY, awake, clip
+from training.metrics.exposure import fit_temperature
+from training.run.growth import start_from
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks.blocks import ChannelAttention, ExposureModulation
-from vsfmanet.networks.exposure_extractor import anchor_embedding, fit_temperature, read_exposure
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset, start_from
+from vsfmanet.networks.exposure_extractor import anchor_embedding, read_exposure
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset
 from vsfmanet.networks.fmanetpp.path import Frames, PathBranch
 from vsfmanet.tiling import Box
 from vsfmanet.weights import parameter_count

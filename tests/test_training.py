@@ -27,7 +27,7 @@ from training import export, plot_curves, render_pool, train_degradation, train_
 from training.data.exposure_crops import true_blur
 from training.data.pool import Batch, Pool
 from training.losses.contrast import supervised_contrastive
-from training.losses.degradation import degradation_loss, estimate_degradation, image_flow_loss, reblur_loss
+from training.losses.degradation import degradation_loss, image_flow_loss, reblur_loss
 from training.losses.frames import USUAL_ERROR, decibel_loss, temporal_loss
 from training.metrics.exposure import nearest_neighbour_confusion, random_folds
 from training.run.batches import ahead, guided_batch, panels
@@ -358,10 +358,10 @@ def test_netd_alone_says_what_it_says_within_the_whole_network() -> None:
     batch = sliding_batch(1)
     with torch.no_grad():
         whole = network(batch.lr, batch.exposure)
-        alone = estimate_degradation(network, batch.lr, batch.exposure)
+        alone = network.run_degradation(batch.lr, batch.exposure)
         embed = network.embed(batch.lr.flatten(0, 1))
         assert embed is not None
-        told = estimate_degradation(network, batch.lr, batch.exposure, embed.unflatten(0, (1, 3)))
+        told = network.run_degradation(batch.lr, batch.exposure, embed=embed.unflatten(0, (1, 3)))
         read = network(batch.lr)
     assert whole.image_flow is not None
     assert alone.image_flow is not None

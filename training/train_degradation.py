@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from training.data.pool import Batch, open_pool
-from training.losses.degradation import degradation_loss, estimate_degradation, image_flow_loss, rebuild
+from training.losses.degradation import degradation_loss, image_flow_loss, rebuild
 from training.options import command
 from training.run.batches import draw_clips, guided_batch, panels
 from training.run.fmanetpp import about_network, start_network
@@ -73,7 +73,7 @@ def rebuilt_errors(network: FMANetPP, batch: Batch, *, plain: bool = False) -> t
     Returns:
         (B * T,) squared code values in [0, 1], and (B * T,) mean HR pixels to the faster neighbour.
     """
-    out = estimate_degradation(network, batch.lr, None)
+    out = network.run_degradation(batch.lr)
     image_flow = filtered_along(out.image_flow, plain=plain)
     clips, frames = batch.lr.shape[:2]
     errors = []
@@ -121,7 +121,7 @@ def train(options: Options) -> None:
 
     for step, (clips, exposure, rebuilt) in run.batches(batch):
         with run.autocast():
-            out = estimate_degradation(network, clips.lr, exposure)
+            out = network.run_degradation(clips.lr, exposure)
             followed = replace(out, image_flow=filtered_along(out.image_flow, plain=options.plain_filter))
             degradation = degradation_loss(network, followed, clips, rebuilt, warp_weight=options.warp_weight)
             assert out.image_flow is not None

@@ -22,14 +22,20 @@ from torch import Tensor
 from training.data.exposure_crops import draw, true_blur, visible_motion
 from training.data.pool import Pool
 from training.losses.contrast import supervised_contrastive
-from training.metrics.exposure import nearest_neighbour_confusion, print_bound, print_confusion, random_folds
+from training.metrics.exposure import (
+    fit_temperature,
+    nearest_neighbour_confusion,
+    print_bound,
+    print_confusion,
+    random_folds,
+)
 from training.options import FLAT, command
 from training.run.batches import ahead
 from training.run.checkpoint import save_checkpoint
 from training.run.loop import Progress
 from training.run.options import PresetName
 from training.run.schedule import learning_rate_factor
-from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor, fit_temperature
+from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor
 from vsfmanet.networks.fmanetpp import preset
 
 CLASS_TEMPERATURE = 0.1

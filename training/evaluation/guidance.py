@@ -19,7 +19,6 @@ from torch import Tensor
 from training.data.benchmark import Benchmark, BenchmarkScene, load_clip
 from training.data.render import to_bytes
 from training.evaluation.report import TextTable
-from training.losses.degradation import estimate_degradation
 from training.metrics.scoring import TRANSITIONS, Score, load_truth, score_clip
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.exposure_extractor import LEVELS
@@ -212,7 +211,7 @@ def spreads(network: FMANetPP, benchmark: Benchmark, folder: Path) -> list[Sprea
                 told = exposures(np.full(lr.shape[1], guidance), lr)
                 embed = embeds[guidance - 1][None]
                 for source in SOURCES:
-                    out = estimate_degradation(network, lr, told, embed if source == "read" else None)
+                    out = network.run_degradation(lr, told, embed=embed if source == "read" else None)
                     found.setdefault((source, level, guidance), []).extend(
                         kernel_spread(network.degradation.kernels(feat[None]), network.config.kernel_size)
                         for feat in out.kernel_feat[0]

@@ -1,13 +1,11 @@
 """The losses of stage 2: NetD rebuilds blurred frames from sharp ones. Every l1 is a mean over elements and frames."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from training.data.pool import Batch
 from training.losses.dynamic_filter import flow_guided_dynamic_filter
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPOutput, neighbour_index
+from vsfmanet.networks.fmanetpp import Degradation, FMANetPP, FMANetPPOutput
 
 WARP_WEIGHT = 1e-4
 """lambda1 of Eq. 9."""
@@ -29,41 +27,6 @@ def image_flow_loss(image_flow: Tensor, flow: Tensor, visible: Tensor) -> Tensor
     """
     error = (image_flow[:, :, :, :2] - flow).abs().mean(dim=3)
     return (error * visible).sum() / visible.sum().clamp(min=1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Degradation:
-    """Output of NetD alone; the fields are those of `FMANetPPOutput`."""
-
-    image_flow: Tensor | None
-    """(B, T, 2, 3, H, W)."""
-    kernel_feat: Tensor
-    """(B, T, C, H/g, W/g)."""
-
-
-def estimate_degradation(
-    network: FMANetPP, lr: Tensor, exposure: Tensor | None, embed: Tensor | None = None
-) -> Degradation:
-    """Run NetD alone on clips.
-
-    Args:
-        network: Training form.
-        lr: (B, T, 3, H, W) in [0, 1].
-        exposure: (B, T) in (0, 1]; NaN or None: ask the extractor.
-        embed: (B, T, U), replaces the embeddings altogether.
-    """
-    clips, frames = lr.shape[:2]
-    flat = lr.flatten(0, 1)
-    known = exposure.flatten() if exposure is not None else None
-    guidance = embed.flatten(0, 1) if embed is not None else network.embed(flat, known)
-    following, previous = neighbour_index(clips, frames, (), lr.device)
-    netd = network.degradation
-    feat, flow = netd(flat, following, previous, guidance)
-    image_flow = netd.sharp_flow(flow)[..., : lr.shape[-2], : lr.shape[-1]].unflatten(1, (2, 3))
-    return Degradation(
-        image_flow=image_flow.unflatten(0, (clips, frames)),
-        kernel_feat=netd.kernel_feat(feat).unflatten(0, (clips, frames)),
-    )
 
 
 def degradation_loss(

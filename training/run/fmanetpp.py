@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from training.run.checkpoint import load_checkpoint
-from training.run.growth import grown
+from training.run.growth import grown, start_from
 from training.run.options import FMANetPPOptions
 from vsfmanet.errors import ConfigError
-from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset, start_from
+from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset
 from vsfmanet.weights import load_fmanetpp
 
 GRID = ("grid", "path_width", "path_grid")

@@ -16,6 +16,54 @@ from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, HRBABlock
 GROWING = ("num_blocks", "num_flows", "feed_forward_width", "dense_layers")
 """Sizes that may differ; the first two by a whole factor."""
 
+LARGEST_EMBED = 1.0
+"""Largest value of the kernel embeddings after `start_from`. Embeddings that solve for a guide can reach 1e5, where an
+optimizer cannot move them and their product with the kernel head does not fit fp16."""
+
+
+@torch.no_grad()
+def start_from(network: FMANetPP, model: FMANetPP) -> list[str]:
+    """Start a training form with the weights of a deployed network.
+
+    Tensors of the same name and shape are copied. The folded guide is taken apart into the network's kernel head, which
+    stays as it is, and the kernel embeddings whose product with it is the guide (see `_unfolded`), divided by a number
+    where they are large, so that a network of the same configuration restores as `model` does. On a coarser grid than
+    that of a `model` on pixels, the stems read the mean of each cell.
+
+    Args:
+        network: Training form; changed in place.
+        model: Deployed form. Its scale may be another.
+
+    Returns:
+        Names of the tensors that exist in one of the networks only, or differ in shape; they start afresh.
+
+    Raises:
+        ConfigError: `network` is deployed, or `model` is not.
+    """
+    head, embeds = network.degradation.to_kernels, network.restoration.kernel_embeds
+    guide = model.restoration.guide
+    if head is None or embeds is None or guide is None:
+        raise ConfigError("a training form must start from a deployed form; call deployed_form() on the model")
+    own, theirs = network.state_dict(), model.state_dict()
+    if model.config.grid == 1 < network.config.grid:
+        for name in ("degradation.stem.0.weight", "restoration.stem.0.weight"):
+            theirs[name] = _spread(theirs[name], own[name].shape[1], network.config.grid)
+    taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
+    if model.scale != network.scale:  # what one scale adds to the bilinear image would be wrong for another
+        taken = {name: value for name, value in taken.items() if not name.startswith("restoration.upsampler.2.")}
+    network.load_state_dict(taken, strict=False)
+    left = {name for name in (*own, *theirs) if name not in taken and not name.startswith("degradation.image_flow")}
+    solved = _unfolded(guide, head, len(embeds))
+    if solved is not None:
+        factor = 1.0
+        if network.config.guidance == "attention":  # which normalises its queries: their scale does not matter
+            factor = min(1.0, LARGEST_EMBED / max(float(value.abs().max()) for value in solved))
+        for target, value in zip(embeds.parameters(), solved, strict=True):
+            target.copy_(factor * value)
+        folded = ("restoration.guide", "restoration.kernel_embeds", "degradation.to_kernels")
+        left = {name for name in left if not name.startswith(folded)}
+    return sorted(left)
+
 
 @torch.no_grad()
 def grown(model: FMANetPP, config: FMANetPPConfig) -> FMANetPP:
@@ -100,6 +148,46 @@ def begin_as(network: SequenceNetwork, model: nn.Module) -> None:
     for name in added:
         if ".second." in name:  # the end of a residual branch
             own[name].zero_()
+
+
+def _spread(weight: Tensor, channels: int, grid: int) -> Tensor:
+    """Convert a stem's weights from reading pixels to reading the mean of each cell.
+
+    Args:
+        weight: (C, K + 3, 3, 3), for K features and the 3 channels of a pixel.
+        channels: Channels that the converted stem reads: K features, 3*g^2 of a cell, then those of a detail branch.
+        grid: g, side of a cell in pixels.
+
+    Returns:
+        (C, channels, 3, 3); the weights for the detail branch are zero.
+    """
+    feat, pixel = weight.split([weight.shape[1] - 3, 3], dim=1)
+    cell = pixel.repeat_interleave(grid**2, dim=1) / grid**2
+    taken = torch.cat([feat, cell], dim=1)
+    return torch.cat([taken, taken.new_zeros(len(taken), channels - taken.shape[1], 3, 3)], dim=1)
+
+
+def _unfolded(guide: nn.Conv2d, head: nn.Conv2d, count: int) -> list[Tensor] | None:
+    """Find the kernel embeddings whose product with a kernel head (see `NetR.folded_guide`) is nearest to a guide.
+
+    Nearest in least squares; exact if the head has at least as many outputs as each output of the guide has weights.
+
+    Args:
+        guide: Convolution C to M*C with bias.
+        head: Convolution C to 3*kd^2 with bias.
+        count: M, the number of blocks.
+
+    Returns:
+        M weights (C, 3*kd^2, 1, 1); None if head and guide read different shapes.
+    """
+    assert head.bias is not None
+    assert guide.bias is not None
+    product = torch.cat([guide.weight.flatten(1), guide.bias[:, None]], dim=1).double()  # (M*C, C*k*k + 1)
+    taps = torch.cat([head.weight.flatten(1), head.bias[:, None]], dim=1).double()  # (3*kd^2, C*k*k + 1)
+    if product.shape[1] != taps.shape[1] or len(product) != count * head.in_channels:
+        return None
+    solved = torch.linalg.lstsq(taps.T, product.T).solution.T.float()
+    return [part[:, :, None, None] for part in solved.chunk(count)]
 
 
 def _grow_block(block: nn.Module, source: nn.Module) -> None:

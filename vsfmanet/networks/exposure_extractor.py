@@ -101,20 +101,3 @@ def read_exposure(anchors: Tensor, embed: Tensor, temperature: Tensor) -> tuple[
     level = torch.arange(1, LEVELS + 1, device=embed.device)
     confidence = (probability.amax(dim=1) * LEVELS - 1) / (LEVELS - 1)
     return probability @ (level / LEVELS), confidence
-
-
-def fit_temperature(anchors: Tensor, embed: Tensor, label: Tensor) -> Tensor:
-    """Return the temperature for `read_exposure` that makes known levels most probable.
-
-    Args:
-        anchors: (5, U), unit mean embeddings.
-        embed: (N, U), unit embeddings of pictures never trained on.
-        label: (N,), int64, their levels, 0 ... 4.
-
-    Returns:
-        Scalar, from 0.01 to 10.
-    """
-    cosine = embed.float() @ anchors.float().T
-    candidates = torch.logspace(-2, 1, 121, device=embed.device)
-    losses = torch.stack([F.cross_entropy(cosine / candidate, label) for candidate in candidates])
-    return candidates[losses.argmin()]

@@ -2,6 +2,6 @@
 
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig, preset
 from vsfmanet.networks.fmanetpp.level import HRBABlock
-from vsfmanet.networks.fmanetpp.model import FMANetPP, FMANetPPOutput, neighbour_index, start_from
+from vsfmanet.networks.fmanetpp.model import Degradation, FMANetPP, FMANetPPOutput
 
-__all__ = ["FMANetPP", "FMANetPPConfig", "FMANetPPOutput", "HRBABlock", "neighbour_index", "preset", "start_from"]
+__all__ = ["Degradation", "FMANetPP", "FMANetPPConfig", "FMANetPPOutput", "HRBABlock", "preset"]

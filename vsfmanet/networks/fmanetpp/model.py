@@ -19,13 +19,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vsfmanet.errors import ConfigError, ShapeError
+from vsfmanet.errors import ShapeError
 from vsfmanet.networks.blocks import channels_last
 from vsfmanet.networks.description import ExportPart, LevelNetwork, Parts, SequenceNetwork
 from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor, anchor_embedding, read_exposure
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
 from vsfmanet.networks.fmanetpp.degradation import NetD
-from vsfmanet.networks.fmanetpp.deploy import fold, unfold
 from vsfmanet.networks.fmanetpp.export import export_parts
 from vsfmanet.networks.fmanetpp.parts import EagerParts, TiledParts
 from vsfmanet.networks.fmanetpp.path import CHANNELS, Frames
@@ -35,6 +34,24 @@ from vsfmanet.tiling import MemoryPlan
 
 MIN_SIDE = 8
 """Smallest height and width of an input frame, in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Degradation:
+    """The results of NetD's half of a pass, for B clips of T frames; N = B*T."""
+
+    feat: Tensor
+    """(N, C, H/g, W/g), features of NetD's last block."""
+    flow: Tensor
+    """(N, 6n, H/g, W/g), fp32, of NetD's last block."""
+    embed: Tensor | None
+    """(N, U) exposure embeddings; None for a network without them."""
+    neighbours: tuple[Tensor, Tensor]
+    """(N,) each: numbers of the next and of the previous frame, see `neighbour_index`."""
+    image_flow: Tensor | None
+    """See `FMANetPPOutput`."""
+    kernel_feat: Tensor
+    """See `FMANetPPOutput`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,38 +244,61 @@ class FMANetPP(LevelNetwork):
         Raises:
             ShapeError: `lr` is not (B, T, 3, H, W) with T >= 1 and H, W >= 8.
         """
+        begun = self.run_degradation(lr, exposure, embed=embed, scene_starts=scene_starts)
+        following, previous = begun.neighbours
+        flat = lr.flatten(0, 1)
+        guides = self.restoration.guides(begun.kernel_feat.flatten(0, 1), self.degradation.to_kernels)
+        feat = self.restoration.enter(flat.to(self.dtype).contiguous(memory_format=torch.channels_last), begun.feat)
+        flow, last = begun.flow, self.restoration.blocks[-1]
+        for block, guide in zip(self.restoration.blocks, guides, strict=True):
+            neighbours = (feat[following], feat[previous])
+            feat, flow = block(feat, neighbours, flow, begun.embed, guide, update_flow=block is not last)
+        whole = Frames.of(flat, (flat[following], flat[previous]), self.config.grid)
+        motion, estimate = self.restoration.motion(whole, feat, flow, begun.embed)
+        restored = self.restoration.finish(whole, feat, motion)
+        restored = restored[..., : self.scale * lr.shape[-2], : self.scale * lr.shape[-1]]
+        clips = lr.shape[:2]
+        return FMANetPPOutput(
+            frames=restored.unflatten(0, clips),
+            motion=None if motion is None else motion.unflatten(0, clips),
+            exposure=None if estimate is None else estimate.unflatten(0, clips),
+            image_flow=begun.image_flow,
+            kernel_feat=begun.kernel_feat,
+        )
+
+    def run_degradation(
+        self,
+        lr: Tensor,
+        exposure: Tensor | None = None,
+        *,
+        embed: Tensor | None = None,
+        scene_starts: Sequence[int] = (),
+    ) -> Degradation:
+        """Run NetD's half of `forward`, with the same arguments.
+
+        Raises:
+            ShapeError: `lr` is not (B, T, 3, H, W) with T >= 1 and H, W >= 8.
+        """
         if lr.dim() != 5 or lr.shape[2] != 3 or min(lr.shape[-2:]) < MIN_SIDE or not lr.shape[1]:
             raise ShapeError(
                 f"lr must be (B, T >= 1, 3, H >= {MIN_SIDE}, W >= {MIN_SIDE}), got {tuple(lr.shape)}; pad the frames"
             )
-        clips, frames = lr.shape[:2]
-        following, previous = neighbour_index(clips, frames, scene_starts, lr.device)
-        flat = lr.flatten(0, 1)
+        clips, flat = lr.shape[:2], lr.flatten(0, 1)
+        neighbours = neighbour_index(clips[0], clips[1], scene_starts, lr.device)
         known = exposure.flatten() if exposure is not None else None
         guidance = embed.flatten(0, 1) if embed is not None else self.embed(flat, known)
-        feat, flow = self.degradation(flat, following, previous, guidance)
+        feat, flow = self.degradation(flat, *neighbours, guidance)
         image_flow = None
         if not self.deployed:
-            image_flow = self.degradation.sharp_flow(flow)[..., : lr.shape[-2], : lr.shape[-1]]
-        kernel_feat = self.degradation.kernel_feat(feat)
-        guides = self.restoration.guides(kernel_feat, self.degradation.to_kernels)
-        feat = self.restoration.enter(flat.to(self.dtype).contiguous(memory_format=torch.channels_last), feat)
-        last = self.restoration.blocks[-1]
-        for block, guide in zip(self.restoration.blocks, guides, strict=True):
-            neighbours = (feat[following], feat[previous])
-            feat, flow = block(feat, neighbours, flow, guidance, guide, update_flow=block is not last)
-        whole = Frames.of(flat, (flat[following], flat[previous]), self.config.grid)
-        motion, estimate = self.restoration.motion(whole, feat, flow, guidance)
-        restored = self.restoration.finish(whole, feat, motion)
-        restored = restored[..., : self.scale * lr.shape[-2], : self.scale * lr.shape[-1]]
-        return FMANetPPOutput(
-            frames=restored.unflatten(0, (clips, frames)),
-            motion=None if motion is None else motion.unflatten(0, (clips, frames)),
-            exposure=None if estimate is None else estimate.unflatten(0, (clips, frames)),
-            image_flow=None
-            if image_flow is None
-            else rearrange(image_flow, "(b t) (d c) h w -> b t d c h w", b=clips, d=2),
-            kernel_feat=kernel_feat.unflatten(0, (clips, frames)),
+            of_frames = self.degradation.sharp_flow(flow)[..., : lr.shape[-2], : lr.shape[-1]]
+            image_flow = rearrange(of_frames, "(b t) (d c) h w -> b t d c h w", b=clips[0], d=2)
+        return Degradation(
+            feat=feat,
+            flow=flow,
+            embed=guidance,
+            neighbours=neighbours,
+            image_flow=image_flow,
+            kernel_feat=self.degradation.kernel_feat(feat).unflatten(0, clips),
         )
 
     @torch.no_grad()
@@ -271,82 +311,16 @@ class FMANetPP(LevelNetwork):
             A new network in eval mode on the same device, fp32, that shares no memory with this one; this network
             itself if it is deployed already.
         """
-        head, embeds = self.degradation.to_kernels, self.restoration.kernel_embeds
-        if head is None or embeds is None:
+        head = self.degradation.to_kernels
+        if head is None:
             return self
         out = FMANetPP(self.config, deployed=True).to(head.weight.device)
         wanted = out.state_dict()
         state = {name: value for name, value in self.state_dict().items() if name in wanted}
-        weight, bias = fold(deepcopy(head).double(), list(embeds.parameters()))
+        weight, bias = self.restoration.folded_guide(deepcopy(head).double())
         state["restoration.guide.weight"], state["restoration.guide.bias"] = weight.float(), bias.float()
         out.load_state_dict(state)
         return out.eval()
-
-
-LARGEST_EMBED = 1.0
-"""Largest value of the kernel embeddings after `start_from`. Embeddings that solve for a guide can reach 1e5, where an
-optimizer cannot move them and their product with the kernel head does not fit fp16."""
-
-
-@torch.no_grad()
-def start_from(network: FMANetPP, model: FMANetPP) -> list[str]:
-    """Start a training form with the weights of a deployed network.
-
-    Tensors of the same name and shape are copied. The folded guide is taken apart into the network's kernel head, which
-    stays as it is, and the kernel embeddings that give the guide again (see `unfold`), divided by a number where they
-    are large, so that a network of the same configuration restores as `model` does. On a coarser grid than that of a
-    `model` on pixels, the stems read the mean of each cell.
-
-    Args:
-        network: Training form; changed in place.
-        model: Deployed form. Its scale may be another.
-
-    Returns:
-        Names of the tensors that exist in one of the networks only, or differ in shape; they start afresh.
-
-    Raises:
-        ConfigError: `network` is deployed, or `model` is not.
-    """
-    head, embeds = network.degradation.to_kernels, network.restoration.kernel_embeds
-    guide = model.restoration.guide
-    if head is None or embeds is None or guide is None:
-        raise ConfigError("a training form must start from a deployed form; call deployed_form() on the model")
-    own, theirs = network.state_dict(), model.state_dict()
-    if model.config.grid == 1 < network.config.grid:
-        for name in ("degradation.stem.0.weight", "restoration.stem.0.weight"):
-            theirs[name] = _spread(theirs[name], own[name].shape[1], network.config.grid)
-    taken = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
-    if model.scale != network.scale:  # what one scale adds to the bilinear image would be wrong for another
-        taken = {name: value for name, value in taken.items() if not name.startswith("restoration.upsampler.2.")}
-    network.load_state_dict(taken, strict=False)
-    left = {name for name in (*own, *theirs) if name not in taken and not name.startswith("degradation.image_flow")}
-    solved = unfold(guide, head, len(embeds))
-    if solved is not None:
-        factor = 1.0
-        if network.config.guidance == "attention":  # which normalises its queries: their scale does not matter
-            factor = min(1.0, LARGEST_EMBED / max(float(value.abs().max()) for value in solved))
-        for target, value in zip(embeds.parameters(), solved, strict=True):
-            target.copy_(factor * value)
-        folded = ("restoration.guide", "restoration.kernel_embeds", "degradation.to_kernels")
-        left = {name for name in left if not name.startswith(folded)}
-    return sorted(left)
-
-
-def _spread(weight: Tensor, channels: int, grid: int) -> Tensor:
-    """Convert a stem's weights from reading pixels to reading the mean of each cell.
-
-    Args:
-        weight: (C, K + 3, 3, 3), for K features and the 3 channels of a pixel.
-        channels: Channels that the converted stem reads: K features, 3*g^2 of a cell, then those of a detail branch.
-        grid: g, side of a cell in pixels.
-
-    Returns:
-        (C, channels, 3, 3); the weights for the detail branch are zero.
-    """
-    feat, pixel = weight.split([weight.shape[1] - 3, 3], dim=1)
-    cell = pixel.repeat_interleave(grid**2, dim=1) / grid**2
-    taken = torch.cat([feat, cell], dim=1)
-    return torch.cat([taken, taken.new_zeros(len(taken), channels - taken.shape[1], 3, 3)], dim=1)
 
 
 def neighbour_index(

@@ -17,7 +17,6 @@ from vsfmanet.networks.blocks import (
     zero_init,
 )
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
-from vsfmanet.networks.fmanetpp.deploy import fold
 from vsfmanet.networks.fmanetpp.level import GuidedBlock
 from vsfmanet.networks.fmanetpp.path import BlurPath, Frames, PathBranch
 from vsfmanet.tiling import Box
@@ -98,7 +97,10 @@ class NetR(nn.Module):
         return guides.chunk(self.num_blocks, dim=1)
 
     def folded_guide(self, head: nn.Conv2d | None) -> tuple[Tensor, Tensor]:
-        """Multiply the kernel head by the kernel embeddings; see `vsfmanet.networks.fmanetpp.deploy`.
+        """Multiply the kernel head by the kernel embeddings, in the head's precision.
+
+        The kernels matter to restoration only through one pointwise convolution per block, and both it and the kernel
+        head are linear. So their product, a single convolution, replaces them wherever no loss needs the logits.
 
         Args:
             head: As for `guides`.
@@ -110,9 +112,11 @@ class NetR(nn.Module):
             assert self.guide.bias is not None
             return self.guide.weight, self.guide.bias
         assert head is not None
+        assert head.bias is not None
         assert self.kernel_embeds is not None
         with torch.autocast(head.weight.device.type, enabled=False):
-            return fold(head, list(self.kernel_embeds.parameters()))
+            product = torch.cat([each[:, :, 0, 0] for each in self.kernel_embeds.parameters()]).to(head.weight.dtype)
+            return torch.einsum("ok,kchw->ochw", product, head.weight), product @ head.bias
 
     def motion(
         self, frames: Frames, feat: Tensor, flow: Tensor, embed: Tensor | None
