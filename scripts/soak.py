@@ -41,7 +41,7 @@ DONE = 3
 """Exit code of a batch that has done all it could: corrupt films are refused, and nothing else is amiss."""
 
 DISK = 5
-"""Exit code of a batch whose disk is full."""
+"""Exit code of a batch whose disk is full, or whose encoder has failed."""
 
 BUSY = 7
 """Exit code of a batch of which another one has made a file."""
@@ -86,14 +86,17 @@ def main() -> int:
             chance, started = random.Random(options.seed), time.monotonic()
             out, rounds, garbled = folder / "disk" / "out", 0, False
             while hurt.total() < options.events:
-                what, code = hurt_once(sources, out, chance, chances, mounted=mounted)
+                batch = run_batch(sources, out)
+                what, code = hurt_once(batch, sources, out, chance, chances, mounted=mounted)
                 hurt[what] += what != ""
                 garbled |= what in ("journal", "record")
                 ended = code == DONE
                 if what == "bit":
                     expected[BIT] = [*expected.get(BIT, []), expect_of_bit(sources, folder / "bit")]
                 wrong += examine(out, expected, finished=ended, garbled=garbled)
-                wrong["exit code"] += code not in ALLOWED.get(what, {DONE})
+                if code not in ALLOWED.get(what, {DONE}):
+                    wrong["exit code"] += 1
+                    print(f"exit code {code} after {what or 'none'}:\n{messages(batch)}")
                 print(f"{hurt.total()} events, last: {what or 'none'}, {dict(+wrong)}", flush=True)
                 if ended:
                     rounds, garbled = rounds + 1, False
@@ -112,7 +115,8 @@ def main() -> int:
 
 
 ALLOWED = {
-    **{what: {-signal.SIGKILL, DONE} for what in ("batch", "job", "encoder", "pipe", "journal", "record", "bit")},
+    **{what: {-signal.SIGKILL, DONE} for what in ("batch", "job", "pipe", "journal", "record", "bit")},
+    "encoder": {-signal.SIGKILL, DONE, DISK},  # it may end because of it, before it is killed too
     "term": {128 + signal.SIGTERM, DONE},
     "rival": {DONE, BUSY},
     "disk": {DONE, DISK},
@@ -163,10 +167,15 @@ def make_in_peace(sources: Path, folder: Path, count: int) -> dict[str, list[str
 
 
 def hurt_once(
-    sources: Path, out: Path, chance: random.Random, chances: dict[str, int], *, mounted: bool
+    batch: subprocess.Popen[bytes],
+    sources: Path,
+    out: Path,
+    chance: random.Random,
+    chances: dict[str, int],
+    *,
+    mounted: bool,
 ) -> tuple[str, int]:
-    """Start a batch, wait, and let something happen; return what, "" if it had ended before, and its exit code."""
-    batch = run_batch(sources, out)
+    """Wait, and let something happen to a batch; return what, "" if it had ended before, and its exit code."""
     while batch.poll() is None and not family(batch.pid):
         time.sleep(0.02)
     time.sleep(chance.uniform(0, 2))
@@ -222,6 +231,13 @@ def hurt_once(
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         (sources / BIT).write_bytes(data)
     return what, code
+
+
+def messages(batch: subprocess.Popen[bytes]) -> str:
+    """The messages of a batch that has ended, without its progress."""
+    if batch.stderr is None or batch.stderr.closed:
+        return ""
+    return batch.stderr.read().decode(errors="replace").replace("\r", "\n")[-4000:]
 
 
 def garble(path: Path, chance: random.Random) -> None:
@@ -287,13 +303,17 @@ def examine(out: Path, expected: dict[str, list[str]], *, finished: bool, garble
         inside = path.relative_to(out)
         wanted = expected.get(path.name, [])
         if any(part.startswith(".") for part in inside.parts):  # what a job works with: gone when it has ended
-            found["partial"] += finished and path.is_file() and not path.name.startswith("journal.sqlite3")
+            if finished and path.is_file() and not path.name.startswith("journal.sqlite3"):
+                found["partial"] += 1
+                print(f"partial: {path}")
         elif path.suffix == ".mkv" and not wanted and ".old" in path.name and (garbled or path.name.startswith("bit")):
             continue
         elif path.suffix == ".mkv" and path.name not in expected:
             found["duplicated"] += 1
+            print(f"duplicated: {path}")
         elif path.suffix == ".mkv" and (finished or path.name != BIT) and frame_hash(path) not in wanted:
             found["wrong"] += 1  # until the end, that of a film with a flipped bit may be of an earlier bit
+            print(f"wrong: {path}")
     if finished:
         found["lost"] = sum(wanted[-1] != "" and not (out / name).is_file() for name, wanted in expected.items())
     return found

@@ -1,7 +1,7 @@
 """`vsfmanet` as a program, with a light filter in place of the network, which is slow or dies as the environment says.
 
 LIGHT_SCALE enlarges the frames, LIGHT_PAUSE is the time that a frame takes in seconds, and LIGHT_FAULT is what happens
-at frame 20: the name of a signal, "exit" or "hang".
+at frame 20: the name of a signal, "exit" or "hang"; or "between", a kill once an older output has given way.
 """
 
 from __future__ import annotations
@@ -96,12 +96,18 @@ def main() -> int:
     import vapoursynth as vs
 
     from vsfmanet import cli
-    from vsfmanet.jobs import runner, supervise
+    from vsfmanet.jobs import runner, scratch, supervise
+    from vsfmanet.jobs.files import move_aside
     from vsfmanet.media import clip
     from vsfmanet.settings import Resolved, RestoreSettings
 
     fault, pause = os.environ.get("LIGHT_FAULT", ""), float(os.environ.get("LIGHT_PAUSE", "0"))
     scale = int(os.environ.get("LIGHT_SCALE", "1"))
+
+    def die_after(path: Path, target: Path, tag: str, *, part: Path | None = None) -> Path:
+        move_aside(path, target, tag, part=part)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
     def restore(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
         def at(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
@@ -110,10 +116,12 @@ def main() -> int:
                 os._exit(0)
             if n == FAULTY and fault == "hang":
                 time.sleep(60)
-            if n == FAULTY and fault:
+            if n == FAULTY and fault not in ("", "between"):
                 os.kill(os.getpid(), getattr(signal, fault))
             return f
 
+        if fault == "between":
+            vars(scratch).update(move_aside=die_after)
         changed = node.std.ModifyFrame(node, at) if fault or pause else node
         return changed if scale == 1 else changed.resize.Bicubic(scale * node.width, scale * node.height)
 

@@ -31,7 +31,7 @@ from tests.light import is_alive, wait_until_gone
 from vsfmanet import __version__
 from vsfmanet.cli import main
 from vsfmanet.jobs import batch, journal, page, progress, runner, supervise
-from vsfmanet.jobs.files import record_path
+from vsfmanet.jobs.files import move_aside, part_path, record_path
 from vsfmanet.jobs.job import BatchOptions, RestoreJob
 from vsfmanet.jobs.journal import open_journal
 from vsfmanet.jobs.paths import Pairing, Selection, survey
@@ -259,6 +259,20 @@ def test_other_settings_and_changed_sources_are_other_jobs_and_the_old_outputs_s
     assert (made / "1 ok.mkv").read_text() == "restored ok and longer"
     for name in outputs(made):
         assert check_against_record(made / name).frames == 1
+
+
+def test_an_older_output_to_which_a_killed_batch_had_given_another_name_has_its_own_again(
+    sources: Path, made: Path
+) -> None:
+    put(sources, "ok")
+    assert run(sources, made) == 0
+    target = made / "1 ok.mkv"
+    part = part_path(target, 1)
+    part.touch()
+    move_aside(target, target, "old", part=part)
+    assert run(sources, made) == 0
+    assert outputs(made) == ["1 ok.mkv"]
+    assert attempts(made) == {str(sources / "1 ok.mkv"): 1}  # it is that of this job
 
 
 def test_outputs_that_are_gone_or_damaged_are_found_and_only_those_made_again(sources: Path, made: Path) -> None:

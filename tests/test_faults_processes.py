@@ -110,6 +110,19 @@ def test_case_39_an_older_output_does_not_pass_for_that_of_a_job_that_vanished(f
     assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json")
 
 
+def test_an_older_output_of_a_job_that_is_killed_between_the_two_names_is_there_again(
+    film: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "made.mkv"
+    assert start(film, made).wait(60) == 0
+    before = made.read_bytes()
+    for options in (["--no-audio"], ["--no-subtitles"]):  # the second finds what the first has left, and does its job
+        alone = ["--stall-limit=60", *options, "--overwrite"]
+        assert start(film, made, *alone, fault="between").wait(60) == 6
+        assert made.read_bytes() == before
+        assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json")
+
+
 def test_case_44_a_job_that_hangs_is_stopped_by_its_guard(film: Path, tmp_path: Path) -> None:
     job = start(film, tmp_path / "made.mkv", "--stall-limit=5", fault="hang")
     _, said = job.communicate(timeout=60)

@@ -16,7 +16,7 @@ from tests.batch_stub import stub_recipe
 from tests.disk import Disk
 from vsfmanet.atomic import write_whole
 from vsfmanet.errors import VsfmanetError
-from vsfmanet.jobs.files import record_path, sweep
+from vsfmanet.jobs.files import RECORD_SUFFIX, record_path, settle, sweep
 from vsfmanet.jobs.journal import open_journal
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, write_record
 from vsfmanet.jobs.scratch import Scratch
@@ -84,10 +84,16 @@ def check(out: Path, *, overwrite: bool, done: bool) -> None:
 
 
 def lay_out(folder: Path, left: dict[str, bytes]) -> Path:
-    """A folder with what is left."""
+    """A folder with what is left; two names of equal content are links to one file, as they were."""
     folder.mkdir()
+    first = dict[bytes, Path]()
     for name, content in left.items():
-        (folder / name).write_bytes(content)
+        path = folder / name
+        if content and content in first:
+            path.hardlink_to(first[content])
+        else:
+            path.write_bytes(content)
+        first.setdefault(content, path)
     return folder
 
 
@@ -106,6 +112,39 @@ def test_case_49_after_a_loss_of_power_what_is_published_is_whole_and_what_is_wh
             folder = lay_out(tmp_path / f"after {next(number)}", left)
             check(folder, overwrite=overwrite, done=moment is disk.moments[-1])
     assert next(number) > 20
+    disk.close()
+
+
+def test_an_older_output_whose_job_ends_anywhere_has_its_name_again_or_gives_way_to_the_new_one(
+    tmp_path: Path, out: Path
+) -> None:
+    """At each moment power may be lost or the job be killed; then the next run does the job again."""
+    put_older(out)
+    older = record_path(out / "made.mkv").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(out, patch)
+        publish(out, overwrite=True)
+    number, empty = itertools.count(), 0
+    for moment in disk.moments:
+        for left in moment.remains():
+            folder = lay_out(tmp_path / f"after {next(number)}", left)
+            target = folder / "made.mkv"
+            empty += not target.exists()
+            settle(target)
+            assert target.read_bytes() in (OLD, NEW)
+            if target.read_bytes() == OLD:  # as it was before
+                assert not list(folder.glob("*.old*"))
+                assert record_path(target).read_bytes() == older
+            if find_done(target, lambda: "new") is None:
+                publish(folder, overwrite=True)
+            sweep(target)
+            there = {path.name: path.read_bytes() for path in folder.iterdir()}
+            assert sorted(there) == [
+                f"made{old}.mkv{record}" for old in ("", ".old1") for record in ("", RECORD_SUFFIX)
+            ]
+            assert (there["made.mkv"], there["made.old1.mkv"]) == (NEW, OLD)
+            assert there[f"made.old1.mkv{RECORD_SUFFIX}"] == older
+    assert empty > 2
     disk.close()
 
 

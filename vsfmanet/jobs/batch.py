@@ -18,7 +18,7 @@ import vapoursynth as vs
 
 from vsfmanet.errors import ConfigError, OutputError
 from vsfmanet.jobs import supervise
-from vsfmanet.jobs.files import pending_records, record_path, remove_work, sweep
+from vsfmanet.jobs.files import pending_records, record_path, remove_work, settle, sweep
 from vsfmanet.jobs.job import BatchOptions
 from vsfmanet.jobs.journal import Journal, Row, open_journal, read_states
 from vsfmanet.jobs.page import before_and_after, tally, write_page
@@ -313,6 +313,7 @@ class Batch:
 
     def _attempt(self, journal: Journal, row: Row, hear: Callable[[Event | bytes], None]) -> Row:
         """Run one job, unless its output is there already; return its new row."""
+        settle(row.job.target)
         record = self._find_done(row)
         if record is not None:
             if row.attempts:
@@ -328,9 +329,7 @@ class Batch:
             self._options.template,
             source=row.job.source,
             target=row.job.target,
-            overwrite=os.path.lexists(
-                row.job.target
-            ),  # one of ours, of other settings or damaged; it is kept as `.old1`
+            overwrite=os.path.lexists(row.job.target),  # ours, of other settings or damaged; it is kept as `.old1`
         )
         started = time.monotonic()
         try:

@@ -30,6 +30,7 @@ from vsfmanet.atomic import write_new, write_whole
 from vsfmanet.errors import ConfigError, OutputError
 from vsfmanet.jobs import batch, supervise
 from vsfmanet.jobs.batch import FOLDER, PRECEDENCE, TRIES
+from vsfmanet.jobs.files import settle
 from vsfmanet.jobs.job import BatchOptions, RestoreJob
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, weights_sha256
@@ -187,6 +188,7 @@ class OneJob:
         source, target = self._job.source, self._job.target
         end = JobEnd(source=str(source), code=6, cause="", frames=0, attempts=0)
         while True:
+            settle(target)
             record = self._find_done()
             if record is not None:
                 return replace(end, code=0, cause="", frames=record.frames)

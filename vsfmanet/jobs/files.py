@@ -41,14 +41,22 @@ RECORD_SUFFIX = ".vsfmanet.json"
 PENDING_SUFFIX = ".json"
 """Suffix of a record that waits beside a part file until the output has its name."""
 
+ASIDE = re.compile(r"^\.(old\d+)$")
+"""Suffix of an empty file that a job puts beside its part file before it renames an older output, until both the older
+and the new one have their names and records."""
+
 WORK = re.compile(r"^\..*\.([0-9a-f]{8})\.[0-9a-f]{16}\.work$", re.DOTALL)
 """Name of a folder of finished ranges; the first group is the identity of the output."""
 
 PART = re.compile(r"^\..*\.([0-9a-f]{8})\.\d+-[0-9a-f]{4,16}\.part\.\w+$", re.DOTALL)
-"""Name of a part file or of the record that waits beside it; the first group is the identity of the output."""
+"""Name of a part file, of the record that waits beside it, or of an `ASIDE`; the first group is the identity of the
+output."""
 
 WITHIN_WORK = re.compile(r"\d{9}-\d{9}\.\w+|colour\.json|[0-9a-f]+\.unfinished\.\w+|\..*\.tmp")
 """Names of the files that a job puts into a folder of finished ranges. No others are ever deleted there."""
+
+LONGEST_SUFFIX = ".old999999"
+"""The longest suffix for which the name of a part file leaves room."""
 
 PREFIX = "vsfmanet-"
 """Beginning of the names of temporary folders."""
@@ -74,8 +82,8 @@ def exposure_sidecar(source: Path) -> Path | None:
 def part_path(target: Path, attempt: int) -> Path:
     """A new, unpredictable name for a part file of `target`."""
     ending = f".{identity(target)}.{attempt}-{secrets.token_hex(8)}.part"
-    # Room for the longer suffix of the pending record, which has the same stem.
-    stem = shortened(f".{target.stem}", f"{ending}{PENDING_SUFFIX}").removesuffix(PENDING_SUFFIX)
+    # Room for the suffixes of the files beside it, which have the same stem.
+    stem = shortened(f".{target.stem}", f"{ending}{LONGEST_SUFFIX}").removesuffix(LONGEST_SUFFIX)
     return target.with_name(f"{stem}{target.suffix}")
 
 
@@ -120,14 +128,15 @@ def remove(path: Path) -> None:
 
 
 def sweep(target: Path) -> list[Path]:
-    """Delete the part files, waiting records and temporary files of killed attempts at an output.
+    """Delete the part files, waiting records and temporary files of killed attempts at an output; see also `settle`.
 
     A waiting record stays while the output has none: its attempt may have been killed after the output had its name.
 
     Returns:
         The part files of running attempts.
     """
-    parts = _parts(target)
+    settle(target)
+    parts = [path for path in _parts(target) if not ASIDE.fullmatch(path.suffix)]
     orphan = os.path.lexists(target) and not os.path.lexists(record_path(target))
     pending = [path for path in parts if path.suffix == PENDING_SUFFIX]
     living = [path for path in parts if path not in pending and _is_living(path)]
@@ -137,6 +146,43 @@ def sweep(target: Path) -> list[Path]:
     with suppress(OSError):  # the folder is missing, or may not be read
         sweep_temporary(record_path(target))
     return living
+
+
+def settle(target: Path) -> None:
+    """Give an output its name and record back, if an attempt was killed after it had renamed it and before the new one
+    had the name.
+    """
+    for mark in _parts(target):
+        if not ASIDE.fullmatch(mark.suffix) or _is_living(mark.with_suffix(target.suffix)):
+            continue
+        kept = aside(target, mark.suffix)
+        try:
+            if os.path.lexists(kept) and (not os.path.lexists(target) or is_same(kept, target)):
+                put_back(kept, target)
+            mark.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("%s is the older output and cannot be renamed (%s); rename it yourself", kept, error.strerror)
+
+
+def aside(target: Path, tag: str) -> Path:
+    """Path of an output that gives way to another one, as `film.old1.mkv` for the tag `.old1`."""
+    return target.with_name(shortened(target.stem, f"{tag}{target.suffix}"))
+
+
+def put_back(kept: Path, target: Path) -> None:
+    """Give an output that was renamed, and its record, their names back.
+
+    Raises:
+        OSError: The name is taken by another file, or the file cannot be renamed.
+    """
+    if is_same(kept, target):
+        kept.unlink()
+    else:
+        move_new(kept, target)
+    if not os.path.lexists(record_path(target)):
+        with suppress(FileNotFoundError):
+            record_path(kept).replace(record_path(target))
+    sync(target.parent)
 
 
 def _is_living(part: Path) -> bool:
@@ -264,17 +310,31 @@ def _rename_new(path: Path, target: Path) -> None:
         raise
 
 
-def move_aside(path: Path, target: Path, tag: str) -> Path:
+def move_aside(path: Path, target: Path, tag: str, *, part: Path | None = None) -> Path:
     """Rename `path` to the first free one of `<target>.<tag>1`, `<target>.<tag>2` ... (before the suffix).
+
+    Args:
+        path: The file.
+        target: Whose name the new name resembles.
+        tag: "old" or "new".
+        part: The part file that is to take the name; an `ASIDE` is put beside it first.
 
     Raises:
         OSError: The file cannot be moved, and has its old name only.
     """
     for number in count(1):
-        free = target.with_name(shortened(target.stem, f".{tag}{number}{target.suffix}"))
+        free = aside(target, f".{tag}{number}")
+        if os.path.lexists(free):
+            continue
+        mark = None if part is None else part.with_suffix(f".{tag}{number}")
+        if mark is not None:
+            os.close(create_new(mark))
+            sync(mark.parent)
         try:
             move_new(path, free)
         except FileExistsError:
+            if mark is not None:
+                remove(mark)
             continue
         except OSError:
             if is_same(path, free):

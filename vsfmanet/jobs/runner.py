@@ -23,7 +23,7 @@ import vapoursynth as vs
 from vsfmanet import __version__
 from vsfmanet.atomic import MAX_NAME
 from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputError, SourceError
-from vsfmanet.jobs.files import exposure_sidecar, remove_work
+from vsfmanet.jobs.files import exposure_sidecar, remove_work, settle
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.ranges import TRIAL_FRAMES, Ranges, why_one_pass
@@ -365,6 +365,7 @@ def _check_target(job: RestoreJob) -> Record | None:
     target = job.target
     if len(os.fsencode(target.name)) > MAX_NAME:
         raise ConfigError(f"{target}: a file name of at most {MAX_NAME} bytes is needed; choose a shorter one")
+    settle(target)
     if not os.path.lexists(target):
         return None
     if job.source.exists() and target.exists() and target.samefile(job.source):

@@ -23,6 +23,7 @@ from vsfmanet.jobs.files import (
     pending_path,
     record_path,
     remove,
+    settle,
     sweep,
 )
 from vsfmanet.jobs.record import Record, find_done, write_pending, write_record
@@ -46,6 +47,7 @@ class Scratch:
         """Whether there are finished ranges, which `discard` keeps."""
         self._lock = threading.Lock()
         self._part: Path | None = None
+        self._target: Path | None = None
         self._held: int | None = None
         self._folder: TemporaryFolder | None = None
         self._unfinished: Path | None = None
@@ -81,7 +83,7 @@ class Scratch:
                     f"{target}: the output folder must take new files, but {part.name} cannot be created "
                     f"({error.strerror}); make the folder, or choose another"
                 ) from error
-            self._part = part
+            self._part, self._target = part, target
             return part
 
     def make_unfinished(self, folder: Path, suffix: str) -> Path:
@@ -159,15 +161,15 @@ class Scratch:
                 self._check_open()
                 write_pending(record, pending_path(part))
                 self._release(windows_only=True)
-                kept = _set_aside(target) if overwrite and target.exists() else None
+                if overwrite and target.exists():
+                    kept = move_aside(target, target, "old", part=part)
+                    with suppress(FileNotFoundError):
+                        record_path(target).replace(record_path(kept))
+                    sync(target.parent)
                 try:
                     move_new(part, target)
-                except FileExistsError:
-                    raise
                 except OSError as error:
-                    if not is_same(part, target):  # the target is as it was before
-                        if kept is not None:
-                            _put_back(kept, target)
+                    if not is_same(part, target):
                         raise
                     _log.warning("%s is left over and cannot be deleted (%s); delete it yourself", part, error.strerror)
                 self._part = None  # from here on `discard` must keep the record, even if it cannot get its own name
@@ -176,6 +178,7 @@ class Scratch:
                 except FileNotFoundError:  # another run has found the output, and swept
                     write_record(record, record_path(target))
                 sync(target.parent)
+                settle(target)
         except FileNotFoundError as error:
             raise BusyError(
                 f"{target}: another run has taken over and removed {part.name}; let that run end"
@@ -190,7 +193,7 @@ class Scratch:
             ) from error
 
     def discard(self) -> bool:
-        """Kill FFmpeg, delete the files, and allow no new ones.
+        """Kill FFmpeg, delete the files, and allow no new ones; an older output has its name again.
 
         Returns:
             Whether there are finished ranges, which stay.
@@ -203,6 +206,8 @@ class Scratch:
             if self._part is not None:
                 remove(self._part)
                 remove(pending_path(self._part))
+            if self._target is not None:
+                settle(self._target)  # an older output that has given way to one that was not published
             if self._unfinished is not None:
                 for path in self._unfinished.parent.glob(f"{self._unfinished.stem}.*"):  # thumbnails too
                     remove(path)
@@ -229,26 +234,3 @@ def _refuse_twin(target: Path, record: Record) -> None:
     """
     if target.is_file() and find_done(target, lambda: record.key) is not None:
         raise BusyError(f"{target}: another run has made this very file meanwhile; nothing is left to do")
-
-
-def _set_aside(target: Path) -> Path:
-    """Rename an older output and its record; return the output's new name.
-
-    Raises:
-        OSError: One of them cannot be renamed; both are as they were before.
-    """
-    kept = move_aside(target, target, "old")
-    try:
-        with suppress(FileNotFoundError):
-            record_path(target).replace(record_path(kept))
-    except OSError:
-        _put_back(kept, target)
-        raise
-    return kept
-
-
-def _put_back(kept: Path, target: Path) -> None:
-    """Undo `_set_aside`, unless the name is taken again."""
-    with suppress(OSError):  # the error that is being raised matters more
-        move_new(kept, target)
-        record_path(kept).replace(record_path(target))
