@@ -144,7 +144,7 @@ def test_the_temporary_folders_of_killed_processes_are_swept_and_no_others(
 
 def test_of_a_folder_of_ranges_only_our_files_are_deleted(tmp_path: Path) -> None:
     target = tmp_path / "film.mkv"
-    work, link = work_path(target, "0" * 16), work_path(target, "1" * 16)
+    work, link = work_path(target, "0" * 8, "0" * 8), work_path(target, "1" * 8, "1" * 8)
     elsewhere = tmp_path / "elsewhere"
     for folder in (work, elsewhere):
         folder.mkdir()

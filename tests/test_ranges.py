@@ -19,6 +19,7 @@ from tests.fakes import MixingRestorer, restore_with
 from vsfmanet import devices, kernels
 from vsfmanet.cli import main
 from vsfmanet.jobs import ranges, runner
+from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.progress import Report
 from vsfmanet.media import clip as clips
 from vsfmanet.media.ffmpeg import find_ffmpeg
@@ -260,6 +261,45 @@ def test_ranges_of_other_settings_are_never_mixed(
     assert restore(film, made, QUICK, 13) == 0
     assert borders == [range(39, 52), range(52, 60)]
     assert work_folders(tmp_path) == []  # those of the others too: the output is done
+
+
+def test_ranges_of_a_source_that_has_changed_and_is_refused_do_not_stay(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, other, made = tmp_path / "film.mkv", tmp_path / "other.mkv", tmp_path / "made.mkv"
+    source.write_bytes(film.read_bytes())
+    with monkeypatch.context() as patch:
+        stop_at(patch, 47)
+        assert restore(source, made, QUICK, 13) == 6
+    [work] = work_folders(tmp_path)
+    (tmp_path / work / "1234.unfinished.mkv").touch()
+    other.write_bytes(film.read_bytes()[:30_000])
+    assert restore(other, made, QUICK, 13) == 3  # another source: those of the first may still be used
+    assert restore(tmp_path / "none.mkv", made, QUICK, 13) == 3
+    assert restore(source, made, QUICK, 13, "--start=99:00", "--end=99:01") == 2
+    assert work_folders(tmp_path) == [work]
+    source.write_bytes(other.read_bytes())
+    assert restore(source, made, QUICK, 13) == 3
+    assert sorted(os.listdir(tmp_path)) == ["film.mkv", "other.mkv"]
+
+
+@pytest.mark.parametrize("moment", ["before the work", "after the work"])
+def test_ranges_of_an_output_that_another_run_has_made_do_not_stay(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    made, rival = tmp_path / "made.mkv", tmp_path / "rival.mkv"
+    assert restore(film, rival, QUICK, 13) == 0
+
+    def overtaken(*_: object) -> None:
+        for path in (rival, record_path(rival)):
+            path.rename(tmp_path / path.name.replace("rival", "made"))
+
+    if moment == "before the work":
+        monkeypatch.setattr(runner, "_check_copying", overtaken)
+    else:
+        monkeypatch.setattr(runner, "check_unchanged", overtaken)
+    assert restore(film, made, QUICK, 13) == 7
+    assert sorted(os.listdir(tmp_path)) == ["made.mkv", "made.mkv.vsfmanet.json"]
 
 
 @pytest.mark.parametrize("what", ["precision", "kernels", "ffmpeg"])

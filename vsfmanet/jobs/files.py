@@ -46,7 +46,8 @@ ASIDE = re.compile(r"^\.(old\d+)$")
 and the new one have their names and records."""
 
 WORK = re.compile(r"^\..*\.([0-9a-f]{8})\.[0-9a-f]{16}\.work$", re.DOTALL)
-"""Name of a folder of finished ranges; the first group is the identity of the output."""
+"""Name of a folder of finished ranges; the first group is the identity of the output. Of the 16 digits after it four
+stand for the path of the source, four for its content, and eight for the job."""
 
 PART = re.compile(r"^\..*\.([0-9a-f]{8})\.\d+-[0-9a-f]{4,16}\.part\.\w+$", re.DOTALL)
 """Name of a part file, of the record that waits beside it, or of an `ASIDE`; the first group is the identity of the
@@ -97,20 +98,29 @@ def pending_records(target: Path) -> list[Path]:
     return [path for path in _parts(target) if path.suffix == PENDING_SUFFIX]
 
 
-def work_path(target: Path, key: str) -> Path:
+def work_path(target: Path, source: str, key: str) -> Path:
     """Path of the folder for finished ranges of an output.
 
     Args:
         target: The output.
-        key: 16 hexadecimal digits; ranges with different keys must not be joined.
+        source: 8 hexadecimal digits of the source, from `record.source_digits`.
+        key: 8 hexadecimal digits; ranges with different keys must not be joined.
     """
-    return target.with_name(shortened(f".{target.stem}", f".{identity(target)}.{key}.work"))
+    return target.with_name(shortened(f".{target.stem}", f".{identity(target)}.{source}{key}.work"))
 
 
-def remove_work(target: Path) -> None:
-    """Delete all finished ranges of an output that is done."""
+def remove_work(target: Path, *, replaced: str | None = None) -> None:
+    """Delete finished ranges of an output: all of them if it is done.
+
+    Args:
+        target: The output.
+        replaced: Delete only those of other content of this source, from `record.source_digits`.
+    """
     for folder in _named(target, WORK):
         if folder.is_symlink() or not folder.is_dir():
+            continue
+        digits = folder.name[-len("0123456789abcdef.work") :]
+        if replaced is not None and (digits[:4] != replaced[:4] or digits[4:8] == replaced[4:]):
             continue
         for path in folder.iterdir():
             if WITHIN_WORK.fullmatch(path.name):

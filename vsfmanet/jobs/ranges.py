@@ -129,10 +129,11 @@ class Ranges:
         """Files with the thumbnails of the frames, range by range."""
         return [each.path.with_suffix(SUFFIX) for each in self._found]
 
-    def open(self, key: str, blank: bytes) -> None:
+    def open(self, source: str, key: str, blank: bytes) -> None:
         """Try the encoder on some frames, and find the ranges that are finished.
 
         Args:
+            source: `source_digits`.
             key: `job_key`, and `Resolved.arithmetic`. Ranges of another key, encoder or length are never found.
             blank: Samples of a frame.
 
@@ -153,7 +154,7 @@ class Ranges:
                 f"{trial.aspect}, but the encoder gives another one, with {after[0]}"
             )
         text = f"{key} {self._ffmpeg.version} {sample.parameters.hex()} {self._length}"
-        self._work = work_path(self._target, hashlib.sha256(text.encode()).hexdigest()[:16])
+        self._work = work_path(self._target, source, hashlib.sha256(text.encode()).hexdigest()[:8])
         self._work.mkdir(exist_ok=True)
         if self._work.is_symlink():
             raise OutputError(f"{self._work}: a folder is needed for finished ranges, got a symbolic link; remove it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -174,6 +175,13 @@ def job_key(fingerprint: Fingerprint, recipe_digest: str) -> str:
     """Hash that identifies a job: with another source, weights, setting or version it is another job."""
     text = f"{fingerprint.size} {fingerprint.mtime_ns} {fingerprint.sha256} {recipe_digest}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def source_digits(source: Path, fingerprint: Fingerprint) -> str:
+    """Eight digits for the names of folders: four for the path of a source, four for its content."""
+    content = f"{fingerprint.size} {fingerprint.mtime_ns} {fingerprint.sha256}"
+    parts = (os.fsencode(source.absolute()), content.encode())
+    return "".join(hashlib.sha256(part).hexdigest()[:4] for part in parts)
 
 
 def weights_sha256(model: str) -> str:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -22,12 +23,29 @@ import vapoursynth as vs
 
 from vsfmanet import __version__
 from vsfmanet.atomic import MAX_NAME
-from vsfmanet.errors import ConfigError, DamagedError, IncompleteError, OutputError, SourceError
-from vsfmanet.jobs.files import exposure_sidecar, remove_work, settle
+from vsfmanet.errors import (
+    BusyError,
+    ConfigError,
+    DamagedError,
+    FormatError,
+    IncompleteError,
+    OutputError,
+    SourceError,
+)
+from vsfmanet.jobs.files import exposure_sidecar, remove_work, settle, sweep
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.ranges import TRIAL_FRAMES, Ranges, why_one_pass
-from vsfmanet.jobs.record import Fingerprint, Recipe, Record, find_done, job_key, script_files, weights_sha256
+from vsfmanet.jobs.record import (
+    Fingerprint,
+    Recipe,
+    Record,
+    find_done,
+    job_key,
+    script_files,
+    source_digits,
+    weights_sha256,
+)
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.manifest import file_sha256
 from vsfmanet.media import clip as clips
@@ -136,6 +154,9 @@ def run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     try:
         with report.listening():
             return _run(job, report, scratch)
+    except (SourceError, FormatError):
+        _forget(job)
+        raise
     except OSError as error:
         raise OutputError(
             f"{job.target}: files of the job must be written, but {error}; make room or check the disk"
@@ -186,12 +207,15 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     restored = clips.for_encoder(restored)
 
     part = scratch.make_part(job.target)
+    if _check_target(job) is not None:
+        raise BusyError(f"{job.target}: another run has made this very file meanwhile; nothing is left to do")
     save_packets(source, {cover.index: folder / cover_file(cover) for cover in copied if cover.kind == "cover"})
     film = _film(job, source, clip, restored, frames, copied, ffmpeg)
     film = with_early_subtitles(film, ffmpeg, folder, launch=scratch.launch)
     key = job_key(fingerprint, made_with.digest())
     report.phase("trying the encoder")
-    ranges = _ranges(job, film, ffmpeg, part, restored, frames, f"{key} {made_by.arithmetic}", folder, scratch, report)
+    names = source_digits(job.source, fingerprint), f"{key} {made_by.arithmetic}"
+    ranges = _ranges(job, film, ffmpeg, part, restored, frames, names, folder, scratch, report)
     _check_room(job, film, len(frames), None if ranges is None else len(ranges.missing))
     trial = _try_encoder(job, film, ffmpeg, restored, folder, scratch) if ranges is None else ranges.trial
     report.phase("preparing")
@@ -249,7 +273,12 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     check_unchanged(source)
     if is_script(job.source) and Fingerprint.of(job.source) != fingerprint:
         raise SourceError(f"{job.source}: the script or a file that it names changed during the job; run it again")
-    scratch.publish(part, job.target, record, overwrite=job.overwrite)
+    try:
+        scratch.publish(part, job.target, record, overwrite=job.overwrite)
+    except BusyError:
+        if find_done(job.target, lambda: key) is not None:  # another run has made it
+            remove_work(job.target)
+        raise
     remove_work(job.target)
     if tally.doubtful:
         listed = ", ".join(map(str, sorted(tally.doubtful)))
@@ -257,6 +286,14 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     length = float((film.timestamps[-1] - film.timestamps[0]) * film.time_base)
     report.note(f"made {job.target}: {len(frames)} frames of {size[0]}x{size[1]}, {clock(length)}")
     return record
+
+
+def _forget(job: RestoreJob) -> None:
+    """Delete finished ranges of what a refused source held before: nothing else would."""
+    with suppress(OSError):
+        digits = source_digits(job.source, Fingerprint.of(job.source))
+        if not sweep(job.target):
+            remove_work(job.target, replaced=digits)
 
 
 def _file(job: RestoreJob, report: Report) -> tuple[Source, SourceClip]:
@@ -523,12 +560,15 @@ def _ranges(
     part: Path,
     restored: vs.VideoNode,
     frames: range,
-    key: str,
+    names: tuple[str, str],
     folder: Path,
     scratch: Scratch,
     report: Report,
 ) -> Ranges | None:
-    """The ranges that the output is made in; None for a short one, and for one that must be made in one pass."""
+    """The ranges that the output is made in; None for a short one, and for one that must be made in one pass.
+
+    Finished ones are found by their `names`: see `Ranges.open`.
+    """
     if job.range_frames == 0 or len(frames) <= job.range_frames:
         return None
     ranges = Ranges(
@@ -545,7 +585,7 @@ def _ranges(
     reason = why_one_pass(film)
     if reason is None:
         try:
-            ranges.open(key, _blank(restored))
+            ranges.open(*names, _blank(restored))
             return ranges
         except (OutputError, IncompleteError) as error:  # if the encoder cannot work at all, one pass will say so
             reason = str(error)
