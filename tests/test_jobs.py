@@ -379,6 +379,22 @@ def test_the_ffmpeg_on_the_path_is_taken_before_ours_if_it_is_recent(
             programs.find_ffmpeg(program)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_an_ffmpeg_that_a_signal_ends_is_asked_again(tmp_path: Path, times: int) -> None:
+    program, asked = tmp_path / "ffmpeg", tmp_path / "asked"
+    program.write_text(
+        f"#!/bin/sh\necho >> '{asked}'\n[ $(wc -l < '{asked}') -gt {times} ] || kill -9 $$\necho 'ffmpeg version 7.0'\n"
+    )
+    program.chmod(0o755)
+    if times < programs.ATTEMPTS:
+        assert programs.find_ffmpeg(program).release == (7, 0)
+    else:
+        with pytest.raises(ConfigError, match="that runs is needed"):
+            programs.find_ffmpeg(program)
+    assert len(asked.read_text().splitlines()) == min(times + 1, programs.ATTEMPTS)
+
+
 def test_an_ffmpeg_that_does_not_start_is_an_output_error() -> None:
     with pytest.raises(OutputError, match="must start"):
         Scratch().launch(["/nonexistent/ffmpeg"])

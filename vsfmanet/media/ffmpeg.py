@@ -23,6 +23,9 @@ OLDEST_FFMPEG = (5, 1)
 PREFERRED_FFMPEG = (7, 0)
 """Older releases lose chapters and dispositions, and cannot write PCM to MP4."""
 
+ATTEMPTS = 3
+"""How often a program is asked that a signal ends."""
+
 PATIENCE = 30
 """Seconds that the trial of a preset may take."""
 
@@ -87,9 +90,8 @@ def find_ffmpeg(path: Path | None = None, *, for_hdr: bool = False) -> Ffmpeg:
 
 def takes_hdr(ffmpeg: Ffmpeg) -> bool:
     """Whether an FFmpeg has options for HDR10 metadata that work with any encoder and container, as 9.0 has."""
-    asked = [str(ffmpeg.path), "-hide_banner", "-h", "long"]
-    run = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    return b"\n-mastering_display" in run.stdout and b"\n-content_light" in run.stdout
+    answer = _answer(str(ffmpeg.path), "-hide_banner", "-h", "long") or ""
+    return "\n-mastering_display" in answer and "\n-content_light" in answer
 
 
 def working_presets(ffmpeg: Ffmpeg) -> list[Preset]:
@@ -115,14 +117,28 @@ def _works(ffmpeg: Ffmpeg, preset: Preset) -> bool:
 
 def _examined(path: str) -> Ffmpeg | None:
     """Examine a program; None unless it is an FFmpeg that runs and is recent enough."""
-    try:
-        run = subprocess.run([path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+    answer = _answer(path, "-version")
+    if answer is None:
         return None
-    version = run.stdout.decode(errors="replace").partition("\n")[0].strip()
+    version = answer.partition("\n")[0].strip()
     named = re.search(r"version n?(\d+)\.(\d+)", version)
     release = (int(named[1]), int(named[2])) if named else (1000, 0)
     return Ffmpeg(path=Path(path), release=release, version=version) if release >= OLDEST_FFMPEG else None
+
+
+def _answer(path: str, *question: str) -> str | None:
+    """Run a program that only prints; returns what it printed, None if it does not start or fails.
+
+    One that a signal ends, as when memory is short, is asked again: which FFmpeg is found must not depend on that.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            run = subprocess.run([path, *question], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        except OSError:
+            return None
+        if run.returncode >= 0:
+            return run.stdout.decode(errors="replace") if run.returncode == 0 else None
+    return None
 
 
 def _bundled_ffmpeg() -> str | None:
