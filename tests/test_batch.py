@@ -340,6 +340,8 @@ BROKEN: dict[str, str | Callable[[bytes], bytes]] = {
     "unknown state": "UPDATE jobs SET state = 'dome' WHERE id = 3",
     "text for a number": "UPDATE jobs SET frames = 'many' WHERE id = 3",
     "nested deeply": f"UPDATE jobs SET warnings = '{'[' * 100_000}'",
+    "not text": "UPDATE jobs SET cause = CAST(x'89' AS TEXT)",
+    "a name that is not text": lambda data: data.replace(b"autoindex_jobs_1", b"autoindex\x89jobs_1"),
     "another table": "ALTER TABLE jobs RENAME TO films",
 }
 """How a journal is broken: its bytes, or its rows by a statement."""

@@ -138,8 +138,9 @@ def read_states(path: Path, jobs: Sequence[Pairing], recipe: str) -> dict[Path, 
     query = "SELECT source, size, mtime_ns, target, state, cause FROM jobs WHERE recipe = ?"
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            connection.text_factory = bytes.decode
             found = {tuple(values[:4]): (values[4], values[5]) for values in connection.execute(query, (recipe,))}
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         return {}
     return {job.source: found[_columns(job)] for job in jobs if _columns(job) in found}
 
@@ -255,6 +256,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _opened(path: Path) -> sqlite3.Connection:
     """Open a database so that it survives a loss of power."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.text_factory = (
+        bytes.decode
+    )  # raises UnicodeDecodeError, a ValueError, where sqlite3's own raises various
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -282,14 +286,15 @@ def _is_sound(path: Path) -> bool:
     """
     try:
         connection = sqlite3.connect(path)
+        connection.text_factory = bytes  # the check's report too quotes what it finds
         try:
             version = _version(connection)
-            sound = version > 0 and connection.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
+            sound = version > 0 and connection.execute("PRAGMA integrity_check(1)").fetchone() == (b"ok",)
         finally:
             connection.close()
     except sqlite3.OperationalError:
         raise  # a fault of the disk
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeDecodeError):  # the latter for a message that quotes what is not text
         return False
     if version > VERSION:
         raise ConfigError(
