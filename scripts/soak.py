@@ -258,7 +258,10 @@ def expect_of_bit(sources: Path, folder: Path) -> str:
     subprocess.run(["rm", "-rf", folder], check=True)
     folder.mkdir()
     line = [sys.executable, __file__, "as-vsfmanet", "restore", *OPTIONS, str(sources / BIT), str(folder / BIT)]
-    code = subprocess.run(line, stderr=subprocess.DEVNULL, check=False).returncode
+    run = subprocess.run(line, stderr=subprocess.PIPE, check=False)
+    code = run.returncode
+    if code not in (0, DONE):
+        print(f"made in peace, {BIT} ends with exit code {code}: {run.stderr[-1000:]!r}")
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", sources / BIT, "-map", "0:v", "-f", "null", "-"]
     said = subprocess.run(ffmpeg, capture_output=True, check=False).stderr
     if code == 0 and said:
@@ -313,7 +316,7 @@ def examine(out: Path, expected: dict[str, list[str]], *, finished: bool, garble
             print(f"duplicated: {path}")
         elif path.suffix == ".mkv" and (finished or path.name != BIT) and frame_hash(path) not in wanted:
             found["wrong"] += 1  # until the end, that of a film with a flipped bit may be of an earlier bit
-            print(f"wrong: {path}")
+            print(f"wrong: {path}, got {frame_hash(path)}, needed one of {wanted}")
     if finished:
         found["lost"] = sum(wanted[-1] != "" and not (out / name).is_file() for name, wanted in expected.items())
     return found
