@@ -291,19 +291,31 @@ def test_a_display_matrix_of_zeros_turns_nothing(tmp_path: Path) -> None:
     assert inspect(tmp_path / "made.mkv").size == (192, 128)
 
 
+def test_a_change_of_colour_is_refused_with_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert restore(CASES / "matrix-change.ts", tmp_path / "made.mkv") == 3
+    told = "one colour matrix throughout is needed, but it changes at 2.00 s; cut the file there"
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("matrix-change.ts", "colour matrix"),
-        ("sar-change-h264.ts", "aspect of a sample (SAR)"),
-        ("sar-change.ts", "aspect of a sample (SAR)"),
-    ],
+    ("name", "aspects"), [("sar-change-h264.ts", ("16/15", "64/45")), ("sar-change.ts", ("1", "221/150"))]
 )
-def test_a_change_of_colour_or_aspect_is_refused_with_its_time(
-    tmp_path: Path, name: str, what: str, capsys: pytest.CaptureFixture[str]
+def test_parts_of_one_aspect_are_restored_with_it_and_no_others(
+    tmp_path: Path, name: str, aspects: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert restore(CASES / name, tmp_path / "made.mkv") == 3
-    assert f"one {what} throughout is needed, but it changes at 2.00 s; cut the file there" in capsys.readouterr().err
+    source, refused = CASES / name, tmp_path / "refused.mkv"
+    assert restore(source, refused) == 3
+    told = "but it changes at 2.00 s; restore the parts: --end 15, and --start 15"
+    assert told in capsys.readouterr().err
+    assert restore(source, refused, "--start=14") == 3
+    for part, aspect, first in zip(("--end=15", "--start=15"), aspects, (0, 15), strict=True):
+        made = tmp_path / f"{first}.mkv"
+        assert restore(source, made, part) == 0
+        assert inspect(made).aspect == pytest.approx(Fraction(aspect), rel=0.01)
+        assert len(times(made)) == 15
+        if name == "sar-change.ts":  # a timestamp is doubled at the joint
+            begins = packets(made, 1)[0][0] - times(made)[0]
+            assert -0.03 < begins < 0.03
 
 
 @pytest.mark.parametrize("name", ["rot45.mp4", "qtrle555.mov"])

@@ -186,6 +186,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     if job.deinterlace:
         clip = replace(clip, node=deinterlaced(clip.node))
     frames = _range(job, source, clip)
+    clip = replace(clip, aspect=clip.aspect_of(source, frames), aspects=())
     copied = _copied(job, source, report)
     _check_copying(ffmpeg, source, copied, job.target.suffix.lower(), scratch)
     report.phase("preparing")
@@ -308,7 +309,7 @@ def _file(job: RestoreJob, report: Report) -> tuple[Source, SourceClip]:
     _check_whole(job, source.faults, report)
     report.phase("decoding")
     threads = 0 if job.on_damage == "stop" else 1
-    clip = clips.open_clip(source, threads=threads, interlaced=job.deinterlace, meters=report)
+    clip = clips.open_clip(source, threads=threads, interlaced=job.deinterlace, parts=True, meters=report)
     _check_whole(job, clip.faults, report)
     if job.on_damage == "as-is":
         step = 1 / (source.rate * clip.time_base)

@@ -18,7 +18,7 @@ from av.video.format import VideoFormat
 
 from vsfmanet import errors
 from vsfmanet.errors import ConfigError, DamagedError, FormatError, IncompleteError, SourceError, VsfmanetError
-from vsfmanet.media.decode import Decoded, decode_all
+from vsfmanet.media.decode import ASPECT, Change, Decoded, decode_all
 from vsfmanet.media.edges import Edges, hidden, padded
 from vsfmanet.media.meter import Meters
 from vsfmanet.media.source import Source, check_unchanged
@@ -84,17 +84,32 @@ class SourceClip:
     """The first and the last frame with a timestamp of its own, and that time in seconds. Read by another decoder than
     `timestamps`, and never repaired."""
     aspect: Fraction
-    """Width over height of a sample (SAR)."""
+    """Width over height of a sample (SAR), of the first frame."""
     faults: tuple[str, ...]
     """Signs of damage, each with its place."""
     notices: tuple[str, ...]
     """What the user should know."""
+    aspects: tuple[Change, ...] = ()
+    """Changes of `aspect`."""
 
     def frame_at(self, time: Fraction) -> int:
         """Number of the frame that is shown at some time in seconds, or that begins so soon that players show the same
         time code; the number of frames once they are over.
         """
         return frame_shown(self.timestamps, (time + TIME_CODE_ERROR) / self.time_base)
+
+    def aspect_of(self, source: Source, frames: range) -> Fraction:
+        """Width over height of a sample (SAR) of some frames.
+
+        Raises:
+            FormatError: They have several.
+        """
+        aspect = self.aspect
+        for change in self.aspects:
+            if frames.start < change.number < frames.stop:
+                raise _changing(source, change)
+            aspect = change.aspect if change.number <= frames.start else aspect
+        return aspect
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +152,9 @@ class Colour:
     """1 left, 2 centre, 3 top left ..."""
 
 
-def open_clip(source: Source, *, threads: int, interlaced: bool = False, meters: Meters | None = None) -> SourceClip:
+def open_clip(
+    source: Source, *, threads: int, interlaced: bool = False, parts: bool = False, meters: Meters | None = None
+) -> SourceClip:
     """Decode a source once to check it, and open it with BestSource.
 
     BestSource's index is not kept: it would be trusted next time, also for another file of the same name, and costs
@@ -147,6 +164,7 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False, meters:
         source: What `inspect` found.
         threads: Decoder threads; 0 for one per core. Damaged files decode reproducibly only with 1.
         interlaced: Whether interlaced video is accepted.
+        parts: Whether several aspects of a sample are accepted; see `SourceClip.aspect_of`.
         meters: Show progress.
 
     Raises:
@@ -159,7 +177,7 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False, meters:
     decoded = _decode(source, meters)
     if meters is not None:
         meters.phase("indexing")
-    _check_constant(source, decoded)
+    _check_constant(source, decoded, parts=parts)
     if source.rotation % 90:
         raise FormatError(
             f"{source.path}: unsupported: the display matrix turns the picture by {source.rotation} degrees, multiples "
@@ -206,6 +224,7 @@ def open_clip(source: Source, *, threads: int, interlaced: bool = False, meters:
         time_base=time_base,
         anchors=_anchors(source, decoded, node.num_frames),
         aspect=source.aspect if source.rotation % 180 == 0 else 1 / source.aspect,
+        aspects=decoded.changes,
         faults=faults,
         notices=notices + late_start,
     )
@@ -460,19 +479,29 @@ def _frame_bytes(node: vs.VideoNode) -> int:
     return round(node.width * node.height * node.format.bytes_per_sample * (1 + chroma))
 
 
-def _check_constant(source: Source, decoded: Decoded) -> None:
+def _check_constant(source: Source, decoded: Decoded, *, parts: bool) -> None:
     """Refuse a picture whose size, format, aspect or colour changes: the output has one of each.
+
+    Args:
+        source: The source.
+        decoded: Its frames.
+        parts: Whether the aspect may change; see `SourceClip.aspect_of`.
 
     Raises:
         FormatError: One of them changes; the message has the time.
     """
-    change = decoded.change
-    if change is not None:
-        place = "within the track" if change.time is None else f"at {float(change.time):.2f} s"
-        raise FormatError(
-            f"{source.path}: one {change.what} throughout is needed, but it changes {place}; cut the file there and "
-            "restore the parts"
-        )
+    for change in decoded.changes:
+        if change.what != ASPECT or not parts:
+            raise _changing(source, change)
+
+
+def _changing(source: Source, change: Change) -> FormatError:
+    """The error for a picture that changes."""
+    place = "within the track" if change.time is None else f"at {float(change.time):.2f} s"
+    way = "cut the file there and restore the parts"
+    if change.what == ASPECT:
+        way = f"restore the parts: --end {change.number}, and --start {change.number}"
+    return FormatError(f"{source.path}: one {change.what} throughout is needed, but it changes {place}; {way}")
 
 
 def _check_format(source: Source, node: vs.VideoNode, added: Edges) -> None:

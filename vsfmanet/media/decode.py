@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +32,9 @@ HOLDING_ASPECT = {"asf", "matroska", "mov", "mxf", "nut"}
 HARMLESS = re.compile(r"\bSEI\b|mmco|\bVPS\b|\bAPP fields|\bICC\b|\bE[Xx][Ii][Ff]\b|A53|timecode")
 """Logged errors that do not affect the picture: user data, metadata, unused references."""
 
+ASPECT = "aspect of a sample (SAR)"
+"""Name of a property that may change between two parts of a file."""
+
 UPRIGHT = (1, 0, 0, 1)
 """Signs of a display matrix that turns nothing."""
 
@@ -58,7 +61,11 @@ class Change:
     what: str
     """Its name."""
     time: Fraction | None
-    """When it first changes, seconds; None for a track without timestamps."""
+    """When it changes, seconds; None for a track without timestamps."""
+    number: int
+    """Number of the frame from which it holds."""
+    aspect: Fraction
+    """Width over height of a sample from there on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,8 +79,8 @@ class Decoded:
     times: tuple[int | None, ...]
     """When each frame is shown, in units of the track's time base; None for a frame without a timestamp. Bare streams
     have times that FFmpeg computes, from flags for frames that are to be shown longer (pulldown)."""
-    change: Change | None
-    """The first change of size, format, aspect or colour; None if there is none."""
+    changes: tuple[Change, ...]
+    """Changes of size, format, aspect or colour, in order."""
 
 
 def open_container(path: Path) -> InputContainer:
@@ -152,7 +159,8 @@ def decode_all(
     broken: dict[int | None, None] = {}
     interlaced: str | None = None
     times: list[int | None] = []
-    looks: list[tuple[_Look, int | None]] = []
+    looks: list[tuple[_Look, int]] = []
+    keys: list[int] = []
     begun = False
     with open_container(path) as container, suppress(av.FFmpegError):  # `inspect` has reported where reading fails
         track = container.streams[index]
@@ -161,6 +169,8 @@ def decode_all(
             if step.complaint and (begun or not open_start):
                 broken[step.packet.pts] = None
             for frame in step.frames:
+                if frame.key_frame:
+                    keys.append(len(times))
                 times.append(frame.pts)
                 advance()
                 if frame.interlaced_frame and interlaced is None:
@@ -170,14 +180,14 @@ def decode_all(
                 begun = begun or not frame.is_corrupt
                 look = _Look.of(frame, container, track)
                 if not looks or look != looks[-1][0]:
-                    looks.append((look, frame.pts))
+                    looks.append((look, len(times) - 1))
     first = next(iter(broken), None)
     fault = f"{len(broken)} frames decode with errors{_place(first, time_base, ', the first near ')}"
     return Decoded(
         faults=(fault,) if broken else (),
         interlaced=interlaced,
         times=tuple(times),
-        change=_change(looks, time_base),
+        changes=tuple(_changes(looks, keys, times, time_base)),
     )
 
 
@@ -255,20 +265,29 @@ class _Look:
         if self.shape != other.shape:
             return "size and format"
         if self.aspect != other.aspect:
-            return "aspect of a sample (SAR)"
+            return ASPECT
         for (name, unnamed), one, two in zip(UNNAMED.items(), self.colour, other.colour, strict=True):
             if one != two and unnamed not in (one, two):
                 return f"colour {name}"
         return None
 
 
-def _change(looks: list[tuple[_Look, int | None]], time_base: Fraction) -> Change | None:
-    """The first change among looks, each with the time from which it holds."""
-    for (before, _), (after, time) in pairwise(looks):
+def _changes(
+    looks: Sequence[tuple[_Look, int]], keys: Sequence[int], times: Sequence[int | None], time_base: Fraction
+) -> Iterator[Change]:
+    """Yield the changes among looks, each with the number of the frame that showed it first.
+
+    The aspect is a property of the decoder, not of its frames; it may change a frame early, as frames come out later
+    than they go in. It can change at key frames only.
+    """
+    for (before, _), (after, number) in pairwise(looks):
         what = after.difference(before)
-        if what is not None:
-            return Change(what=what, time=None if time is None else time * time_base)
-    return None
+        if what is None:
+            continue
+        if what == ASPECT:
+            number = next((key for key in keys if key >= number), number)
+        time = times[number]
+        yield Change(what=what, time=None if time is None else time * time_base, number=number, aspect=after.aspect)
 
 
 def _place(stamp: int | None, time_base: Fraction, before: str) -> str:
