@@ -40,6 +40,8 @@ from typing import Any, Literal, get_args
 import av
 import imageio_ffmpeg
 
+from tests.light import replace_network
+
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
 Wrong = Literal["wrong frames", "concealed", "wrong times", "left over", "wrong exit code", "crash", "hang"]
@@ -400,24 +402,9 @@ def act_as_vsfmanet() -> int:
 
     from vsfmanet import cli
     from vsfmanet.cli import restore
-    from vsfmanet.jobs import runner
-    from vsfmanet.media import clip
-    from vsfmanet.settings import Resolved
 
-    clip.restore_clip = lambda node, settings: node
+    replace_network(lambda node, settings: node)
     vars(restore).update(_guarded=lambda job, reporting, *, stall_limit: restore._here(job, reporting))
-    vars(runner).update(
-        weights_sha256=lambda model: "none",
-        resolved=lambda settings, weights: Resolved(
-            model="none",
-            weights_sha256=weights,
-            backend="torch",
-            device="cpu",
-            device_name="",
-            precision="fp32",
-            kernels=None,
-        ),
-    )
     for line in sys.stdin:
         job: dict[str, Any] = json.loads(line)
         log = os.open(job["log"], os.O_CREAT | os.O_TRUNC | os.O_WRONLY)

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +33,8 @@ import av
 import imageio_ffmpeg
 import psutil
 
+from tests import light
+from tests.light import is_alive
 from vsfmanet.jobs.supervise import family
 
 GOOD = "film {}.mkv"
@@ -257,8 +259,8 @@ def expect_of_bit(sources: Path, folder: Path) -> str:
     """The hash of the film with a flipped bit, made in peace; "" if it is refused, as an earlier one then stays."""
     subprocess.run(["rm", "-rf", folder], check=True)
     folder.mkdir()
-    line = [sys.executable, __file__, "as-vsfmanet", "restore", *OPTIONS, str(sources / BIT), str(folder / BIT)]
-    run = subprocess.run(line, stderr=subprocess.PIPE, check=False)
+    line = [*PROGRAM, "restore", *OPTIONS, str(sources / BIT), str(folder / BIT)]
+    run = subprocess.run(line, env=light.environment(scale=4), stderr=subprocess.PIPE, check=False)
     code = run.returncode
     if code not in (0, DONE):
         print(f"made in peace, {BIT} ends with exit code {code}: {run.stderr[-1000:]!r}")
@@ -286,14 +288,17 @@ def fill_disk(batch: subprocess.Popen[bytes], out: Path, *, mounted: bool) -> in
         filler.unlink(missing_ok=True)
 
 
+PROGRAM = (sys.executable, str(light.FILE))
+"""`vsfmanet` with a plain enlargement in place of the network."""
+
 OPTIONS = ("--range-frames=20", "--encoder-args=-preset ultrafast")
 """Options of every job."""
 
 
 def run_batch(sources: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
     """Start `vsfmanet batch`; what has been killed three times is tried again, and all bytes are compared."""
-    line = [sys.executable, __file__, "as-vsfmanet", "batch", "--retry", "--recheck", "--reserve=0", *OPTIONS, *options]
-    return subprocess.Popen([*line, str(sources), str(out)], stderr=subprocess.PIPE)
+    line = [*PROGRAM, "batch", "--retry", "--recheck", "--reserve=0", *OPTIONS, *options, str(sources), str(out)]
+    return subprocess.Popen(line, env=light.environment(scale=4), stderr=subprocess.PIPE)
 
 
 def examine(out: Path, expected: dict[str, list[str]], *, finished: bool, garbled: bool) -> Counter[str]:
@@ -339,37 +344,5 @@ def is_encoder(process: psutil.Process) -> bool:
         return False
 
 
-def is_alive(process: psutil.Process) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def act_as_vsfmanet(arguments: Sequence[str]) -> int:
-    """The command line of vsfmanet, with a plain enlargement in place of the network."""
-    from vsfmanet import cli
-    from vsfmanet.jobs import runner, supervise
-    from vsfmanet.media import clip
-    from vsfmanet.settings import Resolved
-
-    clip.restore_clip = lambda node, settings: node.resize.Bicubic(4 * node.width, 4 * node.height)
-    vars(runner).update(
-        weights_sha256=lambda model: "none",
-        resolved=lambda settings, weights: Resolved(
-            model="none",
-            weights_sha256=weights,
-            backend="torch",
-            device="cpu",
-            device_name="",
-            precision="fp32",
-            kernels=None,
-        ),
-    )
-    supervise.PROGRAM = (sys.executable, __file__, "as-vsfmanet")
-    return cli.main(arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(act_as_vsfmanet(sys.argv[2:]) if sys.argv[1:2] == ["as-vsfmanet"] else main())
+    sys.exit(main())

@@ -11,12 +11,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from vsfmanet.jobs.supervise import family
+
+if TYPE_CHECKING:
+    import vapoursynth as vs
+
+    from vsfmanet.settings import Resolved, RestoreSettings
 
 FILE = Path(__file__)
 
@@ -91,15 +97,32 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
+def replace_network(restore: Callable[[vs.VideoNode, RestoreSettings], vs.VideoNode]) -> None:
+    """Let a function restore clips in this process, in place of a network; no weights are looked for."""
+    from vsfmanet.jobs import runner
+    from vsfmanet.media import clip
+    from vsfmanet.settings import Resolved
+
+    def resolved(_: RestoreSettings, weights: str) -> Resolved:
+        return Resolved(
+            model="none",
+            weights_sha256=weights,
+            backend="torch",
+            device="cpu",
+            device_name="",
+            precision="fp32",
+            kernels=None,
+        )
+
+    vars(clip).update(restore_clip=restore)
+    vars(runner).update(weights_sha256=lambda model: "none", resolved=resolved)
+
+
 def main() -> int:
     """Run the command line with a light filter."""
-    import vapoursynth as vs
-
     from vsfmanet import cli
-    from vsfmanet.jobs import runner, scratch, supervise
+    from vsfmanet.jobs import scratch, supervise
     from vsfmanet.jobs.files import move_aside
-    from vsfmanet.media import clip
-    from vsfmanet.settings import Resolved, RestoreSettings
 
     fault, pause = os.environ.get("LIGHT_FAULT", ""), float(os.environ.get("LIGHT_PAUSE", "0"))
     scale = int(os.environ.get("LIGHT_SCALE", "1"))
@@ -125,20 +148,7 @@ def main() -> int:
         changed = node.std.ModifyFrame(node, at) if fault or pause else node
         return changed if scale == 1 else changed.resize.Bicubic(scale * node.width, scale * node.height)
 
-    vars(clip).update(restore_clip=restore)
-
-    def resolved(_: RestoreSettings, weights: str) -> Resolved:
-        return Resolved(
-            model="none",
-            weights_sha256=weights,
-            backend="torch",
-            device="cpu",
-            device_name="",
-            precision="fp32",
-            kernels=None,
-        )
-
-    vars(runner).update(weights_sha256=lambda model: "none", resolved=resolved)
+    replace_network(restore)
     vars(supervise).update(PROGRAM=(sys.executable, str(FILE)))
     return cli.main(sys.argv[1:])
 
