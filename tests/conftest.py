@@ -27,7 +27,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the clusters to `-m cluster`: each starts some twenty processes."""
+    """Leave the clusters to `-m cluster`: each starts some twenty processes. Begin with what takes longest.
+
+    Those tests have a time limit of their own. One that came last would keep a single worker busy.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
     if not config.getoption("markexpr"):
         for item in items:
             if item.get_closest_marker("cluster"):

@@ -22,6 +22,8 @@ from vsfmanet.media.ffmpeg import find_ffmpeg
 EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
 PROGRAMS = Path(sys.executable).parent
 CLIP = EXAMPLES / "dragonfly.mkv"
+FIRST = 43
+"""First of four frames of the last segment, which needs the fewest frames around it."""
 
 
 def decoded(path: Path) -> NDArray[np.uint8]:
@@ -30,10 +32,13 @@ def decoded(path: Path) -> NDArray[np.uint8]:
         return np.stack([frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)])
 
 
-def restore_range(out: Path, start: int, end: int) -> None:
-    """Restore frames `start` ... `end - 1` of the example clip without loss by the command line."""
-    arguments = [str(CLIP), str(out), f"--start={start}", f"--end={end}", "--encoder-args=-c:v ffv1"]
+@pytest.fixture(scope="module")
+def by_command(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.uint8]:
+    """Frames `FIRST` ... `FIRST + 3` of the example clip, restored without loss by the command line."""
+    out = tmp_path_factory.mktemp("command") / "restored.mkv"
+    arguments = [str(CLIP), str(out), f"--start={FIRST}", f"--end={FIRST + 4}", "--encoder-args=-c:v ffv1"]
     subprocess.run([sys.executable, "-m", "vsfmanet", "restore", *arguments], check=True, capture_output=True)
+    return decoded(out)
 
 
 @contextmanager
@@ -55,34 +60,30 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere VSScript cannot be set up for one test")
-def test_vspipe_into_ffmpeg_gives_the_pixels_of_the_command_line(tmp_path: Path, home: dict[str, str]) -> None:
-    by_command, by_pipe = tmp_path / "command.mkv", tmp_path / "pipe.mkv"
-    restore_range(by_command, 10, 14)
-
-    script = str(EXAMPLES / "restore.vpy")
-    reading = [str(PROGRAMS / "vspipe"), "-c", "y4m", "-s", "10", "-e", "13", script, "-"]
+def test_vspipe_into_ffmpeg_gives_the_pixels_of_the_command_line(
+    by_command: NDArray[np.uint8], tmp_path: Path, home: dict[str, str]
+) -> None:
+    by_pipe, script = tmp_path / "pipe.mkv", str(EXAMPLES / "restore.vpy")
+    reading = [str(PROGRAMS / "vspipe"), "-c", "y4m", "-s", str(FIRST), "-e", str(FIRST + 3), script, "-"]
     with subprocess.Popen(reading, env=home, stdout=subprocess.PIPE) as vspipe:
         writing = [str(find_ffmpeg().path), "-v", "error", "-i", "-", "-c:v", "ffv1", str(by_pipe)]
         subprocess.run(writing, stdin=vspipe.stdout, check=True)
     assert vspipe.returncode == 0
-
-    frames = decoded(by_command)
-    assert frames.shape == (4, 432 * 3 // 2, 768)
-    assert np.array_equal(frames, decoded(by_pipe))
+    assert by_command.shape == (4, 432 * 3 // 2, 768)
+    assert np.array_equal(by_command, decoded(by_pipe))
 
 
-def test_the_shipped_weights_sharpen_the_example_clip(tmp_path: Path) -> None:
+def test_the_shipped_weights_sharpen_the_example_clip(by_command: NDArray[np.uint8], tmp_path: Path) -> None:
     """The clip's original is known: the restored frames must be nearer to it than bicubic ones."""
-    restored, enlarged = tmp_path / "restored.mkv", tmp_path / "bicubic.mkv"
-    restore_range(restored, 6, 10)
+    enlarged = tmp_path / "bicubic.mkv"
     scaling = ["-v", "error", "-i", str(CLIP), "-vf", "scale=768:432:flags=bicubic", "-c:v", "ffv1", str(enlarged)]
     subprocess.run([str(find_ffmpeg().path), *scaling], check=True)
 
     luma = (slice(None), slice(8, 432 - 8), slice(8, -8))
-    sharp = decoded(EXAMPLES / "dragonfly_sharp.mkv")[6:10][luma].astype(np.float64)
+    own = slice(FIRST, FIRST + 4)
+    sharp = decoded(EXAMPLES / "dragonfly_sharp.mkv")[own][luma].astype(np.float64)
     ours, bicubic = (
-        10 * np.log10(255**2 / np.square(image[luma] - sharp).mean())
-        for image in (decoded(restored), decoded(enlarged)[6:10])
+        10 * np.log10(255**2 / np.square(image[luma] - sharp).mean()) for image in (by_command, decoded(enlarged)[own])
     )
     assert ours > bicubic + 0.5
 

@@ -9,7 +9,8 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -27,6 +28,7 @@ from vsfmanet.engines import graph, onnx
 from vsfmanet.engines.cache import EngineCache, EngineSpec
 from vsfmanet.engines.graph import GraphEngine, Run
 from vsfmanet.errors import ConfigError, DeviceError
+from vsfmanet.kernels.build import library
 from vsfmanet.networks.description import ExportPart
 from vsfmanet.networks.fmanetpp import FMANetPPConfig
 from vsfmanet.restorer import Restorer
@@ -77,31 +79,65 @@ class Builder:
 # onnxruntime
 
 
-@pytest.mark.parametrize("config", [SMALL, ON_CELLS])
-def test_onnxruntime_restores_what_torch_does_and_finds_its_graphs_again(
-    config: FMANetPPConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = tmp_path / "small.safetensors"
-    save_model(awake(config).deployed_form(), weights)
+@dataclass(frozen=True, kw_only=True)
+class Home:
+    """A folder for a network and its graphs."""
+
+    weights: Path
+    exported: list[str] = field(default_factory=list)
+    """Names of the parts of which a graph was made."""
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[FMANetPPConfig], Home]:
+    """One for each network and all tests: an export takes seconds."""
+
+    @cache
+    def home(config: FMANetPPConfig) -> Home:
+        weights = tmp_path_factory.mktemp("home") / "small.safetensors"
+        save_model(awake(config).deployed_form(), weights)
+        return Home(weights=weights)
+
+    return home
+
+
+@pytest.fixture
+def at_home(
+    homes: Callable[[FMANetPPConfig], Home], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[FMANetPPConfig], Home]:
+    """Returns a network's home, where its graphs are found from then on."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = ListSource(frames=list(torch.rand(4, 3, 19, 23)), cuts=(3,), exposures=[0.5, None, 1.0, None])
-    with Restorer(str(weights), device="cpu", precision="fp32") as restorer:
-        expected = torch.stack([item.frame for item in restorer.restore(source, 0, 4)])
-    exported: list[str] = []
     real = graph.export
 
-    def export(part: ExportPart) -> bytes:
-        exported.append(part.name)
-        return real(part)
+    def enter(config: FMANetPPConfig) -> Home:
+        home = homes(config)
 
-    monkeypatch.setattr(graph, "export", export)
+        def export(part: ExportPart) -> bytes:
+            home.exported.append(part.name)
+            return real(part)
+
+        monkeypatch.setattr(graph, "export", export)
+        library()  # from the usual cache: there is no need to compile the kernels again
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home.weights.parent))
+        return home
+
+    return enter
+
+
+@pytest.mark.parametrize("config", [SMALL, ON_CELLS])
+def test_onnxruntime_restores_what_torch_does_and_finds_its_graphs_again(
+    config: FMANetPPConfig, at_home: Callable[[FMANetPPConfig], Home]
+) -> None:
+    home = at_home(config)
+    source = ListSource(frames=list(torch.rand(4, 3, 19, 23)), cuts=(3,), exposures=[0.5, None, 1.0, None])
+    with Restorer(str(home.weights), device="cpu", precision="fp32") as restorer:
+        expected = torch.stack([item.frame for item in restorer.restore(source, 0, 4)])
     for _ in range(2):
-        with Restorer(str(weights), backend="onnx", provider="cpu") as restorer:
+        with Restorer(str(home.weights), backend="onnx", provider="cpu") as restorer:
             found = torch.stack([item.frame for item in restorer.restore(source, 0, 4)])
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert exported == ["stem", "level 0", "level 1", "bridge", "finish"]  # once
+    assert home.exported == ["stem", "level 0", "level 1", "bridge", "finish"]  # once
 
 
 def test_a_part_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,11 +199,9 @@ needs_openvino = pytest.mark.skipif(
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Provider], Tensor]:
+def small(at_home: Callable[[FMANetPPConfig], Home]) -> Callable[[Provider], Tensor]:
     """Restores a clip by a provider, with graphs that are exported once."""
-    weights = tmp_path / "small.safetensors"
-    save_model(awake(SMALL).deployed_form(), weights)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    weights = at_home(SMALL).weights
     source = ListSource(frames=list(torch.rand(3, 3, 19, 23)), cuts=(), exposures=[0.5, None, 1.0])
 
     def restored(provider: Provider) -> Tensor:
@@ -188,7 +222,6 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @needs_openvino
-@pytest.mark.timeout(1200)
 def test_openvino_restores_what_the_cpu_does_and_a_provider_that_is_missing_is_told(
     small: Callable[[Provider], Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:

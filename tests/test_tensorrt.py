@@ -32,6 +32,7 @@ from vsfmanet.engines.tensorrt import (
     tensorrt_engine,
 )
 from vsfmanet.errors import ConfigError, DeviceError
+from vsfmanet.kernels.build import library
 from vsfmanet.networks.description import ExportPart, LevelNetwork
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.weights import load_model
@@ -78,6 +79,7 @@ def bindings(version: str, *capabilities: str) -> SimpleNamespace:
 def test_the_command_builds_every_part_of_fast_and_a_job_on_such_a_gpu_finds_them(
     rtx: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    library()  # from the usual cache: there is no need to compile the kernels again
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     command = ["engines", "build", "--size", "64x36", "--arch", "sm_89", "--precision", "bf16"]
     parts = ["stem", *(f"level {index}" for index in range(4)), "bridge", "finish"]
@@ -130,15 +132,26 @@ def test_the_command_builds_every_part_of_fast_and_a_job_on_such_a_gpu_finds_the
 
 @needs_wheels
 @pytest.mark.timeout(1200)
-def test_every_part_of_base_is_built(rtx: Library, tmp_path: Path) -> None:
+def test_every_part_of_base_is_built(rtx: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of levels that differ in their weights alone are exported once: each takes seconds."""
     model = load_model("fmanetpp_x4_base")
     model.network.place(CPU, torch.float16)
+    graphs: dict[str, bytes] = {}
+
+    def exported(part: ExportPart) -> bytes:
+        form = f"{part.module} {part.inputs.keys()} {[value.shape for value in part.module.state_dict().values()]}"
+        if form not in graphs:
+            graphs[form] = export(part)
+        return graphs[form]
+
+    monkeypatch.setattr(tensorrt, "export", exported)
     built = build_ahead(
         level_network(model.network), weights_sha256=model.sha256, cache=EngineCache(tmp_path), height=36, width=64,
         architecture="sm_120",
     )  # fmt: skip
     assert [each.part for each in built] == ["stem", *(f"level {index}" for index in range(8)), "bridge", "finish"]
     assert len(list(tmp_path.glob("*.engine"))) == 11
+    assert len(graphs) == 6  # levels of NetD, those of NetR, and the last, which leaves the flow as it is
 
 
 @needs_wheels

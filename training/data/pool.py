@@ -22,7 +22,8 @@ from vsfmanet.networks.exposure_extractor import LEVELS
 CROP_TRIES = 3
 """Crops that are compared by their detail; the best is taken."""
 
-ARRAYS = ("lr", "hr", "flow", "visible")
+ARRAYS = tuple(field.name for field in fields(Sequence))
+"""Names of the arrays of a sequence, and of their files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,10 +78,10 @@ class Held:
 
 def held(sequence: Sequence, device: str) -> Held:
     """Bring a sequence to `device`; on the CPU its memory is shared."""
-    lr, hr, flow, visible = (torch.from_numpy(getattr(sequence, name)).to(device) for name in ARRAYS)
+    arrays = {name: torch.from_numpy(getattr(sequence, name)).to(device) for name in ARRAYS}
     green = sequence.lr[0, :, 1]
     on_host = torch.device(device).type == "cpu"
-    return Held(lr=lr, hr=hr, flow=flow, visible=visible, green=green if on_host else np.ascontiguousarray(green))
+    return Held(**arrays, green=green if on_host else np.ascontiguousarray(green))
 
 
 def sequence_folder(pool: Path, index: int) -> Path:
