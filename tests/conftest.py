@@ -21,6 +21,8 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # each process of the tests
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is loaded; for processes of tests, too
 
+os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # compiled kernels, also where HOME is another
+
 settings.register_profile("quick", derandomize=True, max_examples=50, deadline=None, database=None)
 settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

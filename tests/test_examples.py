@@ -33,10 +33,25 @@ def decoded(path: Path) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def by_command(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.uint8]:
-    """Frames `FIRST` ... `FIRST + 3` of the example clip, restored without loss by the command line."""
-    out = tmp_path_factory.mktemp("command") / "restored.mkv"
-    arguments = [str(CLIP), str(out), f"--start={FIRST}", f"--end={FIRST + 4}", "--encoder-args=-c:v ffv1"]
+def part(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quarter of the example clip, 96 x 54 pixels of its middle: the whole takes four times as long to restore."""
+    made = tmp_path_factory.mktemp("part") / "part.mkv"
+    cut_out(CLIP, made, 1)
+    return made
+
+
+def cut_out(film: Path, made: Path, scale: int, *filters: str) -> None:
+    """Copy the middle of a film without loss; sizes in pixels are those of the example clip times `scale`."""
+    crop = f"crop={96 * scale}:{54 * scale}:{48 * scale}:{26 * scale}"
+    line = ["-v", "error", "-i", str(film), "-vf", ",".join((crop, *filters)), "-c:v", "ffv1", str(made)]
+    subprocess.run([str(find_ffmpeg().path), *line], check=True)
+
+
+@pytest.fixture(scope="module")
+def by_command(part: Path) -> NDArray[np.uint8]:
+    """Frames `FIRST` ... `FIRST + 3` of the part, restored without loss by the command line."""
+    out = part.with_name("restored.mkv")
+    arguments = [str(part), str(out), f"--start={FIRST}", f"--end={FIRST + 4}", "--encoder-args=-c:v ffv1"]
     subprocess.run([sys.executable, "-m", "vsfmanet", "restore", *arguments], check=True, capture_output=True)
     return decoded(out)
 
@@ -61,27 +76,33 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere VSScript cannot be set up for one test")
 def test_vspipe_into_ffmpeg_gives_the_pixels_of_the_command_line(
-    by_command: NDArray[np.uint8], tmp_path: Path, home: dict[str, str]
+    part: Path, by_command: NDArray[np.uint8], tmp_path: Path, home: dict[str, str]
 ) -> None:
     by_pipe, script = tmp_path / "pipe.mkv", str(EXAMPLES / "restore.vpy")
-    reading = [str(PROGRAMS / "vspipe"), "-c", "y4m", "-s", str(FIRST), "-e", str(FIRST + 3), script, "-"]
+    what = ["-a", f"source={part}", "-s", str(FIRST), "-e", str(FIRST + 3)]
+    reading = [str(PROGRAMS / "vspipe"), "-c", "y4m", *what, script, "-"]
     with subprocess.Popen(reading, env=home, stdout=subprocess.PIPE) as vspipe:
         writing = [str(find_ffmpeg().path), "-v", "error", "-i", "-", "-c:v", "ffv1", str(by_pipe)]
         subprocess.run(writing, stdin=vspipe.stdout, check=True)
     assert vspipe.returncode == 0
-    assert by_command.shape == (4, 432 * 3 // 2, 768)
+    assert by_command.shape == (4, 216 * 3 // 2, 384)
     assert np.array_equal(by_command, decoded(by_pipe))
+
+
+def test_the_script_without_a_source_restores_the_example_clip() -> None:
+    runpy.run_path(str(EXAMPLES / "restore.vpy"))
+    with output() as clip:
+        assert (clip.width, clip.height, clip.num_frames) == (768, 432, 48)
 
 
 def test_the_shipped_weights_sharpen_the_example_clip(by_command: NDArray[np.uint8], tmp_path: Path) -> None:
     """The clip's original is known: the restored frames must be nearer to it than bicubic ones."""
-    enlarged = tmp_path / "bicubic.mkv"
-    scaling = ["-v", "error", "-i", str(CLIP), "-vf", "scale=768:432:flags=bicubic", "-c:v", "ffv1", str(enlarged)]
-    subprocess.run([str(find_ffmpeg().path), *scaling], check=True)
-
-    luma = (slice(None), slice(8, 432 - 8), slice(8, -8))
+    enlarged, original = tmp_path / "bicubic.mkv", tmp_path / "sharp.mkv"
+    cut_out(CLIP, enlarged, 1, "scale=384:216:flags=bicubic")
+    cut_out(EXAMPLES / "dragonfly_sharp.mkv", original, 4)
+    luma = (slice(None), slice(8, 216 - 8), slice(8, -8))
     own = slice(FIRST, FIRST + 4)
-    sharp = decoded(EXAMPLES / "dragonfly_sharp.mkv")[own][luma].astype(np.float64)
+    sharp = decoded(original)[own][luma].astype(np.float64)
     ours, bicubic = (
         10 * np.log10(255**2 / np.square(image[luma] - sharp).mean()) for image in (by_command, decoded(enlarged)[own])
     )
