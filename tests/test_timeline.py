@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
@@ -114,6 +116,31 @@ def test_a_time_is_read_in_all_its_notations(text: str, seconds: Fraction) -> No
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="a frame number or a time is needed"):
         parse_time(text)
+
+
+def test_a_clock_that_is_too_coarse_for_its_frames_takes_time_in_proportion_to_them() -> None:
+    """One timestamp in 25 is doubled, and there is no room for it before the end: 0.5 s, and five hours if each of them
+    were looked for from the beginning.
+    """
+    times: list[int | None] = [n * 24 // 25 for n in range(100_000)]
+    begun = time.process_time()
+    made = repaired(times, step=Fraction(24, 25))
+    assert time.process_time() - begun < 10
+    assert made is not None
+    assert made.times == tuple(range(100_000))
+    assert len(made.replaced) > 90_000
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 2))
+def test_of_timestamps_without_room_those_go_that_come_too_early(steps: list[int], first: int) -> None:
+    times = list(itertools.accumulate(steps, initial=first))
+    made = repaired([*times], step=Fraction(1))
+    assert made is not None
+    kept = [n for n in range(len(times)) if n not in made.replaced]
+    assert all(made.times[n] == times[n] for n in kept)
+    for n in made.replaced:  # it has no place between the last one that is kept and itself
+        before = max(each for each in kept if each < n)
+        assert times[n] - times[before] < n - before
 
 
 @given(st.decimals(0, 10**6, places=9))

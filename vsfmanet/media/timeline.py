@@ -107,16 +107,9 @@ def repaired(times: Sequence[int | None], *, step: Fraction) -> Timeline | None:
     rising = [each for each in steps if each > 0]
     usual = Fraction(statistics.median_low(rising)) if rising else max(step, Fraction(1))
     joined, restarts = _continued(times, usual)
-    kept = _longest_rise(joined)
-    while True:
-        made = _filled(joined, kept, usual)
-        crowded = [n for n in range(1, len(made)) if made[n] <= made[n - 1]]
-        if not crowded:
-            return Timeline(
-                times=tuple(made), replaced=tuple(sorted(set(range(len(made))) - set(kept))), restarts=restarts
-            )
-        # Neighbours leave no room for the frames between them: let the next timestamp that is known move too.
-        kept.remove(next(n for n in kept if n >= crowded[0]))
+    kept = _with_room(joined, _longest_rise(joined))
+    replaced = sorted(set(range(len(times))) - set(kept))
+    return Timeline(times=tuple(_filled(joined, kept, usual)), replaced=tuple(replaced), restarts=restarts)
 
 
 def _continued(times: Sequence[int | None], usual: Fraction) -> tuple[list[int | None], tuple[int, ...]]:
@@ -165,8 +158,17 @@ def _longest_rise(times: Sequence[int | None]) -> list[int]:
     return chain[::-1]
 
 
+def _with_room(times: Sequence[int | None], numbers: Sequence[int]) -> list[int]:
+    """Those of some frames with rising timestamps that leave a unit of time for each frame between them."""
+    kept = list(numbers[:1])
+    for n in numbers[1:]:
+        if _known(times, n) - _known(times, kept[-1]) >= n - kept[-1]:
+            kept.append(n)
+    return kept
+
+
 def _filled(times: Sequence[int | None], kept: Sequence[int], usual: Fraction) -> list[int]:
-    """Times for all frames: kept ones unchanged, others interpolated; equal where there is too little room."""
+    """Times for all frames: kept ones unchanged, others interpolated."""
     made: list[int] = []
     for n in range(len(times)):
         place = bisect.bisect_left(kept, n)
