@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import vapoursynth as vs
 
 from tests.films import (
     FFMPEG,
@@ -43,6 +44,8 @@ from vsfmanet.media.ffmpeg import Ffmpeg, Run
 from vsfmanet.media.film import Film
 from vsfmanet.media.source import inspect
 from vsfmanet.media.thumbnails import frame_planes
+from vsfmanet.settings import RestoreSettings
+from vsfmanet.sizes import result_size
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -274,6 +277,31 @@ def test_an_odd_size_is_restored_to_its_last_column_and_row(
                 last = min(scale * wanted.shape[0], plane.shape[0]), min(scale * wanted.shape[1], plane.shape[1])
                 enlarged = wanted.repeat(scale, axis=0).repeat(scale, axis=1)
                 assert np.array_equal(enlarged[: last[0], : last[1]], plane[: last[0], : last[1]])
+    assert main(["verify", "--source", str(source), str(made)]) == 0
+
+
+def test_an_odd_size_leaves_no_padding_in_an_output_of_another_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enlarge(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
+        size = result_size(settings, node.width, node.height, multiples=(2, 2))
+        assert size is not None
+        return node.resize.Spline36(*size, format=settings.output_format)
+
+    monkeypatch.setattr(clips, "restore_clip", enlarge)
+    source, made = CASES / "odd420.mkv", tmp_path / "made.mkv"
+    assert restore(source, made, LOSSLESS, "--height=252") == 0
+    assert inspect(made).aspect == inspect(source).aspect
+    with av.open(str(source)) as before, av.open(str(made)) as after:
+        for frame, other in zip(before.decode(video=0), after.decode(video=0), strict=True):
+            assert (other.width, other.height, other.format.name) == (388, 252, "yuv420p")
+            luma = frame_planes(frame)[0]
+            still = vs.core.std.BlankClip(None, 97, 63, vs.GRAY8, length=1)
+            blank = still.get_frame(0).copy()
+            np.copyto(np.asarray(blank[0]), luma)
+            wanted = still.std.ModifyFrame(still, lambda n, f, blank=blank: blank).resize.Spline36(388, 252)
+            off = np.asarray(wanted.get_frame(0)[0]).astype(int) - frame_planes(other)[0]
+            assert np.abs(off).max() <= 1
     assert main(["verify", "--source", str(source), str(made)]) == 0
 
 

@@ -187,6 +187,9 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         clip = replace(clip, node=deinterlaced(clip.node))
     frames = _range(job, source, clip)
     clip = replace(clip, aspect=clip.aspect_of(source, frames), aspects=())
+    own_format = clip.node.format
+    if job.settings.resizes:
+        clip = clips.without_padding(clip)
     copied = _copied(job, source, report)
     _check_copying(ffmpeg, source, copied, job.target.suffix.lower(), scratch)
     report.phase("preparing")
@@ -195,7 +198,9 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     made_by = resolved(settings, weights_sha256(settings.model))
     tally = Tally()
     if job.depth is not None:
-        settings = replace(settings, output_format=clips.with_depth(clip.node.format, job.depth).id)
+        settings = replace(settings, output_format=clips.with_depth(own_format, job.depth).id)
+    elif clip.node.format.id != own_format.id:
+        settings = replace(settings, output_format=settings.output_format or own_format.id)
     if _is_restored(job, clip, report):
         restored = clips.converted(clip.node, settings.output_format)
     else:

@@ -7,7 +7,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -315,6 +315,18 @@ def without_edges(clip: SourceClip, restored: vs.VideoNode) -> tuple[vs.VideoNod
             "a column or row too many is left at its edge"
         )
     return cut.cut_off(restored), notice
+
+
+def without_padding(clip: SourceClip) -> SourceClip:
+    """A clip without its edges, for a result of another size, from which they could not be cut off.
+
+    Where subsampled chroma leaves no room for the size, it is enlarged, in 16 bits.
+    """
+    if not clip.edges:
+        return clip
+    full = vs.core.query_video_format(vs.YUV, vs.INTEGER, 16, 0, 0)
+    node = clip.node.resize.Spline36(format=full.id).std.CopyFrameProps(clip.node)  # with the place of the chroma
+    return replace(clip, node=clip.edges.cut_off(node), edges=Edges())
 
 
 def for_encoder(restored: vs.VideoNode) -> vs.VideoNode:
