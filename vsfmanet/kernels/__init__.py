@@ -1,7 +1,7 @@
 """Fast forms of the operations that cost most: in C++ on CPUs, in CUDA C++ by CuPy on GPUs.
 
-Each has a reference in plain torch in `vsfmanet.ops`, which defines its result. `kernels_for` decides which one runs:
-training, exports, and machines without a compiler or CuPy run the reference.
+Each has a reference in plain torch in `vsfmanet.ops`, which defines shapes and results. `kernels_for` decides which one
+runs: training, exports, and machines without a compiler or CuPy run the reference.
 """
 
 from __future__ import annotations
@@ -269,16 +269,6 @@ def warp_neighbours(
 ) -> Tensor:
     """Put frames and their two neighbours, warped and masked, into one tensor: see `warp_neighbours_reference`.
 
-    Args:
-        feat: (N, C, H, W).
-        neighbours: Next and previous frame, each (N, C, H, W), or larger if `feat` is part of the image.
-        flow: (N, 6n, H, W), fp32, in pixels.
-        num_flows: n, from 1 to C.
-        origin: Row and column of the neighbours where `feat` and `flow` begin.
-
-    Returns:
-        (N, 3C, H, W): own, next, previous; in the dtype of `feat`.
-
     Raises:
         ShapeError: The arguments do not fit each other.
     """
@@ -287,92 +277,33 @@ def warp_neighbours(
 
 
 def feed_forward(shortcut: Tensor, x: Tensor, pointwise: Tensor, depthwise: Tensor, reduce: Tensor) -> Tensor:
-    """Run a gated feed-forward network and add a shortcut: see `feed_forward_reference`.
-
-    Args:
-        shortcut: (N, D, H, W).
-        x: (N, C, H, W).
-        pointwise: (2h, C, 1, 1).
-        depthwise: (2h, 1, 3, 3).
-        reduce: (D, h, 1, 1).
-
-    Returns:
-        (N, D, H, W).
-    """
+    """Run a gated feed-forward network and add a shortcut: see `feed_forward_reference`."""
     return _pick(x).feed_forward(shortcut, x, pointwise, depthwise, reduce)
 
 
 def squared_projection(x: Tensor, pointwise: Tensor, depthwise: Tensor, squared: int) -> tuple[Tensor, Tensor]:
-    """Run a pointwise and a depthwise convolution, and sum squares: see `squared_projection_reference`.
-
-    Args:
-        x: (N, C, H, W).
-        pointwise: (D, C, 1, 1).
-        depthwise: (D, 1, 3, 3).
-        squared: Number of the first channels whose squares are summed, 1 ... D.
-
-    Returns:
-        The result (N, D, H, W), and the sums over the image (N, squared), fp32.
-    """
+    """Run a pointwise and a depthwise convolution, and sum squares: see `squared_projection_reference`."""
     return _pick(x).squared_projection(x, pointwise, depthwise, squared)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    """Normalise the channels of each pixel: see `pixel_norm_reference`.
-
-    Args:
-        x: (N, C, H, W).
-        weight: (C,).
-        bias: (C,).
-        epsilon: Added to the variance.
-
-    Returns:
-        (N, C, H, W).
-    """
+    """Normalise the channels of each pixel: see `pixel_norm_reference`."""
     return _pick(x).pixel_norm(x, weight, bias, epsilon)
 
 
 def add_product(shortcut: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
-    """Mix the channels of each image by a matrix and add a shortcut: see `add_product_reference`.
-
-    Args:
-        shortcut: (N, D, H, W).
-        x: (N, C, H, W).
-        matrix: (N, C, D).
-
-    Returns:
-        (N, D, H, W).
-    """
+    """Mix the channels of each image by a matrix and add a shortcut: see `add_product_reference`."""
     return _pick(x).add_product(shortcut, x, matrix)
 
 
 def head_grams(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """Multiply the channels of each head and sum over the image: see `head_grams_reference`.
-
-    Args:
-        query: (N, C, H, W), C a multiple of `heads`.
-        key: (N, C, H, W).
-        heads: Number of heads; channels of a head lie side by side.
-
-    Returns:
-        (N, heads, C/heads, C/heads), fp32.
-    """
+    """Multiply the channels of each head and sum over the image: see `head_grams_reference`."""
     own = _pick(query) if query.dtype is key.dtype else cast(Kernels, reference)
     return own.head_grams(query, key, heads)
 
 
 def add_skip(lr: Tensor, residual: Tensor, scale: int, shuffle: int) -> Tensor:
-    """Add a residual image to enlarged frames: see `add_skip_reference`.
-
-    Args:
-        lr: (N, 3, H, W), fp32.
-        residual: (N, 3 * shuffle^2, h, w).
-        scale: Size of the result over that of `lr`.
-        shuffle: Factor of the pixel shuffle; 1 for none.
-
-    Returns:
-        (N, 3, scale * H, scale * W), fp32.
-    """
+    """Add a residual image to enlarged frames: see `add_skip_reference`."""
     return _pick(residual).add_skip(lr, residual, scale, shuffle)
 
 
@@ -390,16 +321,5 @@ def conv3x3(
     On CPUs Winograd's algorithm is used where it pays, and parts are not copied into one where all but the last have a
     multiple of 16 channels. In fp32 it agrees with torch to 1e-5. In bf16, which is rounded after the transforms too, a
     single convolution is off by 1 % (torch's by 0.2 %), and restored frames of `fast` by -66 dB (-68 dB) of fp32 ones.
-
-    Args:
-        parts: (N, C, H, W) each, of one type.
-        weight: (D, sum of all C, 3, 3).
-        bias: (D,), or None.
-        padding: Zeros around the image, 1 or 0.
-        slope: Factor for values below zero, from 0 to 1; 1 for no leaky ReLU.
-        shuffle: Factor of the pixel shuffle; 1 for none.
-
-    Returns:
-        (N, D / shuffle^2, shuffle * H, shuffle * W) with padding 1; H - 2 and W - 2 in the place of H and W without.
     """
     return _pick(parts[0]).conv3x3(parts, weight, bias, padding, slope, shuffle)

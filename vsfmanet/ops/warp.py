@@ -146,7 +146,7 @@ def warp_neighbours_reference(
 
     Args:
         feat: (N, C, H, W), features of the frames themselves.
-        neighbours: Next and previous frame's features, each (N, C, H, W).
+        neighbours: Next and previous frame's features, each (N, C, H, W), or larger if `feat` is part of the image.
         flow: (N, 6n, H, W), fp32: [direction (next, previous), pair, (dx, dy, mask logit)] in pixels.
         num_flows: n, groups of channels, each with a flow and a mask of its own.
         origin: Row and column where `feat` and `flow` begin, if they are part of the image that the neighbours show.
