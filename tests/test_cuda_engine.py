@@ -24,7 +24,7 @@ from tests.tiny import TINY, NoiseSource, awake, awake_m2aenet
 from vsfmanet.engines.cuda import Capture, CudaGraphEngine, Record, Replay, Run
 from vsfmanet.engines.transfers import Transfers
 from vsfmanet.filter import restore_with
-from vsfmanet.networks.description import Parts
+from vsfmanet.networks.description import LevelInput, Parts
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.restorer import Encode, Restorer
 from vsfmanet.settings import Device, RestoreSettings
@@ -68,11 +68,12 @@ def outcomes(engine: Parts, net: FMANetPP, height: int, width: int, seed: int) -
     pair = (neighbours[0], neighbours[1])
     found = [feat, *pair, flow]
     for index in range(net.config.num_blocks):
-        feat, flow = engine.level(index, feat, pair, flow, embed, None)
+        feat, flow = engine.level(index, LevelInput(feat=feat, neighbours=pair, flow=flow, embed=embed))
         found += [feat, flow]
     feat, guides = engine.bridge(lr, feat)
     for index, guide in enumerate(guides, net.config.num_blocks):
-        feat, flow = engine.level(index, feat, pair, flow, embed, guide)
+        given = LevelInput(feat=feat, neighbours=pair, flow=flow, embed=embed, guide=guide)
+        feat, flow = engine.level(index, given)
         found += [feat, flow]
     return [each.clone() for each in (*found, engine.finish(lr, (following, previous), feat, flow, embed))]
 
@@ -172,9 +173,11 @@ def test_no_part_waits_for_numbers_of_the_host(name: str, monkeypatch: pytest.Mo
     embed, feat = net.embed(lr), engine.stem(lr)
     with strict():
         engine.initial_flow(lr, (following, previous))
-        feat, flow = engine.level(0, engine.stem(lr), (feat, feat), flow, embed, None)
+        given = LevelInput(feat=engine.stem(lr), neighbours=(feat, feat), flow=flow, embed=embed)
+        feat, flow = engine.level(0, given)
         feat, guides = engine.bridge(lr, feat)
-        feat, flow = engine.level(net.config.num_blocks, feat, (feat, feat), flow, embed, guides[0])
+        given = LevelInput(feat=feat, neighbours=(feat, feat), flow=flow, embed=embed, guide=guides[0])
+        feat, flow = engine.level(net.config.num_blocks, given)
         engine.finish(lr, (following, previous), feat, flow, embed)
 
 

@@ -18,6 +18,7 @@ from tests.tiny import CELLS, TINY, awake
 from vsfmanet import restore
 from vsfmanet.errors import DeviceError
 from vsfmanet.kernels import pixel_norm
+from vsfmanet.networks.description import LevelInput
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, HRBABlock, preset
 from vsfmanet.restorer import Restorer
 from vsfmanet.settings import Precision
@@ -107,8 +108,8 @@ def test_every_part_of_the_network_is_the_same_in_tiles(config: FMANetPPConfig, 
     ]
     for level in range(2 * config.num_blocks):
         guide = guides[level - config.num_blocks] if level >= config.num_blocks else None
-        arguments = (level, feat, (neighbours[0], neighbours[1]), flow, embed, guide)
-        pairs += zip(eager.level(*arguments), tiled.level(*arguments), strict=True)
+        given = LevelInput(feat=feat, neighbours=(neighbours[0], neighbours[1]), flow=flow, embed=embed, guide=guide)
+        pairs += zip(eager.level(level, given), tiled.level(level, given), strict=True)
     for expected, found in pairs:
         assert found.shape == expected.shape
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)

@@ -86,6 +86,22 @@ class RestorationNetwork(nn.Module, ABC):
         return None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelInput:
+    """What a level reads of a frame; see `Parts` for N, h and w."""
+
+    feat: Tensor
+    """(N, C, h, w), features of the frame itself, from the level below."""
+    neighbours: tuple[Tensor, Tensor]
+    """Features of the next and of the previous frame, (N, C, h, w) each; where one is missing, `feat`."""
+    flow: Tensor
+    """(N, F, h, w), fp32."""
+    embed: Tensor | None = None
+    """(N, U) exposure embeddings; None for a network without them."""
+    guide: Tensor | None = None
+    """(N, C, h, w), this level's guide from `Parts.bridge`; None for levels before the bridge."""
+
+
 class Parts(Protocol):
     """The parts of a `LevelNetwork` that a frame passes; N is 1. Images and flow are fp32.
 
@@ -116,24 +132,12 @@ class Parts(Protocol):
         """
         ...
 
-    def level(
-        self,
-        index: int,
-        feat: Tensor,
-        neighbours: tuple[Tensor, Tensor],
-        flow: Tensor,
-        embed: Tensor | None,
-        guide: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def level(self, index: int, given: LevelInput) -> tuple[Tensor, Tensor]:
         """Run one level.
 
         Args:
             index: Number of the level, from 0.
-            feat: (N, C, h, w), features of the frame itself, from the level below.
-            neighbours: Features of the next and of the previous frame, (N, C, h, w) each; where one is missing, `feat`.
-            flow: (N, F, h, w), fp32.
-            embed: (N, U) exposure embeddings; None for a network without them.
-            guide: (N, C, h, w), this level's guide from `bridge`; None for levels before the bridge.
+            given: Its inputs.
 
         Returns:
             Features (N, C, h, w) and flow (N, F, h, w) that the next level reads.
@@ -162,7 +166,7 @@ class Parts(Protocol):
             neighbours: As for `initial_flow`.
             feat: (N, C, h, w), from the last level.
             flow: (N, F, h, w), fp32, from the last level.
-            embed: As for `level`.
+            embed: As in `LevelInput`.
 
         Returns:
             (N, 3, s*H, s*W), fp32, nominal range [0, 1], not clamped.
@@ -195,21 +199,14 @@ class NamedParts(ABC):
         [flow] = self.run("initial flow", {"lr": lr, "next": neighbours[0], "previous": neighbours[1]})
         return flow
 
-    def level(
-        self,
-        index: int,
-        feat: Tensor,
-        neighbours: tuple[Tensor, Tensor],
-        flow: Tensor,
-        embed: Tensor | None,
-        guide: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def level(self, index: int, given: LevelInput) -> tuple[Tensor, Tensor]:
         """See `Parts`."""
-        inputs = {"feat": feat, "next": neighbours[0], "previous": neighbours[1], "flow": flow}
-        optional = {"embed": embed, "guide": guide}
-        inputs |= {name: given for name, given in optional.items() if given is not None}
+        following, previous = given.neighbours
+        inputs = {"feat": given.feat, "next": following, "previous": previous, "flow": given.flow}
+        optional = {"embed": given.embed, "guide": given.guide}
+        inputs |= {name: each for name, each in optional.items() if each is not None}
         out, *updated = self.run(f"level {index}", inputs)
-        return out, updated[0] if updated else flow
+        return out, updated[0] if updated else given.flow
 
     def bridge(self, lr: Tensor, feat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Parts`."""
@@ -238,7 +235,8 @@ def run_part(parts: Parts, name: str, inputs: Mapping[str, Tensor]) -> tuple[Ten
     feat, flow, embed = inputs["feat"], inputs["flow"], inputs.get("embed")
     if name == "finish":
         return (parts.finish(inputs["lr"], neighbours, feat, flow, embed),)
-    return parts.level(int(name.removeprefix("level ")), feat, neighbours, flow, embed, inputs.get("guide"))
+    given = LevelInput(feat=feat, neighbours=neighbours, flow=flow, embed=embed, guide=inputs.get("guide"))
+    return parts.level(int(name.removeprefix("level ")), given)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

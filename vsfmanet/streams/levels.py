@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vsfmanet.engines.transfers import Transfers
-from vsfmanet.networks.description import LevelNetwork, Parts
+from vsfmanet.networks.description import LevelInput, LevelNetwork, Parts
 from vsfmanet.segments import scene_around
 from vsfmanet.streams import FrameSource, Restored
 from vsfmanet.tiling import MemoryPlan
@@ -122,7 +122,9 @@ class LevelStreams:
         flow = self._parts.initial_flow(own.lr, (after.lr, before.lr)) if own.flow is None else own.flow.to(device)
         guide = own.guides[level - bridge].to(device) if level >= bridge else None
         neighbours = after.feat.to(device), before.feat.to(device)
-        feat, flow = self._parts.level(level, own.feat.to(device), neighbours, flow, own.embed, guide)
+        feat = own.feat.to(device)
+        given = LevelInput(feat=feat, neighbours=neighbours, flow=flow, embed=own.embed, guide=guide)
+        feat, flow = self._parts.level(level, given)
         return replace(own, feat=self._resting(feat), flow=self._resting(flow), neighbours=(after.lr, before.lr))
 
     def _bridge(self, record: _Record) -> _Record:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vsfmanet.networks.blocks import at_multiples
+from vsfmanet.networks.description import LevelInput
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
 from vsfmanet.networks.fmanetpp.degradation import NetD
 from vsfmanet.networks.fmanetpp.level import HRBABlock, Stage
@@ -43,17 +44,10 @@ class EagerParts:
         """See `Parts`."""
         return self._netd.initial_flow(lr, neighbours)
 
-    def level(
-        self,
-        index: int,
-        feat: Tensor,
-        neighbours: tuple[Tensor, Tensor],
-        flow: Tensor,
-        embed: Tensor | None,
-        guide: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def level(self, index: int, given: LevelInput) -> tuple[Tensor, Tensor]:
         """See `Parts`."""
-        return self.blocks[index](feat, neighbours, flow, embed, guide, update_flow=self.updates_flow(index))
+        inputs = given.feat, given.neighbours, given.flow, given.embed, given.guide
+        return self.blocks[index](*inputs, update_flow=self.updates_flow(index))
 
     def bridge(self, lr: Tensor, feat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Parts`."""
@@ -115,26 +109,19 @@ class TiledParts:
         """See `Parts`; of whole frames, for it needs little memory."""
         return self._whole.initial_flow(lr, neighbours)
 
-    def level(
-        self,
-        index: int,
-        feat: Tensor,
-        neighbours: tuple[Tensor, Tensor],
-        flow: Tensor,
-        embed: Tensor | None,
-        guide: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def level(self, index: int, given: LevelInput) -> tuple[Tensor, Tensor]:
         """See `Parts`."""
         block, update_flow = self._whole.blocks[index], self._whole.updates_flow(index)
 
         def aligned(box: Box) -> tuple[Tensor, Tensor]:
             origin = box.top, box.left
-            return block.aligned(box.of(feat), neighbours, box.of(flow), update_flow=update_flow, origin=origin)
+            feat, flow = box.of(given.feat), box.of(given.flow)
+            return block.aligned(feat, given.neighbours, flow, update_flow=update_flow, origin=origin)
 
-        x, flow = self._assemble(feat, self._aligned_reach, aligned)
+        x, flow = self._assemble(given.feat, self._aligned_reach, aligned)
         for stage in block.stages:
-            x = self._refined(stage, x, guide)
-        return block.modulation(x, embed), flow
+            x = self._refined(stage, x, given.guide)
+        return block.modulation(x, given.embed), flow
 
     def bridge(self, lr: Tensor, feat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Parts`."""
