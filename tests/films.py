@@ -40,18 +40,19 @@ def sound(seconds: float) -> list[str]:
 
 
 def lighten(monkeypatch: pytest.MonkeyPatch, *, scale: int = 2) -> None:
-    """No network: the picture enlarged, or with scale 1 as it is."""
+    """No network: the picture enlarged, or with scale 1 as it is, in the format that the settings ask for."""
 
-    def enlarge(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
+    def enlarge(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
+        node = clips.converted(node, settings.output_format)
         return node if scale == 1 else node.resize.Point(scale * node.width, scale * node.height)
 
     monkeypatch.setattr(clips, "restore_clip", enlarge)
     monkeypatch.setattr(runner, "weights_sha256", lambda model: f"weights of {model}")
 
 
-def restore(source: Path | str, target: Path, *options: str) -> int:
+def restore(source: Path | str, target: Path, *options: str, encoder: tuple[str, ...] = (FAST,)) -> int:
     """`vsfmanet restore`; returns its exit code."""
-    encoder = () if any(option.startswith("--encoder-args") for option in options) else (FAST,)
+    encoder = () if any(option.startswith("--encoder-args") for option in options) else encoder
     return main(["restore", *encoder, *options, "--", str(source), str(target)])
 
 

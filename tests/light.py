@@ -132,7 +132,9 @@ def main() -> int:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
-    def restore(node: vs.VideoNode, _: RestoreSettings) -> vs.VideoNode:
+    def restore(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
+        node = clip.converted(node, settings.output_format)
+
         def at(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
             time.sleep(pause)
             if n == FAULTY and fault == "exit":

@@ -41,7 +41,6 @@ from tests.films import (
 from vsfmanet.cli import main
 from vsfmanet.errors import SourceError
 from vsfmanet.jobs import runner
-from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.media import clip as clips
 from vsfmanet.media.film import Film
 from vsfmanet.media.hdr import Hdr
@@ -556,8 +555,8 @@ def test_case_21_an_output_that_has_lost_its_metadata_is_not_published(
 ) -> None:
     encode = runner._encode
 
-    def lose(job: RestoreJob, film: Film, *rest: Any) -> None:
-        encode(job, replace(film, hdr=Hdr()), *rest)
+    def lose(task: Any, film: Film, *rest: Any) -> None:
+        encode(task, replace(film, hdr=Hdr()), *rest)
 
     monkeypatch.setattr(runner, "_encode", lose)  # unlike the trial
     assert restore(hdr_film, tmp_path / "made.mkv") == 6

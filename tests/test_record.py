@@ -190,8 +190,12 @@ def test_what_changes_the_output_makes_another_job_and_nothing_else_does() -> No
         "deinterlace": True, "range_frames": 7, "reserve": 1.0, "ffmpeg": Path("ffmpeg"),
         "preset": "av1", "bit_depth": 12, "audio_from": Path("film.mkv"),
     }  # fmt: skip
+    pictures: dict[str, Any] = {"fps": "30", "start_number": 5}
     assert settings.keys() == {each.name for each in fields(RestoreSettings)}
-    assert own.keys() | {"settings"} == {each.name for each in fields(RestoreJob)}
+    assert own.keys() | pictures.keys() | {"settings"} == {each.name for each in fields(RestoreJob)}
+    of_pictures = RestoreJob(source=Path("in/%d.png"), target=Path("out/%d.png"))
+    digests = {recipe(replace(of_pictures, **{name: value})).digest() for name, value in pictures.items()}
+    assert len(digests | {recipe(of_pictures).digest()}) == 3
     same = {
         name
         for name, value in (settings | own).items()

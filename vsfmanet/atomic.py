@@ -91,15 +91,15 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text.encode(errors="replace"))
 
 
-def write_new(path: Path, text: str) -> None:
-    """Write a text to a new file, in UTF-8, and have it on the disk.
+def write_new(path: Path, content: str | bytes) -> None:
+    """Write bytes, or a text in UTF-8, to a new file, and have it on the disk.
 
     Raises:
         FileExistsError: The name is taken, also by a link.
         OSError: The file cannot be written.
     """
     with os.fdopen(create_new(path), "wb") as file:
-        file.write(text.encode(errors="replace"))
+        file.write(content.encode(errors="replace") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     sync(path.parent)

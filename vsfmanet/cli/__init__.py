@@ -16,8 +16,8 @@ from itertools import pairwise
 from cyclopts import App, CycloptsError
 
 from vsfmanet import __version__
-from vsfmanet.cli.options import PARAMETERS
-from vsfmanet.cli.terminal import print_json, tell, tell_error
+from vsfmanet.cli.options import PARAMETERS, STANDARD
+from vsfmanet.cli.terminal import print_json, tell, tell_error, tell_result
 from vsfmanet.errors import ConfigError, OutputError, VsfmanetError
 
 EXAMPLES = """\
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="surrogateescape")  # names need not be text
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return int(grammar()(given) or 0)
+        return int(grammar()(_with_pipes(given)) or 0)
     except CycloptsError as error:
         return _fail(ConfigError(f"{str(error).rstrip('.')}; see --help"), given)
     except VsfmanetError as error:
@@ -72,6 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         tell(f"{traceback.format_exc()}error: this is a bug in vsfmanet; please report it with the lines above")
         return 1
+
+
+def _with_pipes(given: Sequence[str]) -> list[str]:
+    """Arguments with `STANDARD` for each "-" that is a source or a target."""
+    if "--job" in given:
+        return list(given)
+    count = given.index("--") if "--" in given else len(given)
+    return [STANDARD if word == "-" else word for word in given[:count]] + list(given[count:])
 
 
 def grammar() -> App:
@@ -100,6 +108,10 @@ def _fail(error: VsfmanetError, given: Sequence[str]) -> int:
     as_job = options[:2] == ["restore", "--job"]
     tell_error(text, as_json=as_job or "--progress=json" in options or ("--progress", "json") in pairwise(options))
     if as_job or "--json" in options:
+        value = {"error": type(error).__name__, "message": text, "exit_code": error.exit_code}
+        if as_job and options[2:3] != ["-"]:  # stdout is for frames
+            tell_result(value)
+            return error.exit_code
         with suppress(OutputError):  # it may be stdout that is full
-            print_json({"error": type(error).__name__, "message": text, "exit_code": error.exit_code})
+            print_json(value)
     return error.exit_code

@@ -14,6 +14,7 @@ from cyclopts import Group, Parameter, Token
 from vsfmanet.errors import ConfigError
 from vsfmanet.jobs.job import RANGE_FRAMES, RestoreJob
 from vsfmanet.jobs.paths import VIDEOS, Selection
+from vsfmanet.media.containers import PIPE
 from vsfmanet.media.presets import BitDepth
 from vsfmanet.media.timeline import parse_time, time_code
 from vsfmanet.settings import EXPOSURE_WORDS, SIDECAR_SUFFIXES, RestoreSettings
@@ -42,6 +43,18 @@ NO_OPTION = Parameter(parse=False)
 
 HIDDEN = Parameter(show=False)
 """An option for processes that vsfmanet starts, which help does not list."""
+
+
+STANDARD = "pipe:"
+"""Word in place of "-", which cyclopts takes for an option."""
+
+
+def read_end(_: object, tokens: Sequence[Token]) -> Path:
+    """Read the path of a source or a target; `STANDARD` is stdin or stdout."""
+    return PIPE if tokens[0].value == STANDARD else Path(tokens[0].value)
+
+
+END = Parameter(converter=read_end, n_tokens=1)
 
 
 def read_whole(_: object, tokens: Sequence[Token]) -> int:
@@ -148,6 +161,8 @@ class JobOptions(RestoreJob):
     end: Annotated[int | str | None, one_word(read_place, "FRAME|TIME")] = None
     encoder_args: Annotated[str, Parameter(metavar="ARGS")] = ""
     bit_depth: Annotated[BitDepth | None, Parameter(converter=read_whole)] = None
+    fps: Annotated[str | None, Parameter(metavar="RATE")] = None
+    start_number: Annotated[int | None, WHOLE] = None
     audio_from: Annotated[Path | None, Parameter(metavar="FILM")] = None
     audio: Annotated[bool, Parameter(negative="--no-audio")] = True
     subtitles: Annotated[bool, Parameter(negative="--no-subtitles")] = True
@@ -162,6 +177,8 @@ class WholeFileOptions(JobOptions):
 
     start: Annotated[int | str, NO_OPTION] = 0
     end: Annotated[int | str | None, NO_OPTION] = None
+    fps: Annotated[str | None, NO_OPTION] = None
+    start_number: Annotated[int | None, NO_OPTION] = None
     audio_from: Annotated[Path | None, NO_OPTION] = None
     overwrite: Annotated[bool, NO_OPTION] = False
     reserve: float = 2.0

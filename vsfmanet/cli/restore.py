@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from vsfmanet.cli.options import OUTPUT, RUN, JobOptions, job_of
-from vsfmanet.cli.terminal import print_json, run_until_stopped, tell_error
+from vsfmanet.cli.options import END, OUTPUT, RUN, JobOptions, job_of
+from vsfmanet.cli.terminal import print_json, run_until_stopped, tell_error, tell_result
 from vsfmanet.errors import ConfigError
 from vsfmanet.jobs.job import STALL_LIMIT, RestoreJob
+from vsfmanet.media.containers import PIPE
 
 NOTES = """\
 Sound, subtitles, chapters, attachments, tags and timestamps are copied; colour tags and sample aspect ratio are kept.
@@ -33,6 +34,11 @@ are; if it restores its frames by itself, they are encoded as they are. The reco
 modules beside it and of the files that its text names. A script can depend on more than that, such as the time or other
 files: then another run, and ranges that go on after a kill, may differ, and nobody can notice.
 
+Numbered pictures are PNG or TIFF of 8 or 16 bit. As an output they get the name of their folder once all of them have
+been decoded again and are, sample by sample, what was written; until then they are in a hidden folder beside it, where
+a job that was killed goes on. Frames from stdin are first kept in a temporary file, without loss. A job with stdin or
+stdout cannot go on after a kill, and nobody can check here what becomes of stdout.
+
 Exit codes: 0 done and verified, 1 bug, 2 usage, 3 source, 4 device, 5 output or encoder, 6 result incomplete, 7 busy:
 another run makes the same output, 8 weights, 128+n stopped by signal n
 
@@ -43,6 +49,8 @@ Examples:
     vsfmanet restore film.mkv part.mkv --start 0:01:00 --end 1750
     vsfmanet restore film.mkv archive.mkv --encoder-args="-c:v ffv1 -level 3"
     vsfmanet restore script.vpy restored.mkv --audio-from film.mkv
+    vsfmanet restore frames/%06d.png restored/%06d.png
+    vspipe -c y4m script.vpy - | vsfmanet restore - restored.mkv
     vsfmanet restore -- -odd-name.mkv out.mkv
 """
 
@@ -64,8 +72,8 @@ _JOB, _REPORTING = JobOptions(), Reporting()
 
 @app.default
 def restore(
-    source: Annotated[Path, Parameter(name="IN")],
-    target: Annotated[Path, Parameter(name="OUT")],
+    source: Annotated[Path, END, Parameter(name="IN")],
+    target: Annotated[Path, END, Parameter(name="OUT")],
     /,
     *,
     job: Annotated[JobOptions, Parameter(name="*", group=OUTPUT)] = _JOB,
@@ -75,8 +83,10 @@ def restore(
     """Restore one video file.
 
     Args:
-        source: Video file, or VapourSynth script (.vpy); it is only read.
-        target: File to make: .mkv, .mp4 or .mov.
+        source: Video file, VapourSynth script (.vpy), numbered pictures such as frames/%06d.png, or "-" for y4m on
+            stdin; it is only read.
+        target: File to make: .mkv, .mp4 or .mov; numbered pictures such as restored/%06d.png, in a folder of their own;
+            or "-" for y4m on stdout.
         stall_limit: Stop a job that makes no progress for so long.
     """
     return _guarded(job_of(job, source, target), reporting, stall_limit=stall_limit)
@@ -87,24 +97,28 @@ def run_job(file: Annotated[str, Parameter(allow_leading_hyphen=True)], /, *, at
     """Run a job for the process that supervises this one, and print its record or its error as JSON.
 
     Args:
-        file: "-": the job is read from stdin, as `RestoreJob.to_json` writes it.
+        file: File with the job, as `RestoreJob.to_json` writes it; "-" for stdin.
         attempt: Number of the attempt, for the record.
         parent: Process whose end ends this one.
     """
-    if file != "-":
-        raise ConfigError(f"--job must be -, for a job on stdin, got {file!r}")
     try:
-        table = json.load(sys.stdin)
-    except ValueError as error:
-        raise ConfigError(f"stdin must hold a job as JSON, got {error}") from error
+        table = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--job must name a job as JSON, got {error}") from error
     return _as_child(RestoreJob.from_json(table), attempt=attempt, parent=parent)
 
 
 def _guarded(job: RestoreJob, reporting: Reporting, *, stall_limit: float) -> int:
-    """Run a job in another process, which this one supervises."""
+    """Run a job in another process, which this one supervises.
+
+    Raises:
+        ConfigError: stdout would carry frames and JSON.
+    """
     from vsfmanet.jobs.progress import Report
     from vsfmanet.jobs.supervise import Outcome, Stop, supervise
 
+    if job.target == PIPE and reporting.as_json:
+        raise ConfigError("stdout carries the frames, so that --json cannot be printed there; leave it out")
     report, stop = Report(as_json=reporting.progress == "json"), Stop()
     report.phase("loading")
 
@@ -153,6 +167,8 @@ def _here(
             report.note("the ranges that are finished stay: the same command continues after them")
 
     record = run_until_stopped(lambda: run(job, report, scratch), clear_up, is_child=is_child)
-    if reporting.as_json:
+    if PIPE in (job.source, job.target) and is_child:
+        tell_result(asdict(record))
+    elif reporting.as_json:
         print_json(asdict(record))
     return 0

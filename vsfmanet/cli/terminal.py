@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from types import FrameType
@@ -37,6 +37,11 @@ def put(text: str) -> None:
         with suppress(OSError, ValueError):  # what is left in the buffer must not fail again when Python ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OutputError(f"stdout must take the result, but {error.strerror}; make room, and run it again") from error
+
+
+def tell_result(value: Mapping[str, object]) -> None:
+    """Print a result as an event, where stdout carries frames."""
+    write_line(sys.stderr, json.dumps({"event": "result", "value": value}))
 
 
 def tell_error(text: str, *, as_json: bool) -> None:

@@ -53,7 +53,10 @@ PART = re.compile(r"^\..*\.([0-9a-f]{8})\.\d+-[0-9a-f]{4,16}\.part\.\w+$", re.DO
 """Name of a part file, of the record that waits beside it, or of an `ASIDE`; the first group is the identity of the
 output."""
 
-WITHIN_WORK = re.compile(r"\d{9}-\d{9}\.\w+|colour\.json|[0-9a-f]+\.unfinished\.\w+|\..*\.tmp")
+PICTURES_FOLDER = "pictures"
+"""Folder of finished pictures in a folder of finished ranges."""
+
+WITHIN_WORK = re.compile(r"\d{9}-\d{9}\.\w+|colour\.json|samples\.txt|[0-9a-f]+\.unfinished\.\w+|\..*\.tmp")
 """Names of the files that a job puts into a folder of finished ranges. No others are ever deleted there."""
 
 LONGEST_SUFFIX = ".old999999"
@@ -85,7 +88,12 @@ def part_path(target: Path, attempt: int) -> Path:
     ending = f".{identity(target)}.{attempt}-{secrets.token_hex(8)}.part"
     # Room for the suffixes of the files beside it, which have the same stem.
     stem = shortened(f".{target.stem}", f"{ending}{LONGEST_SUFFIX}").removesuffix(LONGEST_SUFFIX)
-    return target.with_name(f"{stem}{target.suffix}")
+    return target.with_name(f"{stem}{_part_suffix(target)}")
+
+
+def _part_suffix(target: Path) -> str:
+    """Suffix of part files of an output; folders need not have one."""
+    return target.suffix if re.fullmatch(r"\.\w+", target.suffix) else ".lock"
 
 
 def pending_path(part: Path) -> Path:
@@ -123,7 +131,9 @@ def remove_work(target: Path, *, replaced: str | None = None) -> None:
         if replaced is not None and (digits[:4] != replaced[:4] or digits[4:8] == replaced[4:]):
             continue
         for path in folder.iterdir():
-            if WITHIN_WORK.fullmatch(path.name):
+            if path.name == PICTURES_FOLDER and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif WITHIN_WORK.fullmatch(path.name):
                 remove(path)
         with suppress(OSError):  # it holds files that are not ours
             folder.rmdir()
@@ -163,7 +173,7 @@ def settle(target: Path) -> None:
     had the name.
     """
     for mark in _parts(target):
-        if not ASIDE.fullmatch(mark.suffix) or _is_living(mark.with_suffix(target.suffix)):
+        if not ASIDE.fullmatch(mark.suffix) or _is_living(mark.with_suffix(_part_suffix(target))):
             continue
         kept = aside(target, mark.suffix)
         try:
@@ -299,7 +309,10 @@ def move_new(path: Path, target: Path) -> None:
 
 
 def _rename_new(path: Path, target: Path) -> None:
-    """`move_new` without hard links: by the system's own call, or else by replacing an empty file created first."""
+    """`move_new` without hard links: by the system's own call, or else by replacing an empty file created first.
+
+    Folders, which have no hard links, are renamed in the same way; without the call, a name that is taken refuses them.
+    """
     if sys.platform == "win32":
         os.rename(path, target)  # never replaces on Windows
         return
@@ -312,6 +325,10 @@ def _rename_new(path: Path, target: Path) -> None:
             number = ctypes.get_errno()
             if number not in (errno.EINVAL, errno.ENOSYS):
                 raise OSError(number, os.strerror(number), os.fspath(target))
+    if path.is_dir():
+        target.mkdir()  # a rename replaces an empty folder and no other
+        path.replace(target)
+        return
     target.touch(exist_ok=False)
     try:
         path.replace(target)

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from vsfmanet.errors import ConfigError
 from vsfmanet.jobs.paths import Selection
-from vsfmanet.media.containers import CONTAINERS
+from vsfmanet.media.containers import CONTAINERS, PICTURES, PIPE, is_sequence
 from vsfmanet.media.encoder_args import names_encoder, parse_encoder_args
 from vsfmanet.media.presets import TEN_BITS, BitDepth, Preset
 from vsfmanet.media.timeline import parse_time
@@ -40,9 +40,11 @@ class RestoreJob:
     """
 
     source: Path
-    """Video file, or VapourSynth script (.vpy); it is only read."""
+    """Video file, VapourSynth script (.vpy), or numbered pictures such as frames/%06d.png; it is only read. "-" is
+    stdin, which brings frames as y4m."""
     target: Path
-    """File to make: .mkv, .mp4 or .mov."""
+    """File to make: .mkv, .mp4 or .mov; numbered pictures such as restored/%06d.png, in a folder of their own; or "-"
+    for frames as y4m on stdout."""
     settings: RestoreSettings = field(default_factory=RestoreSettings)
     """How its frames are restored."""
     start: int | str = 0
@@ -60,9 +62,13 @@ class RestoreJob:
     """FFmpeg's options for the video, in one string, after an equals sign. Without -c:v they are added to those of the
     preset; by default "-c:v libx264 -preset medium -crf 16" for 8 bits, libx265 alike for more, chroma as in the
     source."""
+    fps: str | None = None
+    """For pictures as source: frames per second, such as 25, 23.976 or 24000/1001; 25 by default."""
+    start_number: int | None = None
+    """For pictures as output: number of the first one; by default that of its frame in the source."""
     audio_from: Path | None = None
-    """For a script: the film whose sound, subtitles, chapters and names are copied, and whose times its frames have if
-    there are as many."""
+    """For a script, pictures or stdin: the film whose sound, subtitles, chapters and names are copied, and whose times
+    the frames have if there are as many."""
     audio: bool = True
     """Copy sound."""
     subtitles: bool = True
@@ -113,11 +119,36 @@ class RestoreJob:
             )
         if not is_real(self.reserve) or not self.reserve >= 0:
             raise ConfigError(f"reserve must be a number of GiB from 0, got {self.reserve!r}; mend --reserve")
-        if self.target.suffix.lower() not in CONTAINERS:
+        if self.fps is not None:
+            parse_rate(self.fps)
+        if self.start_number is not None and (not is_int(self.start_number) or self.start_number < 0):
+            raise ConfigError(f"start_number must be a number from 0, got {self.start_number!r}; mend --start-number")
+        if self.source != Path():  # of options for many jobs
+            self._check_ends()
+
+    def _check_ends(self) -> None:
+        """Check that source and target can be these, and that the other options fit to them."""
+        if self.fps is not None and not is_sequence(self.source):
+            raise ConfigError(f"--fps is for pictures, got {self.source}, which has a rate of its own; leave it out")
+        target, pictures = self.target, is_sequence(self.target)
+        if self.makes_film and target.suffix.lower() not in CONTAINERS:
+            numbered = f", or be numbered pictures such as restored/%06d{target.suffix}"
             raise ConfigError(
-                f"{self.target}: the output must end in one of {', '.join(CONTAINERS)}, got "
-                f"{self.target.suffix or 'no suffix'}; name another, .mkv holds everything"
+                f"{target}: the output must end in one of {', '.join(CONTAINERS)}"
+                f"{numbered if target.suffix.lower() in PICTURES else ''}, got {target.suffix or 'no suffix'}; name "
+                f"another, .mkv holds everything, and .png and .tif are the pictures that there are"
             )
+        if pictures and target.parent.name in ("", ".."):
+            raise ConfigError(f"{target}: pictures need a folder of their own; name one, such as restored/{target}")
+        if not pictures and self.start_number is not None:
+            raise ConfigError(f"--start-number is for numbered pictures, got {target}; leave it out")
+        if self.makes_film:
+            return
+        kind = "pictures, which are lossless" if pictures else "y4m, which is not coded"
+        if self.encoder_args or self.preset != "default":
+            raise ConfigError(f"--preset and --encoder-args are for films, got {kind}; leave them out")
+        if pictures and self.bit_depth not in (None, 8, 16):
+            raise ConfigError(f"pictures have 8 or 16 bits, got --bit-depth {self.bit_depth}; choose one of them")
 
     def to_json(self) -> dict[str, object]:
         """Build a JSON object of all fields; file names that are not text survive it.
@@ -126,6 +157,21 @@ class RestoreJob:
             ConfigError: `settings.exposure` is a function, which JSON cannot hold.
         """
         return to_json(self)
+
+    @property
+    def output(self) -> Path:
+        """File that is made; of pictures, their folder."""
+        return self.target.parent if is_sequence(self.target) else self.target
+
+    @property
+    def makes_film(self) -> bool:
+        """Whether the output is a video file, made by FFmpeg."""
+        return self.target != PIPE and not is_sequence(self.target)
+
+    @property
+    def source_name(self) -> str:
+        """Name of the source in the record."""
+        return "stdin" if self.source == PIPE else str(self.source.absolute())
 
     @property
     def depth(self) -> int | None:
@@ -142,6 +188,22 @@ class RestoreJob:
         return from_json(
             cls, table, source=Path, target=Path, settings=RestoreSettings.from_json, ffmpeg=_path, audio_from=_path
         )
+
+
+def parse_rate(text: str) -> Fraction:
+    """Read frames per second; 23.976, 29.97 and the like are the rates of NTSC, such as 24000/1001.
+
+    Raises:
+        ConfigError: It is no number from 1/100 to 1000.
+    """
+    try:
+        rate = Fraction(text)
+    except (TypeError, ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not Fraction(1, 100) <= rate <= 1000:
+        raise ConfigError(f"frames per second are needed, such as 25 or 24000/1001, got {text!r}; mend --fps")
+    ntsc = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
+    return ntsc if rate.denominator > 1 and abs(rate - ntsc) < Fraction(1, 1000) else rate
 
 
 def check_stall_limit(stall_limit: float) -> None:

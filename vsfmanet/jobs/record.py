@@ -15,6 +15,7 @@ from vsfmanet.atomic import write_new, write_whole
 from vsfmanet.errors import IncompleteError
 from vsfmanet.jobs.files import exposure_sidecar, pending_records, record_path, sweep
 from vsfmanet.manifest import file_sha256, find_model, models_by_size
+from vsfmanet.media.containers import PICTURES, is_sequence, pictures
 from vsfmanet.settings import AUTO, is_int
 
 FORMAT = 1
@@ -34,7 +35,7 @@ class Fingerprint:
     """Time of the last change, ns."""
     sha256: str
     """Sha256 of its first and last `EDGE` bytes, and of the file with its exposures if there is one; of a script, also
-    of the first `EDGE` bytes of the files that it names."""
+    of the first `EDGE` bytes of the files that it names. Of pictures, of their names and contents."""
 
     @classmethod
     def of(cls, path: Path) -> Self:
@@ -43,12 +44,19 @@ class Fingerprint:
         Raises:
             OSError: It cannot be read.
         """
-        with path.open("rb") as file:
-            status = path.stat()
-            digest = hashlib.sha256(file.read(EDGE))
-            if status.st_size > EDGE:
-                file.seek(max(EDGE, status.st_size - EDGE))
+        digest = hashlib.sha256()
+        size = mtime_ns = 0
+        files = list(pictures(path).values()) if is_sequence(path) else [path]
+        for each in files:
+            with each.open("rb") as file:
+                status = each.stat()
+                if len(files) > 1:
+                    digest.update(f"{each.name} {status.st_size}".encode(errors="surrogateescape"))
                 digest.update(file.read(EDGE))
+                if status.st_size > EDGE:
+                    file.seek(max(EDGE, status.st_size - EDGE))
+                    digest.update(file.read(EDGE))
+            size, mtime_ns = size + status.st_size, max(mtime_ns, status.st_mtime_ns)
         sidecar = exposure_sidecar(path)
         if sidecar is not None:
             digest.update(sidecar.read_bytes())
@@ -56,7 +64,7 @@ class Fingerprint:
             digest.update(f"{named} {named.stat().st_size}".encode(errors="surrogateescape"))
             with named.open("rb") as file:
                 digest.update(file.read(EDGE))
-        return cls(size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest.hexdigest())
+        return cls(size=size, mtime_ns=mtime_ns, sha256=digest.hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,27 +222,49 @@ def _as_json(record: Record) -> str:
 def read_record(path: Path) -> Record | None:
     """Read a record; None if there is none, or it is damaged or of another format."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["format"] != FORMAT:
-            return None
-        record = Record(
-            **(
-                fields
-                | {
-                    "fingerprint": Fingerprint(**fields["fingerprint"]),
-                    "recipe": Recipe(**fields["recipe"]),
-                    "warnings": tuple(fields.get("warnings", ())),
-                }
-            )
-        )
-        return record if is_int(record.frames) and is_int(record.output_size) else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return record_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
         return None
 
 
+def record_of(table: Mapping[str, Any]) -> Record | None:
+    """Build a record from its JSON object; None if it is damaged or of another format."""
+    try:
+        if table["format"] != FORMAT:
+            return None
+        values = dict(table)
+        values["fingerprint"] = Fingerprint(**table["fingerprint"])
+        values["recipe"] = Recipe(**table["recipe"])
+        values["warnings"] = tuple(table.get("warnings", ()))
+        record = Record(**values)
+        return record if is_int(record.frames) and is_int(record.output_size) else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def content(path: Path) -> tuple[int, Callable[[], str]]:
+    """Size of an output in bytes, and a function that returns its sha256; of a folder, those of the pictures in it.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not path.is_dir():
+        return path.stat().st_size, lambda: file_sha256(path)
+    files = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURES and each.name[0] != ".")
+
+    def digest() -> str:
+        lines = (f"{each.name} {file_sha256(each)}\n".encode(errors="surrogateescape") for each in files)
+        return hashlib.sha256(b"".join(lines)).hexdigest()
+
+    return sum(each.stat().st_size for each in files), digest
+
+
 def is_intact(path: Path, record: Record) -> bool:
-    """Whether a file has the bytes that were verified."""
-    return path.is_file() and path.stat().st_size == record.output_size and file_sha256(path) == record.output_sha256
+    """Whether an output has the bytes that were verified."""
+    if not path.exists():
+        return False
+    size, digest = content(path)
+    return size == record.output_size and digest() == record.output_sha256
 
 
 def find_done(target: Path, key: Callable[[], str]) -> Record | None:
@@ -283,12 +313,12 @@ def check_against_record(path: Path) -> Record:
             f"{path}: a record {record_path(path).name} is needed beside the file, got none that can be read; "
             "name its source with --source"
         )
-    if not path.is_file():
+    if not path.exists():
         raise IncompleteError(f"{path}: the file is needed, got nothing but its record; restore it again")
-    size = path.stat().st_size
+    size, digest = content(path)
     if size != record.output_size:
         raise IncompleteError(f"{path}: {record.output_size} bytes are needed, got {size}; restore it again")
-    if file_sha256(path) != record.output_sha256:
+    if digest() != record.output_sha256:
         raise IncompleteError(
             f"{path}: the bytes that were verified are needed, but the file has changed since; restore it again"
         )

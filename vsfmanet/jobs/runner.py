@@ -5,18 +5,20 @@ Until then the result is a part file beside the target, and whatever goes wrong,
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
 import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import vapoursynth as vs
@@ -32,16 +34,18 @@ from vsfmanet.errors import (
     OutputError,
     SourceError,
 )
-from vsfmanet.jobs.files import exposure_sidecar, remove_work, settle, sweep
-from vsfmanet.jobs.job import RestoreJob
+from vsfmanet.jobs.files import exposure_sidecar, record_path, remove_work, settle, sweep, work_path
+from vsfmanet.jobs.job import RestoreJob, parse_rate
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.ranges import TRIAL_FRAMES, Ranges, why_one_pass
 from vsfmanet.jobs.record import (
     Fingerprint,
     Recipe,
     Record,
+    content,
     find_done,
     job_key,
+    read_record,
     script_files,
     source_digits,
     weights_sha256,
@@ -52,7 +56,7 @@ from vsfmanet.media import clip as clips
 from vsfmanet.media.clip import SourceClip, Tally
 from vsfmanet.media.coding import choose_encoder, has_filters, has_option, output_bytes, sets_aspect
 from vsfmanet.media.commands import whole_run
-from vsfmanet.media.containers import CONTAINERS
+from vsfmanet.media.containers import CONTAINERS, PIPE, is_sequence
 from vsfmanet.media.copying import broken_streams, refused_streams, with_early_subtitles
 from vsfmanet.media.decode import trial_frame
 from vsfmanet.media.deinterlace import deinterlaced
@@ -61,10 +65,12 @@ from vsfmanet.media.ffmpeg import Ffmpeg, find_ffmpeg, takes_hdr, working_preset
 from vsfmanet.media.film import Film, cover_file
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.meter import clock
+from vsfmanet.media.pipe import Y4mWriter, receive
 from vsfmanet.media.script import SUFFIX as SCRIPT
-from vsfmanet.media.script import is_script, open_script, restored_by
+from vsfmanet.media.script import TICKS, is_script, open_node, open_script, restored_by
+from vsfmanet.media.sequence import PictureWriter, open_sequence
 from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, inspect, is_kept, save_packets
-from vsfmanet.media.thumbnails import SUFFIX, read_thumbnails
+from vsfmanet.media.thumbnails import SUFFIX, Likeness, read_thumbnails
 from vsfmanet.media.timeline import parse_time, time_code
 from vsfmanet.media.verify import Needed, check_trial, verify
 from vsfmanet.settings import Resolved, RestoreSettings
@@ -76,8 +82,17 @@ SAME_PIXELS = {"device", "device_index", "backend", "provider", "tile", "segment
 SAME_OUTPUT = {"source", "target", "settings", "overwrite", "range_frames", "reserve", "ffmpeg"}
 """Fields of `RestoreJob` that do not make it another job; the record names the FFmpeg that was used."""
 
+DEFAULT_RATE = "25"
+"""Frames per second of pictures without --fps."""
+
+RECEIVED = "stdin.nut"
+"""Temporary file with the frames from stdin."""
+
 THUMBNAILS = f"frames{SUFFIX}"
 """File with the thumbnails of the frames, if the output is made in one pass."""
+
+PICTURE_SHARE = 0.6
+"""Size of a picture over that of the frame in memory."""
 
 ROOM = 1.2
 """Free space that a job needs, over its expected size."""
@@ -100,6 +115,8 @@ def recipe(job: RestoreJob) -> Recipe:
     exposure = job.settings.exposure
     if isinstance(exposure, str | os.PathLike) and Path(exposure).is_file():
         own["exposure_sha256"] = file_sha256(Path(exposure))
+    if is_sequence(job.target):
+        own["pictures"] = job.target.name
     if job.audio_from is not None and job.audio_from.is_file():
         own["audio_from"] = asdict(Fingerprint.of(job.audio_from))
     return Recipe(
@@ -171,14 +188,15 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     record = _check_target(job)
     if record is not None:
         report.note(f"already done: {job.target} is verified and unchanged, {record.frames} frames")
-        remove_work(job.target)  # of a run that was killed before it did that
+        remove_work(job.output)  # of a run that was killed before it did that
         return record
     ffmpeg = find_ffmpeg(job.ffmpeg)
-    report.note(f"restoring {job.source} with FFmpeg {ffmpeg.release[0]}.{ffmpeg.release[1]} ({ffmpeg.path})")
+    with_it = f" with FFmpeg {ffmpeg.release[0]}.{ffmpeg.release[1]} ({ffmpeg.path})" if job.makes_film else ""
+    report.note(f"restoring {job.source_name if job.source == PIPE else job.source}{with_it}")
     folder = scratch.make_folder()
     report.phase("reading")
-    source, clip = _script(job, folder, report) if is_script(job.source) else _file(job, report)
-    fingerprint = Fingerprint.of(job.source)
+    source, clip, numbers = _open(job, folder, report)
+    fingerprint = _fingerprint(job, folder)
     if source.hdr.is_static:
         ffmpeg = find_ffmpeg(job.ffmpeg, for_hdr=True)
     for notice in clip.notices:
@@ -190,17 +208,17 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     own_format = clip.node.format
     if job.settings.resizes:
         clip = clips.without_padding(clip)
-    copied = _copied(job, source, report)
-    _check_copying(ffmpeg, source, copied, job.target.suffix.lower(), scratch)
+    copied = _copied(job, source, report) if job.makes_film else []
+    if job.makes_film:
+        _check_copying(ffmpeg, source, copied, job.target.suffix.lower(), scratch)
     report.phase("preparing")
     made_with = recipe(job)
     settings = with_model(_settings(job, source, report), clip.node.width, clip.node.height)
     made_by = resolved(settings, weights_sha256(settings.model))
-    tally = Tally()
-    if job.depth is not None:
-        settings = replace(settings, output_format=clips.with_depth(own_format, job.depth).id)
-    elif clip.node.format.id != own_format.id:
-        settings = replace(settings, output_format=settings.output_format or own_format.id)
+    output_format = _output_format(job, own_format)
+    if output_format is None and clip.node.format.id != own_format.id:
+        output_format = own_format.id
+    settings = replace(settings, output_format=output_format)
     if _is_restored(job, clip, report):
         restored = clips.converted(clip.node, settings.output_format)
     else:
@@ -212,17 +230,149 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
             report.warn(too_large)
     restored = clips.for_encoder(restored)
 
-    part = scratch.make_part(job.target)
-    if _check_target(job) is not None:
-        raise BusyError(f"{job.target}: another run has made this very file meanwhile; nothing is left to do")
+    task = _Task(
+        job=job,
+        source=source,
+        clip=clip,
+        restored=restored,
+        frames=frames,
+        key=job_key(fingerprint, made_with.digest()),
+        digits=source_digits(job.source, fingerprint),
+        arithmetic=made_by.arithmetic,
+        tally=Tally(),
+        folder=folder,
+        scratch=scratch,
+        report=report,
+    )
+    if job.target == PIPE:
+        made = _stream(task)
+    elif is_sequence(job.target):
+        made = _pictures(task, _part(task), numbers)
+    else:
+        made = _whole_film(task, _part(task), ffmpeg, copied)
+    record = Record(
+        key=task.key,
+        attempt=scratch.attempt,
+        source=job.source_name,
+        fingerprint=fingerprint,
+        recipe=made_with,
+        versions=_versions(ffmpeg),
+        frames=len(frames),
+        width=made.size[0],
+        height=made.size[1],
+        pictures=made.likeness,
+        output_size=made.bytes,
+        output_sha256=made.sha256,
+        warnings=tuple(report.warnings),
+        resolved=asdict(made_by),
+        ffmpeg=str(ffmpeg.path) if job.makes_film else "",
+        encoder_args=shlex.join(made.encoder_args),
+        exposures=dict(task.tally.exposures),
+        doubtful={str(number): round(error, 4) for number, error in task.tally.doubtful.items()},
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(time.monotonic() - started, 3),
+    )
+    check_unchanged(source)
+    if (is_script(job.source) or is_sequence(job.source)) and _fingerprint(job, folder) != fingerprint:
+        raise SourceError(f"{job.source}: a file of the source changed during the job; run it again")
+    if made.part is not None:
+        try:
+            scratch.publish(made.part, job.output, record, overwrite=job.overwrite, pictures=made.pictures)
+        except BusyError:
+            if find_done(job.output, lambda: task.key) is not None:  # another run has made it
+                remove_work(job.output)
+            raise
+        remove_work(job.output)
+    if task.tally.doubtful:
+        listed = ", ".join(map(str, sorted(task.tally.doubtful)))
+        report.note(f"blurred again, these frames are far from their source; look at them first: {listed}")
+    length = float((clip.timestamps[frames.stop - 1] - clip.timestamps[frames.start]) * clip.time_base)
+    name = "stdout" if job.target == PIPE else job.target
+    report.note(f"made {name}: {len(frames)} frames of {made.size[0]}x{made.size[1]}, {clock(length)}")
+    return record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Task:
+    """A job with its restored clip."""
+
+    job: RestoreJob
+    source: Source
+    clip: SourceClip
+    restored: vs.VideoNode
+    """The restored clip, whole."""
+    frames: range
+    """Numbers of the frames to make, in the clip."""
+    key: str
+    """`job_key`."""
+    digits: str
+    """`source_digits`."""
+    arithmetic: str
+    """`Resolved.arithmetic`."""
+    tally: Tally
+    folder: Path
+    """For temporary files."""
+    scratch: Scratch
+    report: Report
+
+    def read(self, done: int = 0) -> Iterator[vs.VideoFrame]:
+        """Yield the restored frames behind those that are done."""
+        left = self.restored[self.frames.start + done : self.frames.stop]
+        ahead = clips.frames_ahead(self.job.settings)
+        return clips.read_frames(self.source, left, ahead=ahead, first=done, tally=self.tally)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Made:
+    """An output that has no name yet."""
+
+    part: Path | None
+    """Part file; None for a stream."""
+    pictures: Path | None = None
+    """Folder of pictures that gets the name in place of the part file."""
+    size: tuple[int, int]
+    """Width and height."""
+    bytes: int
+    sha256: str
+    likeness: Likeness
+    """How closely the output was found to match what was encoded."""
+    encoder_args: tuple[str, ...] = ()
+
+
+def _part(task: _Task) -> Path:
+    """Create the part file of a job.
+
+    Raises:
+        BusyError: Another run is making the output, or has made it meanwhile.
+    """
+    part = task.scratch.make_part(task.job.output)
+    if _check_target(task.job) is not None:
+        raise BusyError(f"{task.job.target}: another run has made this very file meanwhile; nothing is left to do")
+    return part
+
+
+def _whole_film(task: _Task, part: Path, ffmpeg: Ffmpeg, copied: Sequence[Stream]) -> _Made:
+    """Make a film and verify it.
+
+    Raises:
+        VsfmanetError: There is no result.
+    """
+    job, source, clip, frames, report = task.job, task.source, task.clip, task.frames, task.report
+    restored, folder, scratch = task.restored, task.folder, task.scratch
     save_packets(source, {cover.index: folder / cover_file(cover) for cover in copied if cover.kind == "cover"})
     film = _film(job, source, clip, restored, frames, copied, ffmpeg)
     film = with_early_subtitles(film, ffmpeg, folder, launch=scratch.launch)
-    key = job_key(fingerprint, made_with.digest())
     report.phase("trying the encoder")
-    names = source_digits(job.source, fingerprint), f"{key} {made_by.arithmetic}"
+    names = task.digits, f"{task.key} {task.arithmetic}"
     ranges = _ranges(job, film, ffmpeg, part, restored, frames, names, folder, scratch, report)
-    _check_room(job, film, len(frames), None if ranges is None else len(ranges.missing))
+    in_ranges = 0 if ranges is None else len(ranges.missing)
+    expected = output_bytes(
+        frames=len(frames) + in_ranges,
+        pixels=film.size[0] * film.size[1],
+        pixel_format=film.pixel_format,
+        encoder_args=film.encoder_args,
+    )
+    _check_room(job, expected, len(frames))
     trial = _try_encoder(job, film, ffmpeg, restored, folder, scratch) if ranges is None else ranges.trial
     report.phase("preparing")
     size, hdr = trial_frame(trial)
@@ -234,9 +384,9 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     if lacking := hdr.lacks(source.hdr):
         report.warn(_not_carried(lacking, source.hdr))
     if ranges is None:
-        _encode(job, film, ffmpeg, part, restored[frames.start : frames.stop], folder, scratch, report, tally)
+        _encode(task, film, ffmpeg, part)
     else:
-        ranges.encode(restored, report, tally)
+        ranges.encode(restored, report, task.tally)
         ranges.join(report)
     report.phase("checking")
     try:
@@ -251,55 +401,191 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
                 "(-r, -s, -map, -t), or write to .mkv, which holds most; and report it if it comes back",
             )
     except IncompleteError:
-        remove_work(job.target)  # one of the ranges may be wrong
+        remove_work(job.output)  # one of the ranges may be wrong
         raise
     report.phase("checking")
-    record = Record(
-        key=key,
-        attempt=scratch.attempt,
-        source=str(job.source.absolute()),
-        fingerprint=fingerprint,
-        recipe=made_with,
-        versions=_versions(ffmpeg),
-        frames=len(frames),
-        width=size[0],
-        height=size[1],
-        pictures=needed.likeness,
-        output_size=part.stat().st_size,
-        output_sha256=file_sha256(part),
-        warnings=tuple(report.warnings),
-        resolved=asdict(made_by),
-        ffmpeg=str(ffmpeg.path),
-        encoder_args=shlex.join(film.encoder_args),
-        exposures=dict(tally.exposures),
-        doubtful={str(number): round(error, 4) for number, error in tally.doubtful.items()},
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(time.monotonic() - started, 3),
+    return _Made(
+        part=part,
+        size=size,
+        bytes=part.stat().st_size,
+        sha256=file_sha256(part),
+        likeness=needed.likeness,
+        encoder_args=film.encoder_args,
     )
-    check_unchanged(source)
-    if is_script(job.source) and Fingerprint.of(job.source) != fingerprint:
-        raise SourceError(f"{job.source}: the script or a file that it names changed during the job; run it again")
+
+
+def _pictures(task: _Task, part: Path, numbers: Sequence[int]) -> _Made:
+    """Make numbered pictures and verify them.
+
+    Args:
+        task: The job.
+        part: Its part file, which is only locked.
+        numbers: Of the frames of the source.
+
+    Raises:
+        VsfmanetError: There is no result.
+    """
+    job, report, count = task.job, task.report, len(task.frames)
+    _warn_of_losses(task)
+    named = numbers[task.frames.start : task.frames.stop]
+    if job.start_number is not None:
+        named = range(job.start_number, job.start_number + count)
+    text = f"{task.key} {task.arithmetic} {job.target.name}"
+    work = work_path(job.output, task.digits, hashlib.sha256(text.encode()).hexdigest()[:8])
+    work.mkdir(exist_ok=True)
+    if work.is_symlink():
+        raise OutputError(f"{work}: a folder is needed for finished pictures, got a symbolic link; remove it")
+    writer = PictureWriter(job.target, work)
+    done = writer.done(named)
+    task.scratch.has_ranges = True
+    if done:
+        report.note(f"{done} of {count} pictures are there; going on")
+    _check_room(job, PICTURE_SHARE * (count - done) * clips.bytes_of(task.restored), count)
+    size = (task.restored.width, task.restored.height)
+    with report.begin("restoring", count, done=done) as progress:
+        if done < count:
+            writer.write(task.read(done), named[done:], progress.advance)
+    report.phase("checking")
     try:
-        scratch.publish(part, job.target, record, overwrite=job.overwrite)
-    except BusyError:
-        if find_done(job.target, lambda: key) is not None:  # another run has made it
-            remove_work(job.target)
+        with report.begin("verifying", count) as progress:
+            writer.verify(named, size, progress.advance)
+    except IncompleteError:
+        remove_work(job.output)
         raise
-    remove_work(job.target)
-    if tally.doubtful:
-        listed = ", ".join(map(str, sorted(tally.doubtful)))
-        report.note(f"blurred again, these frames are far from their source; look at them first: {listed}")
-    length = float((film.timestamps[-1] - film.timestamps[0]) * film.time_base)
-    report.note(f"made {job.target}: {len(frames)} frames of {size[0]}x{size[1]}, {clock(length)}")
-    return record
+    report.phase("checking")
+    total, digest = content(writer.folder)
+    return _Made(part=part, pictures=writer.folder, size=size, bytes=total, sha256=digest(), likeness="exact")
+
+
+def _stream(task: _Task) -> _Made:
+    """Write the frames to stdout.
+
+    Raises:
+        VsfmanetError: Not all frames are written.
+    """
+    _warn_of_losses(task)
+    report, count = task.report, len(task.frames)
+    report.warn("a stream cannot be read back and compared, and cannot be continued: check the result behind the pipe")
+    frames = task.read()
+    with report.begin("restoring", count) as progress:
+        first = next(frames)
+        colour = clips.colour(first)
+        size = (task.restored.width, task.restored.height)
+        writer = Y4mWriter(
+            sys.stdout.buffer,
+            size=size,
+            pixel_format=clips.pixel_format(task.restored.format),
+            rate=task.source.rate,
+            aspect=_aspect(task),
+            frames=count,
+            full_range=None if colour.range is None else colour.range == 2,
+            chroma_location=colour.chroma_location,
+        )
+        for frame in chain([first], frames):
+            writer.write(clips.frame_bytes(frame))
+            progress.advance()
+    return _Made(part=None, size=size, bytes=writer.bytes, sha256=writer.sha256, likeness="unknown")
+
+
+def _warn_of_losses(task: _Task) -> None:
+    """Warn of what pictures and streams do not carry."""
+    source, clip, report = task.source, task.clip, task.report
+    pictures = is_sequence(task.job.target)
+    kind = "pictures" if pictures else "a stream"
+    lost = ", ".join(dict.fromkeys(stream.kind for stream in source.others if is_kept(stream)))
+    if lost:
+        report.warn(f"{kind} carry no {lost}" if pictures else f"{kind} carries no {lost}; take it from the source")
+    steps = {after - before for before, after in pairwise(clip.timestamps)}
+    if steps and (max(steps) - min(steps)) * clip.time_base > Fraction(2, 1000):
+        report.warn(f"the source has a variable rate, which {kind} {'do' if pictures else 'does'} not carry")
+    if source.hdr.is_static:
+        report.warn(f"HDR10 metadata is not carried over to {kind}")
+    if pictures and _aspect(task) != 1:
+        report.warn(f"pictures do not carry the sample aspect ratio, {_aspect(task)}")
+
+
+def _aspect(task: _Task) -> Fraction:
+    """Sample aspect ratio of the result."""
+    before, after = task.clip.node, task.restored
+    stretch = sample_stretch((before.width, before.height), (after.width, after.height))
+    return task.clip.aspect * stretch if task.job.settings.resizes else task.clip.aspect
+
+
+def _output_format(job: RestoreJob, video_format: vs.VideoFormat) -> int | None:
+    """Format of the restored frames; None for that of the source.
+
+    Pictures are RGB or Gray of 8 or 16 bit, streams YUV or Gray. A film made of pictures in colour is 4:2:0, which
+    players show, but for the preset "archive".
+    """
+    family, depth = video_format.color_family, job.depth or video_format.bits_per_sample
+    query = vs.core.query_video_format
+    if is_sequence(job.target):
+        depth = 8 if depth == 8 else 16
+        return query(family if family == vs.GRAY else vs.RGB, vs.INTEGER, depth, 0, 0).id
+    if family == vs.RGB and job.target == PIPE:
+        return query(vs.YUV, vs.INTEGER, depth, 0, 0).id
+    if family == vs.RGB and is_sequence(job.source) and job.preset != "archive":
+        depth = job.depth or (8 if depth == 8 else 10)
+        return query(vs.YUV, vs.INTEGER, depth, 1, 1).id
+    return None if job.depth is None else clips.with_depth(video_format, job.depth).id
+
+
+def _open(job: RestoreJob, folder: Path, report: Report) -> tuple[Source, SourceClip, Sequence[int]]:
+    """Open a source.
+
+    Returns:
+        All but its frames, its frames, and their numbers in the source.
+
+    Raises:
+        VsfmanetError: It cannot be used.
+    """
+    if is_sequence(job.source):
+        rate = parse_rate(job.fps or DEFAULT_RATE)
+        source, clip, numbers = open_sequence(
+            job.source, rate=rate, audio_from=job.audio_from, folder=folder, meters=report
+        )
+        _check_whole(job, clip.faults, report)
+        if job.fps is None and not is_sequence(job.target) and clip.time_base == 1 / (rate * TICKS):
+            report.warn(f"the pictures are taken as {DEFAULT_RATE} per second; --fps sets another rate")
+        return source, clip, numbers
+    if job.source == PIPE:
+        source, clip = _pipe(job, folder, report)
+    elif is_script(job.source):
+        source, clip = _script(job, folder, report)
+    else:
+        source, clip = _file(job, report)
+    return source, clip, range(clip.node.num_frames)
+
+
+def _pipe(job: RestoreJob, folder: Path, report: Report) -> tuple[Source, SourceClip]:
+    """Read stdin to its end, and open its frames.
+
+    Raises:
+        VsfmanetError: They cannot be used.
+    """
+    report.note(f"stdin is first kept in {folder}; it cannot be read twice, so that a job that is stopped begins anew")
+    path = folder / RECEIVED
+    with report.begin("reading stdin", 0) as progress:
+        rate, aspect = receive(sys.stdin.buffer, path, progress.advance)
+    clip = clips.open_clip(inspect(path), threads=0, interlaced=job.deinterlace, meters=report)
+    node = clip.node.std.AssumeFPS(fpsnum=rate.numerator, fpsden=rate.denominator)
+    node = node.std.SetFrameProps(_SARNum=aspect.numerator, _SARDen=aspect.denominator)
+    return open_node(path, node, audio_from=job.audio_from, folder=folder, interlaced=job.deinterlace)
+
+
+def _fingerprint(job: RestoreJob, folder: Path) -> Fingerprint:
+    """Fingerprint of the source; of stdin, that of its frames."""
+    if job.source == PIPE:
+        return replace(Fingerprint.of(folder / RECEIVED), mtime_ns=0)
+    return Fingerprint.of(job.source)
 
 
 def _forget(job: RestoreJob) -> None:
     """Delete finished ranges of what a refused source held before: nothing else would."""
     with suppress(OSError):
         digits = source_digits(job.source, Fingerprint.of(job.source))
-        if not sweep(job.target):
-            remove_work(job.target, replaced=digits)
+        if not sweep(job.output):
+            remove_work(job.output, replaced=digits)
 
 
 def _file(job: RestoreJob, report: Report) -> tuple[Source, SourceClip]:
@@ -309,7 +595,9 @@ def _file(job: RestoreJob, report: Report) -> tuple[Source, SourceClip]:
         VsfmanetError: It cannot be used.
     """
     if job.audio_from is not None:
-        raise ConfigError(f"--audio-from is for a script ({SCRIPT}), got {job.source}; its own sound is copied")
+        raise ConfigError(
+            f"--audio-from is for a script ({SCRIPT}), pictures or stdin, got {job.source}; its own sound is copied"
+        )
     source = inspect(job.source)
     _check_whole(job, source.faults, report)
     report.phase("decoding")
@@ -388,7 +676,8 @@ def _needed(
 
 def _settings(job: RestoreJob, source: Source, report: Report) -> RestoreSettings:
     """Settings of the filter, with the source and the exposures beside it."""
-    settings = replace(job.settings, source_path=None if is_script(job.source) else source.path)
+    is_film = not (is_script(job.source) or is_sequence(job.source) or job.source == PIPE)
+    settings = replace(job.settings, source_path=source.path if is_film else None)
     sidecar = exposure_sidecar(job.source) if settings.exposure == "auto" else None
     if sidecar is None:
         return settings
@@ -405,21 +694,27 @@ def _check_target(job: RestoreJob) -> Record | None:
     Raises:
         ConfigError: It is one of these.
     """
-    target = job.target
+    if job.target == PIPE:
+        return None
+    target = job.output
     if len(os.fsencode(target.name)) > MAX_NAME:
         raise ConfigError(f"{target}: a file name of at most {MAX_NAME} bytes is needed; choose a shorter one")
     settle(target)
-    if not os.path.lexists(target):
+    if not os.path.lexists(target) or (is_sequence(job.target) and target.is_dir() and not any(target.iterdir())):
         return None
     if job.source.exists() and target.exists() and target.samefile(job.source):
         raise ConfigError(f"{target}: the output must not be the source, which is never replaced; name another")
-    if job.source.is_file() and target.is_file():
+    if (is_sequence(job.source) or job.source.is_file()) and target.exists():
         record = find_done(target, lambda: job_key(Fingerprint.of(job.source), recipe(job).digest()))
         if record is not None:
             return record
     if not job.overwrite:
         raise ConfigError(f"{target}: the output exists already; name another, or pass --overwrite")
-    if not target.is_file():
+    if is_sequence(job.target) and read_record(record_path(target)) is None:
+        raise ConfigError(
+            f"{target}: this folder has files that are not of vsfmanet, and is left as it is; name another"
+        )
+    if not is_sequence(job.target) and not target.is_file():
         raise ConfigError(f"{target}: only a regular file can be overwritten; name another output")
     return None
 
@@ -538,20 +833,14 @@ def _film(
     )
 
 
-def _check_room(job: RestoreJob, film: Film, frames: int, missing: int | None) -> None:
-    """Refuse a job that the disk cannot hold: the output and, if it is made in ranges, the missing ones.
+def _check_room(job: RestoreJob, expected: float, frames: int) -> None:
+    """Refuse a job whose files, of so many bytes, the disk cannot hold.
 
     Raises:
         OutputError: Too little is free.
     """
-    expected = output_bytes(
-        frames=frames + (missing or 0),
-        pixels=film.size[0] * film.size[1],
-        pixel_format=film.pixel_format,
-        encoder_args=film.encoder_args,
-    )
     needed = ROOM * expected / 2**30 + job.reserve
-    free = shutil.disk_usage(job.target.absolute().parent).free / 2**30
+    free = shutil.disk_usage(job.output.absolute().parent).free / 2**30
     if free < needed:
         raise OutputError(
             f"{job.target}: {needed:.3g} GiB must be free ({ROOM:g} times what {frames} frames are expected "
@@ -644,29 +933,19 @@ def _not_carried(lacking: str, hdr: Hdr) -> str:
     )
 
 
-def _encode(
-    job: RestoreJob,
-    film: Film,
-    ffmpeg: Ffmpeg,
-    part: Path,
-    restored: vs.VideoNode,
-    folder: Path,
-    scratch: Scratch,
-    report: Report,
-    tally: Tally,
-) -> None:
+def _encode(task: _Task, film: Film, ffmpeg: Ffmpeg, part: Path) -> None:
     """Feed all restored frames to the encoder.
 
     Raises:
         VsfmanetError: A frame could not be restored, or not be encoded; the encoder has been killed.
     """
-    frames = clips.read_frames(film.source, restored, ahead=clips.frames_ahead(job.settings), tally=tally)
+    frames, report, folder = task.read(), task.report, task.folder
     with report.begin("restoring", len(film.timestamps)) as progress:
         first = next(frames)
         report.phase("encoding")
         film = replace(film, colour=clips.colour(first))  # how the filter wants the samples to be read
         run = whole_run(film, ffmpeg, part, covers=folder)
-        with Encoder(run, film, launch=scratch.launch, thumbnails=folder / THUMBNAILS) as encoder:
+        with Encoder(run, film, launch=task.scratch.launch, thumbnails=folder / THUMBNAILS) as encoder:
             for frame in chain([first], frames):
                 encoder.write(clips.frame_bytes(frame))
                 progress.advance()

@@ -139,7 +139,9 @@ class Scratch:
                     os.close(handle)
             return self._process
 
-    def publish(self, part: Path, target: Path, record: Record, *, overwrite: bool) -> None:
+    def publish(
+        self, part: Path, target: Path, record: Record, *, overwrite: bool, pictures: Path | None = None
+    ) -> None:
         """Flush the part file to the disk, give it its final name, and put its record beside it.
 
         Until then the record waits beside the part file, so that a run that is killed in between can be completed.
@@ -149,14 +151,20 @@ class Scratch:
             target: Final name, in the same folder.
             record: Of the part file.
             overwrite: Rename another file of this name first, with its record, to `.old1`, `.old2` ...
+            pictures: A folder that gets the name in place of the part file, whose lock it has had.
 
         Raises:
             BusyError: Another file has the name, and the result is kept as `.new1`; or another attempt has taken over,
                 or made the same output.
         """
         _refuse_twin(target, record)
+        made = pictures or part
         try:
             sync(part)
+            if pictures is not None:
+                sync(pictures)
+                with suppress(OSError):
+                    target.rmdir()  # an empty folder, made for them
             with self._lock:  # no signal may come between the name and the record
                 self._check_open()
                 write_pending(record, pending_path(part))
@@ -167,11 +175,14 @@ class Scratch:
                         record_path(target).replace(record_path(kept))
                     sync(target.parent)
                 try:
-                    move_new(part, target)
+                    move_new(made, target)
                 except OSError as error:
-                    if not is_same(part, target):
+                    if not is_same(made, target):
                         raise
                     _log.warning("%s is left over and cannot be deleted (%s); delete it yourself", part, error.strerror)
+                if made is not part:
+                    self._release()
+                    remove(part)
                 self._part = None  # from here on `discard` must keep the record, even if it cannot get its own name
                 try:
                     pending_path(part).replace(record_path(target))
@@ -185,7 +196,7 @@ class Scratch:
             ) from error
         except FileExistsError as error:
             _refuse_twin(target, record)
-            beside = move_aside(part, target, "new")
+            beside = move_aside(made, target, "new")
             pending_path(part).replace(record_path(beside))
             raise BusyError(
                 f"{target}: another file took this name during the job; the verified result is {beside.name}, "
@@ -232,5 +243,5 @@ def _refuse_twin(target: Path, record: Record) -> None:
     Raises:
         BusyError: It is there, and whole.
     """
-    if target.is_file() and find_done(target, lambda: record.key) is not None:
+    if target.exists() and find_done(target, lambda: record.key) is not None:
         raise BusyError(f"{target}: another run has made this very file meanwhile; nothing is left to do")

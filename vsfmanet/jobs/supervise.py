@@ -25,7 +25,8 @@ import psutil
 from vsfmanet.errors import IncompleteError
 from vsfmanet.jobs.files import TemporaryFolder, record_path, sweep
 from vsfmanet.jobs.job import STALL_LIMIT, RestoreJob, check_stall_limit
-from vsfmanet.jobs.record import Record, adopt, is_intact, read_record
+from vsfmanet.jobs.record import Record, adopt, content, is_intact, read_record, record_of
+from vsfmanet.media.containers import PIPE
 
 PHASES = {
     **dict.fromkeys(("reading", "decoding", "indexing", "checking"), 100.0),
@@ -175,16 +176,21 @@ def supervise(
     """
     check_stall_limit(stall_limit)
     stop = stop or Stop()
-    before = _stamp(record_path(job.target))
+    before = _stamp(record_path(job.output))
     temporary = TemporaryFolder()
     try:
-        line = [*PROGRAM, "restore", "--job", "-", f"--attempt={attempt}", f"--parent={os.getpid()}"]
+        order = "-"
+        if PIPE in (job.source, job.target):  # the process's stdin and stdout are for frames
+            path = temporary.path / "job.json"
+            path.write_text(json.dumps(job.to_json()), encoding="utf-8")
+            order = str(path)
+        line = [*PROGRAM, "restore", "--job", order, f"--attempt={attempt}", f"--parent={os.getpid()}"]
         process = stop.start(lambda: Process(line, job=job, temporary=temporary, hear=hear, own_group=own_group))
         code = process.wait(stall_limit)
     finally:
         temporary.close()  # a process that is killed cannot delete its files
     stop.check()
-    return judge(job, process, code, renewed=_stamp(record_path(job.target)) != before)
+    return judge(job, process, code, renewed=_stamp(record_path(job.output)) != before)
 
 
 def judge(job: RestoreJob, process: Process, code: int | None, *, renewed: bool) -> Outcome:
@@ -197,14 +203,14 @@ def judge(job: RestoreJob, process: Process, code: int | None, *, renewed: bool)
         renewed: Whether there is another record beside the output than before.
     """
     told = process.result()
-    record = _published(job, told, renewed=renewed)
+    record = _published(job, told, renewed=renewed) if job.target != PIPE else record_of(told) if code == 0 else None
     if record is not None:
         warnings = process.warnings
         if code != 0:
             warnings += (f"the process crashed at its end ({code}), after the output was verified and published",)
         return Outcome(code=0, record=record, warnings=warnings)
     error, message = str(told.get("error", "")), str(told.get("message", ""))
-    sweep(job.target)
+    sweep(job.output)
     if code is not None and told.get("exit_code") == code and error:
         return Outcome(code=code, error=error, cause=message, warnings=process.warnings)
     words = process.last_words()
@@ -220,7 +226,7 @@ def judge(job: RestoreJob, process: Process, code: int | None, *, renewed: bool)
     last = f" Its last words were:\n{words}" if words else ""
     return Outcome(
         code=6,
-        cause=f"{job.target}: a whole output is needed, but {how} {process.place()}; nothing was published. Try again, "
+        cause=f"{job.output}: a whole output is needed, but {how} {process.place()}; nothing was published. Try again, "
         f"and report it if it comes back.{last}",
         warnings=process.warnings,
     )
@@ -232,24 +238,24 @@ def _published(job: RestoreJob, told: Mapping[str, Any], *, renewed: bool) -> Re
     The job names it in its last words; if those are lost, it is a record that is newer than the job and fits its output
     to the byte.
     """
-    record = read_record(record_path(job.target))
+    record = read_record(record_path(job.output))
     if record is not None and "output_sha256" in told:
         with suppress(OSError):
-            if (told["output_sha256"], job.target.stat().st_size) == (record.output_sha256, record.output_size):
+            if (told["output_sha256"], content(job.output)[0]) == (record.output_sha256, record.output_size):
                 return record
     if "error" in told:
         return None
     with suppress(OSError):
-        if record is not None and renewed and _is_of(record, job) and is_intact(job.target, record):
+        if record is not None and renewed and _is_of(record, job) and is_intact(job.output, record):
             return record
-        waiting = adopt(job.target)  # of a process that died between the name and the record
+        waiting = adopt(job.output)  # of a process that died between the name and the record
         return waiting if waiting is not None and _is_of(waiting, job) else None
     return None
 
 
 def _is_of(record: Record, job: RestoreJob) -> bool:
     """Whether a record names the source of a job."""
-    return record.source == str(job.source.absolute())
+    return record.source == job.source_name
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -294,28 +300,29 @@ class Process:
             group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if own_group else {}
         self._process = subprocess.Popen(
             line,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=None if job.source == PIPE else subprocess.PIPE,
+            stdout=None if job.target == PIPE else subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=KEPT_BUFFERS | os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary.path)),
             **group,
         )
-        self._target, self._temporary, self._hear = job.target, temporary, hear
+        self._target, self._temporary, self._hear = job.output, temporary, hear
         self._outputs = {"stdout": b"", "stderr": b""}
         self._rest = b""
+        self._result: Mapping[str, Any] | None = None
         self._warnings: list[str] = []
         self._watch = Watch()
         self.waited = 0.0
         """Seconds without progress after which it was stopped."""
         self._readers = [
-            threading.Thread(target=self._drain, args=("stdout", self._process.stdout), daemon=True),
-            threading.Thread(target=self._drain, args=("stderr", self._process.stderr), daemon=True),
+            threading.Thread(target=self._drain, args=(name, pipe), daemon=True)
+            for name, pipe in (("stdout", self._process.stdout), ("stderr", self._process.stderr))
+            if pipe is not None
         ]
         for reader in self._readers:
             reader.start()
-        with suppress(OSError):  # it has ended already
-            assert self._process.stdin is not None
-            with self._process.stdin as pipe:
+        if self._process.stdin is not None:
+            with suppress(OSError), self._process.stdin as pipe:  # it may have ended already
                 pipe.write(json.dumps(job.to_json()).encode())
 
     def wait(self, stall_limit: float) -> int | None:
@@ -359,7 +366,9 @@ class Process:
         return tuple(self._warnings)
 
     def result(self) -> Mapping[str, Any]:
-        """The JSON object that it wrote to stdout; empty without one."""
+        """The JSON object that it wrote to stdout, or as an event if stdout carries frames; empty without one."""
+        if self._result is not None:
+            return self._result
         with suppress(ValueError, RecursionError):
             told = json.loads(self._outputs["stdout"])
             return told if isinstance(told, dict) else {}
@@ -407,6 +416,9 @@ class Process:
         """Read a line and pass it on; returns what there is to keep of it."""
         try:
             event = json.loads(line) if line.startswith(EVENT) else {}
+            if event["event"] == "result":
+                self._result = dict(event["value"])
+                return None
             text = None if self._watch.note(event) else str(event["text"]).encode(errors="replace")
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             self._hear(line + b"\n")

@@ -265,10 +265,13 @@ def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
 
 
 def converted(node: vs.VideoNode, output_format: int | None) -> vs.VideoNode:
-    """A clip in another format, with the dither of the filter; as it is without one, or in its own."""
+    """A clip in another format, converted as the filter does; as it is without one, or in its own."""
     if output_format is None or output_format == node.format.id:
         return node
-    return node.resize.Point(format=output_format, dither_type="ordered")
+    from vsfmanet.clips import colour as conversion  # with torch: late
+
+    target = vs.core.get_video_format(output_format)
+    return conversion.plain(conversion.tag_colour(node), target, node.width, node.height)
 
 
 def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode, settings: RestoreSettings) -> None:
@@ -295,7 +298,7 @@ def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode, s
             f"{source.path}: frames of at most {MOST_PIXELS // 10**6} million pixels are needed, which FFmpeg "
             f"can take, got {restored.width}x{restored.height}; cut the picture into parts, or scale it down first"
         )
-    needed, there = MOST_AT_ONCE * _frame_bytes(restored), memory_bytes()
+    needed, there = MOST_AT_ONCE * bytes_of(restored), memory_bytes()
     if there is not None and needed > there:
         raise FormatError(
             f"{source.path}: {needed / 2**20:.0f} MiB of memory are needed for frames of {restored.width}x"
@@ -383,7 +386,7 @@ def read_frames(
     """
     number = first
     try:
-        ahead = max(1, min(ahead, AHEAD_BYTES // _frame_bytes(restored)))
+        ahead = max(1, min(ahead, AHEAD_BYTES // bytes_of(restored)))
         for frame in restored.frames(prefetch=ahead, backlog=ahead, close=True):
             if tally is not None:
                 tally.add(number, frame.props)
@@ -485,7 +488,7 @@ def colour(frame: vs.VideoFrame) -> Colour:
     )
 
 
-def _frame_bytes(node: vs.VideoNode) -> int:
+def bytes_of(node: vs.VideoNode) -> int:
     """Bytes of a frame, without the padding of rows."""
     chroma = (node.format.num_planes - 1) / 2 ** (node.format.subsampling_w + node.format.subsampling_h)
     return round(node.width * node.height * node.format.bytes_per_sample * (1 + chroma))

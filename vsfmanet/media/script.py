@@ -1,10 +1,11 @@
-"""A VapourSynth script as a source: its clip in place of a file's frames, and sound and subtitles of another file."""
+"""A clip as a source in place of a file's frames, with sound and subtitles of another file; and that of a script."""
 
 from __future__ import annotations
 
 import runpy
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from fractions import Fraction
@@ -51,7 +52,39 @@ def open_script(path: Path, *, audio_from: Path | None, folder: Path, interlaced
         SourceError: The script fails, or has no video output.
         FormatError: Its clip has no constant size, format or rate, or is interlaced.
     """
-    node = _output(path)
+    return open_node(path, _output(path), audio_from=audio_from, folder=folder, interlaced=interlaced)
+
+
+def open_node(
+    path: Path,
+    node: vs.VideoNode,
+    *,
+    audio_from: Path | None,
+    folder: Path,
+    interlaced: bool,
+    places: Sequence[int] | None = None,
+    notices: tuple[str, ...] = (),
+    faults: tuple[str, ...] = (),
+) -> tuple[Source, SourceClip]:
+    """Take a clip as a source.
+
+    Args:
+        path: Where it comes from, for messages.
+        node: The clip.
+        audio_from: As for `open_script`.
+        folder: As for `open_script`.
+        interlaced: As for `open_script`.
+        places: Where each frame stands on the grid of the clip's rate; by default one after the other.
+        notices: For `SourceClip.notices`.
+        faults: For `SourceClip.faults`.
+
+    Returns:
+        As `open_script`.
+
+    Raises:
+        SourceError: The first frame cannot be computed.
+        FormatError: As for `open_script`.
+    """
     if not node.width or not node.height or not node.format:
         raise FormatError(f"{path}: one size and format throughout is needed; cut the clip, or convert its parts")
     pixel_format(node.format)
@@ -59,11 +92,11 @@ def open_script(path: Path, *, audio_from: Path | None, folder: Path, interlaced
     try:
         first = node.get_frame(0)
     except vs.Error as error:
-        raise SourceError(f"{path}: the first frame is needed, but the script fails: {error}; mend it") from error
+        raise SourceError(f"{path}: the first frame is needed, but computing it fails: {error}; mend it") from error
     if first.props.get("_FieldBased", 0) and not interlaced:
         raise FormatError(f"{path}: progressive video is needed, got interlaced; deinterlace it, or pass --deinterlace")
     aspect = Fraction(int(first.props.get("_SARNum", 0)) or 1, int(first.props.get("_SARDen", 0)) or 1)
-    timestamps, time_base, notices = _times(path, node, film)
+    timestamps, time_base, told = _times(path, node, film, places or range(node.num_frames))
     source = _stand_in(node, folder) if film is None else film
     source = replace(
         source,
@@ -81,8 +114,8 @@ def open_script(path: Path, *, audio_from: Path | None, folder: Path, interlaced
         time_base=time_base,
         anchors=(),
         aspect=aspect,
-        faults=(),
-        notices=notices,
+        faults=faults,
+        notices=notices + told,
     )
     return source, clip
 
@@ -120,11 +153,13 @@ def _steps(error: BaseException) -> list[traceback.FrameSummary]:
     return traceback.extract_tb(error.__traceback__)
 
 
-def _times(path: Path, node: vs.VideoNode, film: Source | None) -> tuple[tuple[int, ...], Fraction, tuple[str, ...]]:
+def _times(
+    path: Path, node: vs.VideoNode, film: Source | None, places: Sequence[int]
+) -> tuple[tuple[int, ...], Fraction, tuple[str, ...]]:
     """Timestamps of the frames, with their unit and notices."""
-    count = node.num_frames
+    count = places[-1] + 1
     if film is not None and len(film.packet_times) == count == film.video.packets:
-        return film.packet_times, film.time_base, ()
+        return tuple(film.packet_times[place] for place in places), film.time_base, ()
     if not node.fps:
         raise FormatError(
             f"{path}: a constant rate is needed, or a film with as many frames (--audio-from), whose times are taken; "
@@ -132,11 +167,11 @@ def _times(path: Path, node: vs.VideoNode, film: Source | None) -> tuple[tuple[i
         )
     unit = 1 / (Fraction(node.fps) * TICKS)
     start = 0 if film is None or film.video.first is None else round(film.video.first / unit)
-    times = tuple(start + TICKS * n for n in range(count))
+    times = tuple(start + TICKS * place for place in places)
     if film is None or len(film.packet_times) == 0:
         return times, unit, ()
     notice = (
-        f"the script has {count} frames and {film.path.name} has {len(film.packet_times)}: its frames are taken as "
+        f"{path.name} has {count} frames and {film.path.name} has {len(film.packet_times)}: its frames are taken as "
         f"{float(node.fps):.6g} per second from the beginning of the film; check that sound and picture fit"
     )
     return times, unit, (notice,)
