@@ -198,6 +198,6 @@ def test_what_the_writer_writes_is_received(tmp_path: Path) -> None:
     assert b" C420mpeg2 XCOLORRANGE=FULL XLENGTH=3\n" in stream.getvalue()
     counted = []
     rate, aspect = receive(io.BytesIO(stream.getvalue()), tmp_path / "kept.nut", lambda: counted.append(1))
-    assert (rate, aspect, len(counted)) == (Fraction(30000, 1001), 1, 3)
+    assert (rate, aspect, len(counted)) == (Fraction(30000, 1001), Fraction(1), 3)
     with av.open(str(tmp_path / "kept.nut")) as container:
         assert [frame.to_ndarray().tobytes() for frame in container.decode(video=0)] == frames
