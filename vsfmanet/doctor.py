@@ -163,6 +163,7 @@ def _kernels(name: str, device: torch.device) -> Check:
     """Check that the kernels of a device can be built and used, which builds them."""
     from vsfmanet.devices import pick_precision
     from vsfmanet.kernels import kind_for
+    from vsfmanet.kernels.build import prebuilt
 
     said: list[str] = []
 
@@ -183,9 +184,11 @@ def _kernels(name: str, device: torch.device) -> Check:
         remedy = "unset VSFMANET_NO_KERNELS"
         return Check(name=name, found=False, detail="switched off", remedy=remedy)
     needed = "a C++ compiler (see above)" if device.type == "cpu" else 'pip install "vsfmanet[cuda]"'
-    detail = {"cpp": "C++, built for this processor", "cuda": "CUDA C++, compiled by CuPy"}.get(
-        kind or "", said[-1] if said else "none could be built, torch computes in their place"
-    )
+    ready = prebuilt()
+    detail = {
+        "cpp": "C++, " + (f"of the package, for {ready.stem}" if ready else "built for this processor"),
+        "cuda": "CUDA C++, compiled by CuPy",
+    }.get(kind or "", said[-1] if said else "none could be built, torch computes in their place")
     return Check(name=name, found=kind is not None, detail=detail, remedy=f"slower without; needed: {needed}")
 
 

@@ -1,4 +1,7 @@
-"""Compile the CPU kernels on first use, once per compiler and processor; where that fails, torch does the work."""
+"""Load the CPU kernels: compiled ones of the package, or else compiled on first use, once per compiler and processor.
+
+Where both fail, torch does the work.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,24 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from vsfmanet.caches import cache_folder, private_folder, read_private, write_private
 from vsfmanet.errors import ConfigError
+from vsfmanet.kernels.flags import FLAGS, LEVELS, NATIVE
 
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted(_FOLDER.glob("*.cpp"))
 _HEADERS = sorted(_FOLDER.glob("*.h"))
-# OpenMP threads: the library finds torch's own libgomp already loaded and shares its pool.
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+_PREBUILT = _FOLDER / "prebuilt"
+_FLAGS = (*FLAGS, *NATIVE)
 _TIMEOUT = 120  # seconds; compiling takes about 9
 
 _log = logging.getLogger(__name__)
@@ -28,11 +35,16 @@ _log = logging.getLogger(__name__)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the C++ kernels for this processor; None, with a line in the log, where they cannot be built.
+    """Return the C++ kernels for this processor; None, with a line in the log, where there are none.
 
     Where the cache folder cannot be trusted or created, they are compiled in a temporary folder at every start, and a
     warning is logged.
     """
+    if (ready := prebuilt()) is not None:
+        try:
+            return ctypes.CDLL(str(ready))
+        except OSError as error:
+            _log.info("kernels of the package cannot be loaded: %s", error)
     try:
         try:
             folder = private_folder(cache_folder("kernels"))
@@ -44,6 +56,20 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         _log.info("no kernels, torch computes in their place: %s", error)
         return None
+
+
+def prebuilt() -> Path | None:
+    """Return the kernels in the package that this processor runs best; None if the package has none for it."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    capability = torch.backends.cpu.get_cpu_capability()
+    runs = {
+        "x86-64-v4-bf16": capability == "AVX512" and torch.cpu._is_avx512_bf16_supported(),
+        "x86-64-v4": capability == "AVX512",
+        "x86-64-v3": capability in ("AVX2", "AVX512"),
+    }
+    paths = [_PREBUILT / f"{level}.so" for level in LEVELS if runs[level]]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _build(sources: Sequence[Path], folder: Path, *, headers: Sequence[Path] = ()) -> Path:
