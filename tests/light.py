@@ -123,6 +123,7 @@ def main() -> int:
     from vsfmanet import cli
     from vsfmanet.jobs import scratch, supervise
     from vsfmanet.jobs.files import move_aside
+    from vsfmanet.media import clip
 
     fault, pause = os.environ.get("LIGHT_FAULT", ""), float(os.environ.get("LIGHT_PAUSE", "0"))
     scale = int(os.environ.get("LIGHT_SCALE", "1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -115,12 +116,12 @@ def test_of_the_kernels_in_a_wheel_those_are_taken_that_the_processor_runs(
     capability: str, bf16: bool, level: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "_PREBUILT", tmp_path)
-    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     assert build.prebuilt() is None  # a pure wheel has none
     for name in LEVELS:
         (tmp_path / f"{name}.so").touch()
     assert build.prebuilt() == (None if level is None else tmp_path / f"{level}.so")
-    monkeypatch.setattr(build.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
     assert build.prebuilt() is None
