@@ -619,6 +619,8 @@ def _kernel_case(
     name: str, width: int, height: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Any, ...] | None:
     """Return the arguments of a kernel, as the networks call it; None for an unknown one."""
+    from vsfmanet.ops.path import PathPlaces
+
     generator = torch.Generator().manual_seed(width * height)
 
     def like(*shape: int) -> Tensor:
@@ -638,6 +640,13 @@ def _kernel_case(
             return x, like(2 * channels, channels, 1, 1) / 8, like(2 * channels, 1, 3, 3) / 3, channels
         case "head_grams":
             return x, like(*x.shape), 4
+        case "path_cells":
+            images = torch.rand(3, 1, 3, 4 * height, 4 * width, generator=generator).to(device)
+            motion = 4 * torch.randn(1, 6, height, width, generator=generator).to(device)
+            places = PathPlaces(
+                own_reach=3.0, own_count=13, neighbour_reach=2.0, neighbour_count=5, unit=4.0, grid=4, size=2
+            )
+            return (*images,), motion, places, (0, 0), dtype
         case "pixel_norm":
             return x, like(channels), like(channels), 1e-5
         case "add_product":

@@ -12,6 +12,7 @@ from vsfmanet.kernels import gpu, planes
 from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.colour import Coding
 from vsfmanet.ops.norm import pixel_norm_reference
+from vsfmanet.ops.path import PathPlaces, path_cells_reference
 from vsfmanet.ops.projection import feed_forward_reference, squared_projection_reference
 from vsfmanet.ops.skip import add_skip_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
@@ -29,6 +30,9 @@ def differences(dtype: torch.dtype) -> dict[str, float]:
     taps, gain, residual = like(64, 1, 3, 3), like(64), like(2, 48, 45, 61)
     wide = [each.float() for each in (feat, other, third)]
     lr = wide[0][:, :3].contiguous()
+    rgb = (lr, wide[1][:, :3], wide[2][:, :3])
+    places = PathPlaces(own_reach=3.0, own_count=13, neighbour_reach=2.0, neighbour_count=5, unit=4.0, grid=4, size=2)
+    motion = flow[:, :6, :11, :15]
     squared = gpu.squared_projection(feat, mix, taps, 64)
     theirs = squared_projection_reference(wide[0], mix.float(), taps.float(), 64)
     pairs = {
@@ -47,6 +51,10 @@ def differences(dtype: torch.dtype) -> dict[str, float]:
         "squared": (squared[0], theirs[0]),
         "squared, sums": (squared[1], theirs[1]),
         "head_grams": (gpu.head_grams(feat, other, 4), head_grams_reference(wide[0], wide[1], 4)),
+        "path_cells": (
+            gpu.path_cells(rgb, motion, places, (1, 1), dtype),
+            path_cells_reference(rgb, motion, places, (1, 1), torch.float32),
+        ),
         "add_skip": (gpu.add_skip(lr, residual, 4, 4), add_skip_reference(lr, residual, 4, 4)),
     }
     return {name: float((own.float() - twin).abs().max() / twin.abs().max()) for name, (own, twin) in pairs.items()}

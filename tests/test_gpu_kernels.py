@@ -22,6 +22,7 @@ from tests.cuda_host import ARCHITECTURES, Host, compiled, host, signatures
 from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.colour import MATRICES, Coding
 from vsfmanet.ops.norm import pixel_norm_reference
+from vsfmanet.ops.path import PathPlaces, path_cells_reference
 from vsfmanet.ops.projection import feed_forward_reference, squared_projection_reference
 from vsfmanet.ops.skip import add_skip_reference
 from vsfmanet.ops.warp import warp_neighbours_reference
@@ -62,6 +63,12 @@ def close(actual: Tensor, expected: Tensor, tolerance: dict[torch.dtype, tuple[f
     torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol, equal_nan=True)
 
 
+def places_of(grid: int, size: int) -> PathPlaces:
+    return PathPlaces(
+        own_reach=3.0, own_count=13, neighbour_reach=2.0, neighbour_count=5, unit=4.0, grid=grid, size=size
+    )
+
+
 def every_kernel() -> None:
     """Launch every kernel, with odd sizes and channels, and with more than one block."""
     torch.manual_seed(0)
@@ -83,6 +90,9 @@ def every_kernel() -> None:
             gpu.pixel_norm(feat, taps[:, 0, 0, 0], taps[:, 0, 0, 0], 1e-5)
             gpu.add_skip(feat[:, :3].float(), feat[:, :3], 1, 1)
             gpu.add_skip(feat[:, :3].float(), feat[:, :3].repeat(1, 4, 1, 1), 2, 2)
+            for grid, side in ((1, 1), (4, 2), (4, 4)):
+                image = torch.rand(n, 3, grid * h + 2, grid * w + 1)
+                gpu.path_cells((image, image, image), flow[:, 1:7], places_of(grid, side), (2, 1), dtype)
 
 
 def test_every_kernel_reads_and_writes_what_is_its_own(on_host: Host, tmp_path: Path) -> None:
@@ -326,6 +336,36 @@ def test_products_of_channels_of_a_wider_image_equal_those_of_a_copy(device: str
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("grid", "side"), [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)])
+@pytest.mark.parametrize("size", [(2, 5, 7), (1, 1, 1), (1, 1, 70), (3, 9, 1)])
+def test_samples_along_the_blur_equal_their_twin(
+    device: str, dtype: torch.dtype, grid: int, side: int, size: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    n, rows, columns = size
+    motion, places = torch.randn(n, 6, rows, columns, device=device) * 3, places_of(grid, side)
+    for more, origin in ((0, (0, 0)), (5, (2, 4))):  # the whole frame, and a tile of it
+        own, *others = torch.rand(3, n, 3, rows * grid + more, columns * grid + more, device=device)
+        images = (own, others[0], others[1])
+        found = gpu.path_cells(images, motion, places, origin, dtype)
+        close(found, path_cells_reference(images, motion, places, origin, dtype), WARP_TOLERANCE)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("value", [1e9, 1e30, float("inf"), float("nan")])
+@pytest.mark.parametrize("channel", range(6))
+def test_samples_far_outside_repeat_the_border_and_no_number_reads_the_first_pixel(
+    device: str, value: float, channel: int
+) -> None:
+    own, *others = torch.rand(3, 1, 3, 30, 26, device=device)
+    motion = torch.randn(1, 6, 12, 10, device=device)
+    motion[:, channel, 3:6, 2:5] = value
+    motion[:, channel, 8:, 2:5] = -value
+    arguments = ((own, others[0], others[1]), motion, places_of(2, 2), (5, 4), torch.float32)
+    close(gpu.path_cells(*arguments), path_cells_reference(*arguments), WARP_TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("channels", [1, 12, 27, 64, 513])
 @pytest.mark.parametrize("size", SIZES)
 def test_the_pixel_norm_equals_its_twin(
@@ -368,8 +408,10 @@ def test_no_result_depends_on_the_order_of_threads(on_host: Host, dtype: torch.d
             *gpu.squared_projection(feat, mix, weight, 8),
             gpu.head_grams(feat, following, 3),
             gpu.pixel_norm(feat, weight[:, 0, 0, 0], weight[:, 0, 1, 1], 1e-5),
+            gpu.path_cells((image, image, image), flow[:, :6], places_of(4, 2), (0, 0), dtype),
         ]
 
+    image = torch.rand(2, 3, 36, 76)
     forwards = results()
     with on_host.backwards():
         assert all(torch.equal(one, other) for one, other in zip(results(), forwards, strict=True))
@@ -423,6 +465,30 @@ def test_pixels_beyond_two_to_the_31st_value_are_found(on_host: Host, monkeypatc
         out[channels * pixels - channels : channels * pixels],
         torch.nn.functional.layer_norm(last.float(), (4,)).bfloat16(),
     )
+
+
+def test_samples_of_pixels_beyond_two_to_the_31st_value_are_found(
+    on_host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    height, width = 2**14 + 4, 2**16  # 2^30 pixels and some more; 75 * 2^30 values in the result
+    rows, pixels = height // 4, height * width
+    image, motion = sparse(3 * pixels, torch.float32), sparse(6 * pixels // 16, torch.float32)
+    out = sparse(75 * pixels, torch.bfloat16)
+    image[-2:] = torch.tensor([0.25, 0.75])  # of the last channel
+    motion[rows * width // 4 - 1] = -64.0  # blur of the last cell: to the left at the end of the exposure
+    monkeypatch.setattr(on_host, "first", (height // 2 * (width // 128) - 1, 0, 0))
+    arguments = (image, image, image, motion, out, height, width, 0, 0, height, width, 4, 2, 13, 5, 3.0, 2.0, 4.0)
+    on_host.launch("path_cells_bfloat16", image, (height // 2 * (width // 128),), 9 * 256, *arguments)
+    last = out[-300:].view(75, 4)[:, 3]
+    expected = torch.zeros(75)
+    expected[:6] = torch.tensor([-0.5, -0.5, 0.25, -64 / 68, 0, 4.1589])
+    samples = expected[6:45].view(3, 13)[2]
+    samples[:] = -0.75
+    samples[:7] = 0.0  # beyond the border, and the pixel itself
+    neighbours = expected[45:].view(2, 3, 5)[:, 2]
+    neighbours[:] = -0.75
+    neighbours[:, :3] = 0.0
+    torch.testing.assert_close(last.float(), expected, atol=4e-3, rtol=4e-3)
 
 
 def test_products_of_channels_far_apart_are_found(on_host: Host) -> None:

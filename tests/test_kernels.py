@@ -23,6 +23,7 @@ from vsfmanet.kernels import build
 from vsfmanet.networks.blocks import Conv3x3, Layers, leaky_relu
 from vsfmanet.ops.attention import head_grams_reference
 from vsfmanet.ops.norm import pixel_norm_reference
+from vsfmanet.ops.path import PathPlaces, path_cells_reference
 from vsfmanet.ops.projection import (
     add_product_reference,
     feed_forward_reference,
@@ -217,6 +218,90 @@ def test_the_pixel_norm_equals_its_twin(dtype: torch.dtype, channels: int) -> No
     weight, bias = torch.randn(2, channels).to(dtype)
     expected = pixel_norm_reference(x.float(), weight.float(), bias.float(), 1e-5).to(dtype)
     close(kernels.pixel_norm(x, weight, bias, 1e-5), expected, TOLERANCE)
+
+
+def places_of(grid: int, size: int) -> PathPlaces:
+    return PathPlaces(
+        own_reach=3.0, own_count=13, neighbour_reach=2.0, neighbour_count=5, unit=4.0, grid=grid, size=size
+    )
+
+
+def three(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A frame, the next and the previous one."""
+    return torch.rand(shape), torch.rand(shape), torch.rand(shape)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("grid", "side"), [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)])
+@pytest.mark.parametrize("size", [(2, 5, 7), (1, 1, 1), (1, 1, 9), (3, 9, 1), (1, 40, 75)])
+@torch.inference_mode()
+def test_samples_along_the_blur_equal_their_twin(
+    dtype: torch.dtype, grid: int, side: int, size: tuple[int, int, int]
+) -> None:
+    n, rows, columns = size
+    motion, places = torch.randn(n, 6, rows, columns) * 3, places_of(grid, side)
+    for more, origin in ((0, (0, 0)), (5, (2, 4))):  # the whole frame, and a tile of it
+        images = three(n, 3, rows * grid + more, columns * grid + more)
+        found = kernels.path_cells(images, motion, places, origin, dtype)
+        close(found, path_cells_reference(images, motion, places, origin, dtype), WARP_TOLERANCE)
+        assert found.shape == (n, 75 * side**2, rows * grid // side, columns * grid // side)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_kernels
+@pytest.mark.parametrize("far", [1.0, 100.0])
+@torch.inference_mode()
+def test_samples_along_the_blur_of_a_tile_are_those_of_the_frame(far: float) -> None:
+    images, motion, places = three(2, 3, 37, 50), torch.randn(2, 6, 37, 50) * far, places_of(1, 1)
+    part = (..., slice(9, 21), slice(17, 40))
+    whole = kernels.path_cells(images, motion, places, (0, 0), torch.float32)
+    assert torch.equal(kernels.path_cells(images, motion[part], places, (9, 17), torch.float32), whole[part])
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [1e9, 1e30, float("inf"), float("nan")])
+@pytest.mark.parametrize("channel", range(6))
+@torch.inference_mode()
+def test_samples_far_outside_repeat_the_border_and_no_number_reads_the_first_pixel(value: float, channel: int) -> None:
+    images, motion, places = three(1, 3, 30, 26), torch.randn(1, 6, 12, 10), places_of(2, 2)
+    motion[:, channel, 3:6, 2:5] = value
+    motion[:, channel, 8:, 2:5] = -value
+    for origin in ((0, 0), (5, 4)):
+        found = kernels.path_cells(images, motion, places, origin, torch.float32)
+        expected = path_cells_reference(images, motion, places, origin, torch.float32)
+        torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5, equal_nan=True)
+
+
+@needs_kernels
+@torch.inference_mode()
+def test_samples_along_the_blur_depend_on_neither_layout_nor_threads() -> None:
+    images, motion, places = three(2, 3, 24, 40), torch.randn(2, 6, 6, 10) * 5, places_of(4, 2)
+    expected = kernels.path_cells(images, motion, places, (0, 0), torch.bfloat16)
+    lying = [image.contiguous(memory_format=torch.channels_last) for image in images]
+    turned = motion.contiguous(memory_format=torch.channels_last)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found = kernels.path_cells((lying[0], lying[1], lying[2]), turned, places, (0, 0), torch.bfloat16)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "origin"),
+    [((1, 6, 4, 6), (0, 0)), ((1, 6, 4, 5), (1, 0)), ((1, 6, 3, 5), (0, -1)), ((1, 5, 4, 5), (0, 0)),
+     ((2, 6, 4, 5), (0, 0))],
+)  # fmt: skip
+@torch.inference_mode()
+def test_motion_that_does_not_fit_the_images_is_refused(shape: tuple[int, ...], origin: tuple[int, int]) -> None:
+    images = three(1, 3, 8, 10)
+    with pytest.raises(ShapeError, match=r"images must be \(N, 3, H, W\) each"):
+        kernels.path_cells(images, torch.zeros(shape), places_of(2, 1), origin, torch.float32)
+    with pytest.raises(ShapeError, match="and motion"):
+        kernels.path_cells((images[0], images[1], images[2][..., 1:]), torch.zeros(1, 6, 4, 5), places_of(2, 1), (0, 0),
+                           torch.float32)  # fmt: skip
 
 
 CONV_SIZES = [(2, 17, 13), (1, 1, 1), (1, 1, 9), (1, 9, 1), (3, 4, 4), (1, 61, 130)]

@@ -19,6 +19,7 @@ from vsfmanet.devices import find_cupy
 from vsfmanet.kernels import cpu, reference
 from vsfmanet.kernels.build import library
 from vsfmanet.ops.colour import Coding
+from vsfmanet.ops.path import PathPlaces, check_path
 from vsfmanet.ops.warp import check_neighbours
 
 _CUDA_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -62,6 +63,17 @@ class Kernels(Protocol):
         """See `add_skip_reference`."""
         ...
 
+    def path_cells(
+        self,
+        images: tuple[Tensor, Tensor, Tensor],
+        motion: Tensor,
+        places: PathPlaces,
+        origin: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Compute the same as `path_cells_reference`; the caller has checked the arguments."""
+        ...
+
     def conv3x3(
         self,
         parts: Sequence[Tensor],
@@ -87,7 +99,7 @@ class PlaneKernels(Protocol):
         ...
 
 
-def kernels_for(x: Tensor) -> Kernels | None:
+def kernels_for(x: Tensor, dtype: torch.dtype | None = None) -> Kernels | None:
     """Return the kernels that compute on `x`; None where the references do.
 
     There are kernels for the CPU in fp32 and bf16 if a compiler is found, and for CUDA in fp32, bf16 and fp16 if CuPy
@@ -95,14 +107,16 @@ def kernels_for(x: Tensor) -> Kernels | None:
     where a graph is exported, or with `VSFMANET_NO_KERNELS=1` in the environment.
 
     Args:
-        x: Any shape; its device and type decide.
+        x: Any shape; its device decides, and its type.
+        dtype: Type that decides in the place of that of `x`.
     """
     if not _are_allowed(x):
         return None
-    if x.device.type == "cpu" and x.dtype in cpu.SUFFIXES and library() is not None:
+    dtype = dtype or x.dtype
+    if x.device.type == "cpu" and dtype in cpu.SUFFIXES and library() is not None:
         return cast(Kernels, cpu)
-    if x.device.type == "cuda" and x.dtype in _CUDA_TYPES:
-        return cuda_kernels(x.device, x.dtype)
+    if x.device.type == "cuda" and dtype in _CUDA_TYPES:
+        return cuda_kernels(x.device, dtype)
     return None
 
 
@@ -193,6 +207,8 @@ def _probe(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
     pair, flow, gain = (following, previous), like(1, 12, 5, 6).float(), like(8)
     mix, taps = like(8, 8, 1, 1), like(8, 1, 3, 3)
     image, residual = like(1, 3, 5, 6).float(), like(1, 12, 5, 6)
+    along = PathPlaces(own_reach=3.0, own_count=5, neighbour_reach=2.0, neighbour_count=3, unit=4.0, grid=2, size=1)
+    read = ((image, image.flip(2), image.flip(3)), like(1, 6, 2, 3).float(), along, (1, 0), dtype)
     found = {
         "warp_neighbours": (
             kernels.warp_neighbours(feat, pair, flow, 2, (0, 0)),
@@ -211,6 +227,7 @@ def _probe(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
             kernels.add_skip(image, residual, 2, 2),
             reference.add_skip(image, residual, 2, 2),
         ),
+        "path_cells": (kernels.path_cells(*read), reference.path_cells(*read)),
         "pixel_norm": (kernels.pixel_norm(feat, gain, gain, 1e-5), reference.pixel_norm(feat, gain, gain, 1e-5)),
     }
     for name, (own, twin) in found.items():
@@ -255,9 +272,9 @@ def _plane_kernels(coding: Coding, x: Tensor) -> PlaneKernels | None:
     return cuda_plane_kernels(x.device, coding.dtype)
 
 
-def _pick(x: Tensor) -> Kernels:
-    """Return the kernels that compute on `x`, or the operations in plain torch."""
-    return kernels_for(x) or cast(Kernels, reference)
+def _pick(x: Tensor, dtype: torch.dtype | None = None) -> Kernels:
+    """Return the kernels that compute on `x`, or the operations in plain torch; see `kernels_for`."""
+    return kernels_for(x, dtype) or cast(Kernels, reference)
 
 
 def warp_neighbours(
@@ -305,6 +322,32 @@ def head_grams(query: Tensor, key: Tensor, heads: int) -> Tensor:
 def add_skip(lr: Tensor, residual: Tensor, scale: int, shuffle: int) -> Tensor:
     """Add a residual image to enlarged frames: see `add_skip_reference`."""
     return _pick(residual).add_skip(lr, residual, scale, shuffle)
+
+
+def path_cells(
+    images: tuple[Tensor, Tensor, Tensor],
+    motion: Tensor,
+    places: PathPlaces,
+    origin: tuple[int, int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Sample a frame and its neighbours along the blur of each pixel: see `path_cells_reference`.
+
+    Args:
+        images: (N, 3, H, W) each, fp32: the frames, the next and the previous ones.
+        motion: (N, 6, h/g, w/g), fp32, in pixels.
+        places: Where the images are sampled; g is its `grid`, d its `size`.
+        origin: Row and column of the images where the tile of h x w pixels begins that the motion covers.
+        dtype: Type of the result.
+
+    Returns:
+        (N, `places.channels` * d^2, h/d, w/d).
+
+    Raises:
+        ShapeError: The arguments do not fit each other.
+    """
+    check_path(images, motion, places, origin)
+    return _pick(motion, dtype).path_cells(images, motion, places, origin, dtype)
 
 
 def conv3x3(

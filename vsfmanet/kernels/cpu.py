@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from vsfmanet.kernels.build import library
 from vsfmanet.ops.convolution import conv3x3_reference, joined
+from vsfmanet.ops.path import PathPlaces
 from vsfmanet.ops.projection import add_product_reference
 from vsfmanet.ops.skip import add_skip_reference as add_skip
 
@@ -27,6 +28,7 @@ __all__ = [
     "convolves",
     "feed_forward",
     "head_grams",
+    "path_cells",
     "pixel_norm",
     "squared_projection",
     "warp_neighbours",
@@ -149,6 +151,44 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     out = _like(x, channels)
     _call("pixel_norm", x, _packed(x), weight.float(), bias.float(), out, c_float(epsilon), n * h, w, channels)
     return out
+
+
+def path_cells(
+    images: tuple[Tensor, Tensor, Tensor],
+    motion: Tensor,
+    places: PathPlaces,
+    origin: tuple[int, int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """See `path_cells_reference`; the arguments have been checked."""
+    n, _, rows, columns = motion.shape
+    h, w, size = rows * places.grid, columns * places.grid, places.size
+    top, left, bottom, right = _reached(motion, places, origin, images[0].shape[-2:])
+    packed = torch.empty(3, n, bottom - top + 1, right - left + 1, 4)
+    shape = (n, places.channels * size**2, h // size, w // size)
+    out = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+    part = (top, left, bottom - top, right - left, *images[0].shape[-2:])
+    place = (c_long * 10)(*part, *origin, places.grid, size)
+    reach = (c_float * 2)(places.own_reach, places.neighbour_reach)
+    counts = (c_long * 2)(places.own_count, places.neighbour_count)
+    planes = [image.float().contiguous() for image in images]
+    numbers = (place, reach, counts, c_float(places.unit), n, h, w)
+    _call("path_cells", out, *planes, motion.float().contiguous(), packed, out, *numbers)
+    return out
+
+
+def _reached(
+    motion: Tensor, places: PathPlaces, origin: tuple[int, int], sides: torch.Size
+) -> tuple[int, int, int, int]:
+    """Return top, left, bottom and right of the part of images of these `sides` that `path_cells` can read."""
+    farthest = motion.abs().amax(dim=(0, 2, 3)).view(3, 2)  # NaN if one is
+    reach = farthest[1:].amax(dim=0) + farthest[0] * max(places.own_reach, places.neighbour_reach)
+    box = []
+    for far, start, count, side in zip(reach.flip(0).tolist(), origin, motion.shape[-2:], sides, strict=True):
+        margin = int(far) + 3 if far < side else side  # NaN and infinity too
+        box.append((max(0, start - margin), min(side, start + count * places.grid + margin)))
+    (top, bottom), (left, right) = box
+    return top, left, bottom, right
 
 
 def conv3x3(

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsfmanet.ops.convolution import conv3x3_reference as conv3x3
+from vsfmanet.ops.path import PathPlaces
 from vsfmanet.ops.projection import add_product_reference as add_product
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "conv3x3",
     "feed_forward",
     "head_grams",
+    "path_cells",
     "pixel_norm",
     "squared_projection",
     "warp_neighbours",
@@ -197,6 +199,29 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     launch(
         f"pixel_norm_{NAMES[x.dtype]}_{_at_once(channels, x)}", x, (_parts(pixels, held),), shared,
         x, weight.float(), bias.float(), out, epsilon, pixels, channels, held,
+    )  # fmt: skip
+    return out
+
+
+def path_cells(
+    images: tuple[Tensor, Tensor, Tensor],
+    motion: Tensor,
+    places: PathPlaces,
+    origin: tuple[int, int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """See `path_cells_reference`; the arguments have been checked."""
+    n, _, rows, columns = motion.shape
+    side, height, width = places.size, rows * places.grid, columns * places.grid
+    out = torch.empty(
+        (n, places.channels * side**2, height // side, width // side),
+        dtype=dtype, device=motion.device, memory_format=torch.channels_last,
+    )  # fmt: skip
+    launch(
+        f"path_cells_{NAMES[dtype]}", out, (n * (height // side) * _parts(width // side, THREADS // side**2),),
+        9 * THREADS, *(image.float().contiguous() for image in images), motion.float().contiguous(), out, height, width,
+        *origin, *images[0].shape[2:], places.grid, side, places.own_count, places.neighbour_count,
+        float(places.own_reach), float(places.neighbour_reach), float(places.unit),
     )  # fmt: skip
     return out
 

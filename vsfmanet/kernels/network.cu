@@ -345,6 +345,83 @@ INLINE void head_grams(const T* query, Size query_step, const T* key, Size key_s
     }
 }
 
+// Value of a plane of `motion` (height, width), enlarged to cells of `grid` x `grid` pixels, bilinear, at a pixel.
+INLINE float enlarged(const float* motion, int height, int width, int grid, int y, int x) {
+    const float line = (y + 0.5f) / grid - 0.5f, column = (x + 0.5f) / grid - 0.5f;
+    const float from_top = line > 0 ? line : 0.0f, from_left = column > 0 ? column : 0.0f;
+    const int north = static_cast<int>(from_top), west = static_cast<int>(from_left);
+    const int south = least(north + 1, height - 1), east = least(west + 1, width - 1);
+    const float low_share = from_top - north, right_share = from_left - west;
+    const float* const upper = motion + static_cast<Size>(north) * width;
+    const float* const lower = motion + static_cast<Size>(south) * width;
+    const float above = (1 - right_share) * upper[west] + right_share * upper[east];
+    const float below = (1 - right_share) * lower[west] + right_share * lower[east];
+    return (1 - low_share) * above + low_share * below;
+}
+
+// Block x: cells of `side` x `side` pixels, as many of a row of cells as have `kThreads` pixels. `whole_height` and
+// `whole_width` are those of the images, `height` and `width` those of the tile at `top` and `left`, in pixels.
+template <class T>
+INLINE void path_cells(const float* own, const float* next, const float* previous, const float* motion, T* out, int height,
+                       int width, int top, int left, int whole_height, int whole_width, int grid, int side, int own_count,
+                       int count, float own_reach, float reach, float unit) {
+    SHARED(kept);  // (9, kThreads): motion of each pixel (6), and the pixel itself (3)
+    const int pixels = side * side, channels = 3 * (own_count + 2 * count) + 6, cells = width / side;
+    const int segment = kThreads / pixels, segments = parts_of(cells, segment);
+    const int start = blockIdx.x % segments * segment, some = least(segment, cells - start);
+    const int rows = height / side, y = blockIdx.x / segments % rows * side;
+    const Size n = blockIdx.x / segments / rows, plane = static_cast<Size>(whole_height) * whole_width;
+    THREADS(t) {
+        if (t < some * pixels) {
+            const int line = y + t % pixels / side, column = (start + t / pixels) * side + t % side;
+            const Size coarse = static_cast<Size>(height / grid) * (width / grid);
+            for (int c = 0; c < 6; ++c) {
+                kept[c * kThreads + t] =
+                    enlarged(motion + (n * 6 + c) * coarse, height / grid, width / grid, grid, line, column);
+            }
+            const Size place = (n * 3 * whole_height + top + line) * whole_width + left + column;
+            for (int c = 0; c < 3; ++c) kept[(6 + c) * kThreads + t] = own[place + c * plane];
+        }
+    }
+    THREADS(t) {
+        T* const to = out + ((n * rows + y / side) * cells + start) * channels * pixels;
+        for (int i = t; i < some * channels * pixels; i += kThreads) {
+            const int channel = i / pixels % channels, pixel = i / pixels / channels * pixels + i % pixels;
+            const float blur[2] = {kept[pixel], kept[kThreads + pixel]};
+            float made;
+            if (channel < 3) {
+                made = kept[(6 + channel) * kThreads + pixel] - 0.5f;
+            } else if (channel < 5) {
+                made = blur[channel - 3] / (unit + fabsf(blur[channel - 3]));
+            } else if (channel == 5) {
+                made = 0.5f * logf(blur[0] * blur[0] + blur[1] * blur[1] + 1e-2f);
+            } else {
+                const int sample = channel - 6, rest = sample - 3 * own_count;
+                const int image = rest < 0 ? 0 : 1 + rest / (3 * count), places = image ? count : own_count;
+                const int number = image ? rest % (3 * count) : sample, c = number / places, i_place = number % places;
+                const float far = image ? reach : own_reach, step = 2 * far / (places - 1);
+                const float along = i_place < places / 2 ? step * i_place - far : far - step * (places - 1 - i_place);
+                float column = left + (start + pixel / pixels) * side + pixel % side, line = top + y + pixel % pixels / side;
+                if (image) {
+                    column += kept[2 * image * kThreads + pixel];
+                    line += kept[(2 * image + 1) * kThreads + pixel];
+                }
+                column = clamped(column + along * blur[0], whole_width - 1);
+                line = clamped(line + along * blur[1], whole_height - 1);
+                const int west = static_cast<int>(column), north = static_cast<int>(line);
+                const int east = least(west + 1, whole_width - 1), south = least(north + 1, whole_height - 1);
+                const float* const from = (image == 0 ? own : image == 1 ? next : previous) + (n * 3 + c) * plane;
+                const float* const upper = from + static_cast<Size>(north) * whole_width;
+                const float* const lower = from + static_cast<Size>(south) * whole_width;
+                const float above = upper[west] + (column - west) * (upper[east] - upper[west]);
+                const float below = lower[west] + (column - west) * (lower[east] - lower[west]);
+                made = above + (line - north) * (below - above) - kept[(6 + c) * kThreads + pixel];
+            }
+            store(to + i, made);
+        }
+    }
+}
+
 // Block x: pixels of a row of the result; block y: rows; block z: frames. `residual` is (N, rows, columns, 3 shuffle^2).
 template <class T>
 INLINE void add_skip(const float* lr, const T* residual, float* out, int height, int width, int rows, int columns,
@@ -406,6 +483,13 @@ INLINE void add_skip(const float* lr, const T* residual, float* out, int height,
     KERNEL head_grams_##NAME(const T* __restrict__ query, Size query_step, const T* __restrict__ key, Size key_step,     \
                              float* sums, Size pixels, Size heads, Size channels) {                                      \
         head_grams<T>(query, query_step, key, key_step, sums, pixels, heads, channels);                                  \
+    }                                                                                                                    \
+    KERNEL path_cells_##NAME(const float* __restrict__ own, const float* __restrict__ next,                              \
+                             const float* __restrict__ previous, const float* __restrict__ motion, T* out, Size height,  \
+                             Size width, Size top, Size left, Size whole_height, Size whole_width, Size grid, Size side, \
+                             Size own_count, Size count, float own_reach, float reach, float unit) {                     \
+        path_cells<T>(own, next, previous, motion, out, height, width, top, left, whole_height, whole_width, grid, side, \
+                      own_count, count, own_reach, reach, unit);                                                         \
     }                                                                                                                    \
     KERNEL add_skip_##NAME(const float* __restrict__ lr, const T* __restrict__ residual, float* out, Size height,        \
                            Size width, Size rows, Size columns, Size scale, Size shuffle) {                              \

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vsfmanet import kernels
 from vsfmanet.networks.blocks import Conv3x3, Layers, at_multiples, cells, keep_scale, leaky_relu, zero_init
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
+from vsfmanet.ops.path import PathPlaces
 from vsfmanet.ops.warp import sample_path
 from vsfmanet.tiling import Box
 
@@ -168,7 +170,11 @@ class PathBranch(nn.Module):
     def __init__(self, config: FMANetPPConfig) -> None:
         super().__init__()
         width, factor = config.path_width, config.scale * config.path_grid
-        self.grid, self.path_grid = config.grid, config.path_grid
+        self.grid = config.grid
+        self.places = PathPlaces(
+            own_reach=OWN_REACH, own_count=OWN_COUNT, neighbour_reach=NEIGHBOUR_REACH, neighbour_count=NEIGHBOUR_COUNT,
+            unit=_FLOW_UNIT / 2, grid=config.grid, size=config.path_grid,
+        )  # fmt: skip
         shuffle = config.grid // config.path_grid
         self.context = Layers(Conv3x3(config.width, width * shuffle**2), nn.PixelShuffle(shuffle), leaky_relu())
         self.body = Layers(
@@ -193,19 +199,6 @@ class PathBranch(nn.Module):
         Returns:
             (N, 3, s*h, s*w).
         """
-        if self.grid > 1:
-            motion = F.interpolate(motion, scale_factor=self.grid, mode="bilinear", align_corners=False)
-        blur, ahead, back = motion.split(2, dim=1)
         origin = self.grid * tile.top, self.grid * tile.left
-        own = tile.of(frames.own, self.grid)
-        length = blur.square().sum(dim=1, keepdim=True).add(1e-2).log() / 2
-        read = [own - 0.5, F.softsign(blur / (_FLOW_UNIT / 2)), length]
-        for image, shift, reach, count in (
-            (frames.own, None, OWN_REACH, OWN_COUNT),
-            (frames.following, ahead, NEIGHBOUR_REACH, NEIGHBOUR_COUNT),
-            (frames.previous, back, NEIGHBOUR_REACH, NEIGHBOUR_COUNT),
-        ):
-            samples = sample_path(image, blur, reach, count, shift, origin)
-            read.append(samples.sub_(own[:, :, None]).flatten(1, 2))
-        together = torch.cat([part.to(feat.dtype) for part in read], dim=1)
-        return self.body(self.context(feat), cells(together, self.path_grid))
+        images = frames.own, frames.following, frames.previous
+        return self.body(self.context(feat), kernels.path_cells(images, motion, self.places, origin, feat.dtype))
