@@ -12,10 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import light
 from tests.batch_stub import stub_recipe
+from tests.films import nothing_but
 from vsfmanet.errors import ConfigError
 from vsfmanet.jobs import supervise as supervision
-from vsfmanet.jobs.files import part_path, pending_path, record_path
+from vsfmanet.jobs.files import TemporaryFolder, part_path, pending_path, record_path
 from vsfmanet.jobs.job import RestoreJob
 from vsfmanet.jobs.record import Fingerprint, Record, write_pending, write_record
 from vsfmanet.jobs.supervise import KEPT_BUFFERS, Event, Outcome, Verdict, Watch, supervise
@@ -311,3 +313,33 @@ def test_a_job_asks_for_huge_pages() -> None:
         for more in ({"GLIBC_TUNABLES": ""}, KEPT_BUFFERS)
     )
     assert (plain, asked) == ("False", "True")
+
+
+def test_where_to_terminate_is_to_kill_the_encoder_and_the_part_file_go_too(
+    job: RestoreJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows: the process has no time to clear up."""
+    code = (
+        "import subprocess\n"
+        "encoder = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "say('note', text=str(encoder.pid))\n"
+        "time.sleep(60)\n"
+    )
+    program(monkeypatch, code)
+    heard: list[int] = []
+    temporary = TemporaryFolder()
+    process = supervision.Process(
+        [*supervision.PROGRAM], job=job, temporary=temporary, own_group=True,
+        hear=lambda event: heard.append(int(event["text"])) if not isinstance(event, bytes) else None,
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while not heard:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    encoder = psutil.Process(heard[0])
+    part_path(job.target, 1).touch()
+    monkeypatch.setattr(sys, "platform", "win32")
+    process.stop()
+    monkeypatch.undo()
+    light.wait_until_gone(encoder)
+    assert nothing_but(tmp_path, "film.mkv")

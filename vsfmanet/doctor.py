@@ -233,8 +233,7 @@ def _version(plugin: vs.Plugin | None) -> str:
 
 def _vspipe() -> Check:
     """Check `vspipe`, which scripts and players need and jobs do not."""
-    beside = Path(sys.executable).with_name("vspipe")
-    program = str(beside) if beside.exists() else shutil.which("vspipe")
+    program = shutil.which("vspipe", path=Path(sys.executable).parent) or shutil.which("vspipe")
     remedy = "for vspipe, mpv and FFmpeg scripts run `vapoursynth config` once"
     if program is None:
         return Check(name="vspipe", found=False, detail="no program", remedy=remedy)

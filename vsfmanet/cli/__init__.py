@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names need not be text
+        encoding = "utf-8" if sys.platform == "win32" else None  # a pipe there has a code page without most letters
+        sys.stdout.reconfigure(encoding=encoding, errors="surrogateescape")  # names need not be text
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return int(grammar()(_with_pipes(given)) or 0)

@@ -120,7 +120,10 @@ class Scratch:
         with self._lock:
             self._check_open()
             shared: list[int] = []
-            if sys.platform != "win32":
+            group: dict[str, int] = {}
+            if sys.platform == "win32":
+                group["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+            else:
                 with suppress(OSError):  # there may be none
                     shared.append(os.dup(2))
             try:
@@ -131,6 +134,7 @@ class Scratch:
                     stderr=subprocess.PIPE,
                     start_new_session=True,
                     pass_fds=shared,
+                    **group,  # type: ignore[call-overload]
                 )
             except OSError as error:
                 raise OutputError(f"{line[0]} must start, but does not ({error}); install ffmpeg") from error

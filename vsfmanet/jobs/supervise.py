@@ -345,14 +345,22 @@ class Process:
         return code
 
     def stop(self) -> None:
-        """End it, with time to delete its files; if it does not use that, kill it and delete them here."""
+        """End it, with time to delete its files; if it does not use that, kill it and delete them here.
+
+        Windows has no such time: to terminate a process is to kill it.
+        """
+        gentle = sys.platform != "win32"
+        left = family(self._process.pid)  # an encoder, which may hang too
         self._process.terminate()
         try:
             self._process.wait(timeout=GRACE)
-            self._read_to_end()
         except subprocess.TimeoutExpired:
-            left = family(self._process.pid)  # an encoder that hangs too
+            gentle = False
+            left = family(self._process.pid)
             self._process.kill()
+        if gentle:
+            self._read_to_end()
+        else:
             for each in left:
                 with suppress(psutil.Error):
                     each.kill()

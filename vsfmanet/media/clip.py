@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+import psutil
 import vapoursynth as vs
 from av.video.format import VideoFormat
 
@@ -299,7 +300,7 @@ def check_restored(source: Source, node: vs.VideoNode, restored: vs.VideoNode, s
             f"can take, got {restored.width}x{restored.height}; cut the picture into parts, or scale it down first"
         )
     needed, there = MOST_AT_ONCE * bytes_of(restored), memory_bytes()
-    if there is not None and needed > there:
+    if needed > there:
         raise FormatError(
             f"{source.path}: {needed / 2**20:.0f} MiB of memory are needed for frames of {restored.width}x"
             f"{restored.height}, got {there / 2**20:.0f} MiB; cut the picture into parts, or scale it down first"
@@ -348,12 +349,9 @@ def with_depth(video_format: vs.VideoFormat, depth: int) -> vs.VideoFormat:
     return video_format.replace(bits_per_sample=depth, sample_type=vs.INTEGER)
 
 
-def memory_bytes() -> int | None:
-    """Memory of this machine in bytes; None where it is unknown."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows
-        return None
+def memory_bytes() -> int:
+    """Memory of this machine in bytes."""
+    return int(psutil.virtual_memory().total)
 
 
 def frames_ahead(settings: RestoreSettings) -> int:
