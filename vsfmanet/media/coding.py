@@ -71,6 +71,15 @@ LOSSLESS = {"ffv1", "ffvhuff", "huffyuv", "png", "qtrle", "rawvideo", "utvideo"}
 CRF = {"libx264", "libx264rgb", "libx265"}
 """Encoders with comparable constant rate factors."""
 
+QUALITIES: dict[str, tuple[set[str], float | None, float, float]] = {
+    **dict.fromkeys(("libx264", "libx264rgb", "libx265"), ({"crf"}, 28.0, 32.0, 40.0)),
+    "libsvtav1": ({"crf"}, 35.0, 40.0, 63.0),
+    **dict.fromkeys(("libaom-av1", "libvpx-vp9"), ({"crf"}, None, 40.0, 63.0)),
+    **dict.fromkeys(("mpeg4", "mpeg2video"), ({"q", "qscale"}, None, 15.0, 31.0)),
+}
+"""Of some encoders: names of the option for the quality, its value by default or one below, None if the bit rate is
+limited then, and its greatest values for "fair" and "coarse" pictures."""
+
 HIGH_QUALITY = 16
 """Greatest rate factor at which detail and grain are kept; the default."""
 
@@ -87,8 +96,14 @@ EQUAL_QUALITY = {
     "refs",
     "movflags",
     "metadata",
+    "q",
+    "qscale",
+    "b",
+    "cpu-used",
+    "deadline",
+    "row-mt",
 }
-"""Options that do not lower the quality set by the rate factor."""
+"""Options that set the quality, and others that do not lower it; of a bit rate only 0, which is none."""
 
 CONTAINING = {"tag", "vtag", "movflags", "metadata", "brand"}
 """Options for the container, one value each; repeated when ranges are joined."""
@@ -148,9 +163,18 @@ def likeness(encoder_args: Sequence[str], pixel_format: str) -> Likeness:
     eight_bits = av.VideoFormat(pixel_format).components[0].bits == 8
     if codec in LOSSLESS or (codec in CRF and (given.get("qp") == "0" or (quality == 0 and eight_bits))):
         return "exact"
-    if codec in CRF and quality is not None and quality <= HIGH_QUALITY and set(given) <= EQUAL_QUALITY:
+    if not set(given) <= EQUAL_QUALITY or _number(given.get("b", "0")) != 0:
+        return "rough"
+    if codec in CRF and quality is not None and quality <= HIGH_QUALITY:
         return "near"
-    return "rough"
+    if codec not in QUALITIES:
+        return "rough"
+    names, default, fair, coarse = QUALITIES[codec]
+    named = [_number(given[name]) for name in names & set(given)]
+    quality = named[0] if named else default
+    if quality is None:
+        return "rough"
+    return "fair" if quality <= fair else "coarse" if quality <= coarse else "rough"
 
 
 def _number(text: str) -> float | None:

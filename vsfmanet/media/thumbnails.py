@@ -42,10 +42,17 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, Recu
 
 Planes = Sequence[NDArray[Any]]
 
-Likeness = Literal["exact", "near", "rough", "restored", "unknown"]
-"""How closely a frame must match the one it was made from. "exact": every sample is equal. "near": as after coding at
-high quality. "rough": equal colours and not more detail, as after coding at any quality. "restored": equal colours, as
-a restored frame and its source. "unknown": not compared, because filters may have changed it."""
+Likeness = Literal["exact", "near", "fair", "coarse", "rough", "restored", "unknown"]
+"""How closely a frame must match the one it was made from. "exact": every sample is equal. "near", "fair", "coarse": as
+after coding at high, usual and low quality. "rough": equal colours and not more detail, as after coding at any quality.
+"restored": equal colours, as a restored frame and its source. "unknown": not compared, because filters may have changed
+it."""
+
+STRONG = 10
+"""One in this many patches counts as one of those with the most detail."""
+
+FAINT = 8
+"""Detail, in 8-bit code values, that is added to both sides of a comparison: that of faint noise is soon lost."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,17 +65,24 @@ class Bounds:
     """Greatest difference of one patch."""
     detail: tuple[float, float]
     """Least and greatest ratio of the detail after to that before."""
+    strong: float = 0.0
+    """Least ratio in the patches with the most detail before, where edges are and not noise alone."""
 
 
 BOUNDS: dict[Likeness, Bounds] = {
     "exact": Bounds(mean=2.0, most=12.0, detail=(0.5, 1.6)),  # where the pixel format has changed
     "near": Bounds(mean=2.0, most=12.0, detail=(0.5, 1.6)),
+    "fair": Bounds(mean=4.0, most=40.0, detail=(0.0, 1.6), strong=0.5),
+    "coarse": Bounds(mean=10.0, most=80.0, detail=(0.0, 1.6)),
     "rough": Bounds(mean=16.0, most=255.0, detail=(0.0, 2.0)),
     "restored": Bounds(mean=16.0, most=255.0, detail=(0.0, math.inf)),
 }
 """Measured with x264 and x265 at CRF 16 on patterns, noise, grain and darkness: mean below 1.1, most below 5, detail
-0.67 to 1.14; with x264, AV1 and MPEG-4 at their worst settings: mean below 13, detail up to 1.3. A box blur of 7x7, a
-crop of 8 pixels and a hue of 40 degrees lie beyond the first; inversion, other colours and noise beyond both."""
+0.67 to 1.14. On five real clips at the lowest quality of "fair" (CRF 32, with AV1 and VP9 40, MPEG q 15): mean up to
+2.4, most 20, strong 0.59; of "coarse" (CRF 40, 63, q 31): mean 5.7, most 44, and mean 8.0 for white noise. Coded with
+CRF 32, a box blur of 7x7 has a strong of at most 0.45, a hue of 60 degrees a mean of at least 4.9, a crop of 8 pixels a
+most of at least 41, grey a mean of 4.4, inversion one of 82. Below "fair" a blur is not told from the loss of quality
+that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +141,10 @@ def difference(before: Thumbnail, after: Thumbnail, bounds: Bounds) -> str | Non
     low, high = bounds.detail
     if not low <= ratio <= high:
         return f"detail of {low:g} to {high:g} times as much, got {ratio:.2f}"
+    most_detailed = np.argsort(before.detail, axis=None)[-max(1, before.detail.size // STRONG) :]
+    sharp, found = (float(each.detail.ravel()[most_detailed].mean()) + FAINT for each in (before, after))
+    if found / sharp < bounds.strong:
+        return f"at least {bounds.strong:g} times the detail of the sharpest parts, got {found / sharp:.2f}"
     return None
 
 
@@ -197,7 +215,10 @@ class Kept:
         if (frame.width, frame.height) != (scale * self.format.width, scale * self.format.height):
             frame, scale = frame.reformat(self.format.width, self.format.height), 1
         found = thumbnail(frame_planes(frame), depth=depth, number=self.number, scale=scale)
-        return difference(self.thumbnail, found, BOUNDS[likeness])
+        verdict = difference(self.thumbnail, found, BOUNDS[likeness])
+        if verdict is not None and frame.format.name.startswith("yuvj"):  # FFmpeg may have widened the range for it
+            return difference(self.thumbnail, _narrowed(found), BOUNDS[likeness])
+        return verdict
 
 
 def read_thumbnails(paths: Sequence[Path]) -> Iterator[Kept]:
@@ -284,6 +305,14 @@ def _samples(begins: NDArray[np.intp], side: int, ratio: int, length: int) -> ND
     """(patches, samples): where the samples of each patch lie in a plane that is smaller by a ratio."""
     places = begins[:, None] // ratio + np.arange(max(1, side // ratio))
     return np.minimum(places, length - 1)
+
+
+def _narrowed(wide: Thumbnail) -> Thumbnail:
+    """A thumbnail of full range as one of limited range."""
+    means = wide.means.astype(np.float32)
+    means[0] = 16 + means[0] * (219 / 255)
+    means[1:] = 128 + (means[1:] - 128) * (224 / 255)
+    return Thumbnail(_rounded(means), _rounded(wide.detail * (219 / 255)), wide.hash)
 
 
 def _rounded(values: NDArray[np.floating]) -> NDArray[np.uint8]:
