@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import vapoursynth as vs
 from hypothesis import HealthCheck, settings
@@ -81,3 +82,26 @@ def _core_as_found() -> Iterator[None]:
     threads, cache = vs.core.num_threads, vs.core.max_cache_size
     yield
     vs.core.num_threads, vs.core.max_cache_size = threads, cache
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one picture of smooth noise, from which training data are rendered."""
+    import cv2
+
+    folder = tmp_path_factory.mktemp("photos")
+    noise = np.random.default_rng(0).integers(0, 256, (360, 480, 3)).astype(np.uint8)
+    cv2.imwrite(str(folder / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 1.5))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def deblurring_pool(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool of three sequences of scale 1; toy networks train on it."""
+    from tests.tiny import run
+    from training import render_pool
+
+    pool = tmp_path_factory.mktemp("deblurring") / "pool"
+    size = ["--count", 3, "--size", 64, "--scale", 1, "--frames", 4, "--workers", 1]
+    run(render_pool.main, "--photos", photos, "--out", pool, *size)
+    return pool

@@ -7,7 +7,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -25,14 +24,6 @@ from training.train_shutter import Profiles, fit
 from vsfmanet.errors import SourceError, WeightsError
 from vsfmanet.exposures.estimate import INPUTS
 from vsfmanet.weights import load_analyser, load_model
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    noise = np.random.default_rng(0).integers(0, 256, (360, 480, 3)).astype(np.uint8)
-    cv2.imwrite(str(folder / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 1.5))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import json
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -28,13 +27,10 @@ FRAMES = 4
 
 
 @pytest.fixture(scope="module")
-def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def benchmark(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A benchmark of scale 2 from one noisy picture."""
     folder = tmp_path_factory.mktemp("benchmark")
-    (folder / "photos").mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3)).astype(np.uint8)
-    cv2.imwrite(str(folder / "photos" / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 1.5))
-    arguments = ["build_benchmark", "--photos", str(folder / "photos"), "--out", str(folder / "out"), "--scale", "2"]
+    arguments = ["build_benchmark", "--photos", str(photos), "--out", str(folder / "out"), "--scale", "2"]
     arguments += ["--width", "64", "--height", "64", "--frames", str(FRAMES)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", arguments)
@@ -73,9 +69,11 @@ def test_changing_exposure_takes_each_frame_from_its_level(benchmark: Path) -> N
             np.testing.assert_array_equal(walk[index], level[index])
 
 
-def test_a_degraded_benchmark_differs_in_its_inputs_alone(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_degraded_benchmark_differs_in_its_inputs_alone(
+    photos: Path, benchmark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     degraded = benchmark.with_name("degraded")
-    arguments = ["build_benchmark", "--photos", str(benchmark.with_name("photos")), "--out", str(degraded), "--degrade"]
+    arguments = ["build_benchmark", "--photos", str(photos), "--out", str(degraded), "--degrade"]
     arguments += ["--scale", "2", "--width", "64", "--height", "64", "--frames", str(FRAMES)]
     monkeypatch.setattr(sys, "argv", arguments)
     monkeypatch.setattr("training.build_benchmark.SCENES", SCENES[:2])

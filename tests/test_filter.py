@@ -619,7 +619,7 @@ def test_a_single_thread_has_torch_spread_its_work() -> None:
         "import vapoursynth as vs; vs.core.num_threads = 3\n"
         "from vsfmanet import blur_map, restore\n"
         "before = len(os.listdir('/proc/self/task'))\n"
-        "clip = vs.core.std.BlankClip(width=160, height=120, format=vs.YUV420P8, length=6, keep=True)\n"
+        "clip = vs.core.std.BlankClip(width=80, height=64, format=vs.YUV420P8, length=6, keep=True)\n"
         "clip = restore(clip, model='fmanetpp_x1_fast', exposure='estimate', skip=True, segment=2)\n"
         "list(vs.core.std.Splice([blur_map(clip), clip], mismatch=True).frames(prefetch=3))\n"
         "print(len(os.listdir('/proc/self/task')) - before)",

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from tests.tiny import TINY_JFFRA as TINY
+from tests.tiny import Multiplications, run
 from tests.tiny import awake_jffra as awake
-from tests.tiny import run
-from training import render_pool, train_jffra
+from training import train_jffra
 from training.run.checkpoint import load_checkpoint
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks import jffra
@@ -44,30 +40,6 @@ def clip(frames: int, height: int, width: int, *, count: int = 1) -> Tensor:
     return torch.stack(
         [smooth[..., 3 * t : 3 * t + height, 2 * t : 2 * t + width] for t in range(frames)], dim=1
     ).contiguous()
-
-
-class Multiplications(TorchFunctionMode):
-    """Counts those of convolutions and products of matrices while it is entered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func in (F.conv2d, F.conv3d):
-            self.total += out.numel() * args[1][0].numel()
-        elif func is F.conv_transpose2d:
-            self.total += args[0].numel() * args[1][0].numel()
-        elif func is F.linear:
-            self.total += out.numel() * args[1].shape[1]
-        elif func is torch.bmm:
-            self.total += out.numel() * args[0].shape[2]
-        elif func is F.scaled_dot_product_attention:
-            self.total += 2 * args[0].numel() * args[1].shape[2]
-        return out
 
 
 @pytest.mark.parametrize(
@@ -232,18 +204,6 @@ def test_impossible_sizes_are_refused() -> None:
         JFFRA(TINY)(torch.rand(1, 2, 3, 7, 30))
 
 
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pool of full size; toy networks train on it."""
-    folder = tmp_path_factory.mktemp("jffra")
-    (folder / "photos").mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (360, 480, 3)).astype(np.uint8)
-    cv2.imwrite(str(folder / "photos" / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 1.5))
-    size = ["--count", 2, "--frames", 4, "--workers", 1, "--size", 64, "--scale", 1]
-    run(render_pool.main, "--photos", folder / "photos", "--out", folder / "pool", *size)
-    return folder / "pool"
-
-
 def train(pool: Path, out: Path, *more: object) -> dict[str, Any]:
     """Train a toy for three steps at most; returns the checkpoint."""
     size = ["--preset", "xs", "--steps", 3, "--clips", 1, "--crop", 64, "--warmup", 1]
@@ -253,11 +213,13 @@ def train(pool: Path, out: Path, *more: object) -> dict[str, Any]:
     return load_checkpoint(out / "latest.pt")
 
 
-def test_training_moves_everything_and_a_resumed_run_equals_an_unbroken_one(pool: Path, tmp_path: Path) -> None:
-    unbroken = train(pool, tmp_path / "unbroken")
+def test_training_moves_everything_and_a_resumed_run_equals_an_unbroken_one(
+    deblurring_pool: Path, tmp_path: Path
+) -> None:
+    unbroken = train(deblurring_pool, tmp_path / "unbroken")
     for step in (1, 2):
-        assert train(pool, tmp_path / "resumed", "--max-minutes", 0)["step"] == step
-    resumed = train(pool, tmp_path / "resumed")
+        assert train(deblurring_pool, tmp_path / "resumed", "--max-minutes", 0)["step"] == step
+    resumed = train(deblurring_pool, tmp_path / "resumed")
     assert unbroken["step"] == resumed["step"] == 3
     for part in ("network", "averaged"):
         for name, value in unbroken[part].items():
@@ -268,9 +230,9 @@ def test_training_moves_everything_and_a_resumed_run_equals_an_unbroken_one(pool
     assert [name for name, value in start.items() if torch.equal(value, unbroken["network"][name])] == []
 
 
-def test_the_ablations_train_without_what_they_leave_out(pool: Path, tmp_path: Path) -> None:
+def test_the_ablations_train_without_what_they_leave_out(deblurring_pool: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--frames must be at least 4, got 3"):
-        train(pool, tmp_path, "--frames", 3)
-    state = train(pool, tmp_path, "--no-refinement", "--temporal-weight", 0, "--frames", 3, "--steps", 1)
+        train(deblurring_pool, tmp_path, "--frames", 3)
+    state = train(deblurring_pool, tmp_path, "--no-refinement", "--temporal-weight", 0, "--frames", 3, "--steps", 1)
     assert not state["config"]["refine_flow"]
     assert not any("flow_head" in name for name in state["network"])

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from tests.tiny import TINY_M2AENET as TINY
+from tests.tiny import Multiplications, run
 from tests.tiny import awake_m2aenet as awake
-from tests.tiny import run
-from training import render_pool, train_m2aenet
+from training import train_m2aenet
 from training.data.pool import Batch
 from training.losses.frames import USUAL_ERROR, ssim_map
 from training.losses.m2aenet import (
@@ -56,26 +52,6 @@ def patches(count: int, height: int, width: int) -> Tensor:
 
 def frames(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
-
-
-class Multiplications(TorchFunctionMode):
-    """Counts those of convolutions and products of matrices while it is entered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func is F.conv2d:
-            self.total += out.numel() * args[1][0].numel()
-        elif func is F.conv_transpose2d:
-            self.total += args[0].numel() * args[1][0].numel()
-        elif func is F.linear or func is torch.addmm:
-            self.total += out.numel() * args[1].shape[1]
-        return out
 
 
 @torch.inference_mode()
@@ -266,19 +242,6 @@ def test_contradictory_settings_are_refused(change: dict[str, float], message: s
         M2AENetConfig(**change)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pool")
-    noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3)).astype(np.uint8)
-    cv2.imwrite(str(folder / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 1.5))
-    run(
-        render_pool.main,
-        *("--photos", folder, "--out", folder / "pool", "--count", 2, "--size", 32, "--scale", 1),
-        *("--frames", 3, "--workers", 1),
-    )
-    return folder / "pool"
-
-
 def train(pool: Path, out: Path, *more: object) -> dict[str, Any]:
     """Train a toy for three steps at most: paths alone, then with the true mask, then with the analyser's."""
     size = ["--steps", 3, "--clips", 1, "--crop", 24, "--warmup", 1, "--motion-part", 0.34, "--true-mask-part", 0.67]
@@ -286,12 +249,14 @@ def train(pool: Path, out: Path, *more: object) -> dict[str, Any]:
     return load_checkpoint(out / "latest.pt")
 
 
-def test_a_resumed_run_equals_an_unbroken_one(pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_equals_an_unbroken_one(
+    deblurring_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train_m2aenet, "PRESETS", {"fast": TINY})
-    unbroken = train(pool, tmp_path / "unbroken")
+    unbroken = train(deblurring_pool, tmp_path / "unbroken")
     for step in (1, 2):
-        assert train(pool, tmp_path / "resumed", "--max-minutes", 0)["step"] == step
-    resumed = train(pool, tmp_path / "resumed")
+        assert train(deblurring_pool, tmp_path / "resumed", "--max-minutes", 0)["step"] == step
+    resumed = train(deblurring_pool, tmp_path / "resumed")
     assert unbroken["step"] == resumed["step"] == 3
     for part in ("network", "averaged"):
         for name, value in unbroken[part].items():

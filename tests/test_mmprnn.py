@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,7 +19,7 @@ from tests.fakes import ListSource
 from tests.tiny import TINY_MMPRNN as TINY
 from tests.tiny import awake_mmprnn as awake
 from tests.tiny import run
-from training import render_pool, train_mmprnn
+from training import train_mmprnn
 from training.data.pool import Batch, Pool, moving
 from training.losses.frames import charbonnier, decibel_loss
 from training.run.checkpoint import load_checkpoint, save_checkpoint
@@ -209,28 +208,22 @@ def test_settings_that_cannot_be_are_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A toy pool, and a checkpoint of a blur analyser."""
-    folder = tmp_path_factory.mktemp("mmprnn")
-    (folder / "photos").mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8)
-    cv2.imwrite(str(folder / "photos" / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 1.5))
-    size = ["--count", 3, "--size", 32, "--scale", 1, "--frames", 4, "--workers", 1]
-    run(render_pool.main, "--photos", folder / "photos", "--out", folder / "pool", *size)
+def blur(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a blur analyser."""
     torch.manual_seed(0)
-    blur = folder / "blur.pt"
-    save_checkpoint(blur, {"averaged": BlurAnalyser(BlurConfig(width=4)).state_dict(), "config": {"width": 4}})
-    return folder / "pool", blur
+    path = tmp_path_factory.mktemp("mmprnn") / "blur.pt"
+    save_checkpoint(path, {"averaged": BlurAnalyser(BlurConfig(width=4)).state_dict(), "config": {"width": 4}})
+    return path
 
 
 @pytest.fixture
-def train(material: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+def train(deblurring_pool: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Train a toy for three steps at most; returns the checkpoint."""
     monkeypatch.setattr(train_mmprnn, "PRESETS", {"a3b4c16": TINY})
 
     def train(out: Path, *more: object) -> dict[str, Any]:
         size = ["--steps", 3, "--clips", 2, "--frames", 3, "--crop", 16, "--warmup", 1]
-        run(train_mmprnn.main, "--pool", material[0], "--out", out, *size, *more)
+        run(train_mmprnn.main, "--pool", deblurring_pool, "--out", out, *size, *more)
         return load_checkpoint(out / "latest.pt")
 
     return train
@@ -239,12 +232,12 @@ def train(material: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Calla
 @pytest.mark.parametrize("how", [[], ["--muon", 0.01, "--decibels", 50]])
 def test_a_resumed_run_equals_an_unbroken_one_and_the_prior_stays(
     how: list[object],
-    material: tuple[Path, Path],
+    blur: Path,
     train: Callable[..., dict[str, Any]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    more = ["--prior", material[1], "--degrade", 0.5, *how]
+    more = ["--prior", blur, "--degrade", 0.5, *how]
     unbroken = train(tmp_path / "unbroken", *more)
     assert "PSNR in dB on 1 sequences never trained on, of their input: 5:1 " in capsys.readouterr().out
     for step in (1, 2):
@@ -256,7 +249,7 @@ def test_a_resumed_run_equals_an_unbroken_one_and_the_prior_stays(
             assert torch.equal(value, resumed[part][name]), name
 
     analyser = BlurAnalyser(BlurConfig(width=4))
-    analyser.load_state_dict(load_checkpoint(material[1])["averaged"])
+    analyser.load_state_dict(load_checkpoint(blur)["averaged"])
     with torch.no_grad():
         start = partial(build, TINY, fold(analyser))
     torch.manual_seed(0)
@@ -280,8 +273,8 @@ def test_the_ablation_has_no_prior(train: Callable[..., dict[str, Any]], tmp_pat
     assert not any("prior" in name or "gate" in name for name in state["network"])
 
 
-def test_a_run_can_keep_to_sequences_of_some_speed(material: tuple[Path, Path], tmp_path: Path) -> None:
-    pool = Pool(material[0])
+def test_a_run_can_keep_to_sequences_of_some_speed(deblurring_pool: Path, tmp_path: Path) -> None:
+    pool = Pool(deblurring_pool)
     flows = [np.asarray(pool.sequence(n).flow[:, 0, :, ::4, ::4], dtype=np.float32) for n in range(3)]
     speeds = [float(np.median(np.hypot(flow[:, 0], flow[:, 1]))) for flow in flows]
     slow, middle, fast = sorted(range(3), key=lambda n: speeds[n])
@@ -290,4 +283,4 @@ def test_a_run_can_keep_to_sequences_of_some_speed(material: tuple[Path, Path], 
     with pytest.raises(ConfigError, match=r"--speed 900 1000 leaves none of 3 sequences; widen it"):
         moving(pool, range(3), 900, 1000)
     with pytest.raises(ConfigError, match=r"--speed 900 1000 leaves none"):
-        run(train_mmprnn.main, "--pool", material[0], "--out", tmp_path, "--speed", 900, 1000)
+        run(train_mmprnn.main, "--pool", deblurring_pool, "--out", tmp_path, "--speed", 900, 1000)

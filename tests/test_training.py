@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -49,15 +48,12 @@ from vsfmanet.weights import load_model
 
 
 @pytest.fixture(scope="module")
-def stage_1(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def stage_1(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A toy pool, and an extractor trained on it for three steps."""
     folder = tmp_path_factory.mktemp("training")
-    (folder / "photos").mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (360, 480, 3)).astype(np.uint8)
-    cv2.imwrite(str(folder / "photos" / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 1.5))
     pool, extractor = folder / "pool", folder / "extractor.pt"
-    photos = ["--photos", folder / "photos", "--out", pool]
-    run(render_pool.main, *photos, "--count", 12, "--size", 64, "--frames", 4, "--workers", 1)
+    many = ["--count", 12, "--size", 64, "--frames", 4, "--workers", 1]
+    run(render_pool.main, "--photos", photos, "--out", pool, *many)
     size = ["--steps", 3, "--crops", 2, "--crop", 16]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.data.exposure_crops.MIN_MOTION", 0.0)

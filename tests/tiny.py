@@ -1,15 +1,17 @@
-"""Networks of toy size in which every part matters, a random clip for them, and scripts run in this process."""
+"""Toy networks in which every part matters, a random clip for them, their cost, and scripts run in this process."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
 from vsfmanet.networks.jffra import JFFRA, JFFRAConfig
@@ -109,3 +111,27 @@ def run(main: Callable[[], None], *arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["script", *map(str, arguments)])
         main()
+
+
+class Multiplications(TorchFunctionMode):
+    """Counts those of convolutions and products of matrices while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (F.conv2d, F.conv3d):
+            self.total += out.numel() * args[1][0].numel()
+        elif func is F.conv_transpose2d:
+            self.total += args[0].numel() * args[1][0].numel()
+        elif func in (F.linear, torch.addmm):
+            self.total += out.numel() * args[1].shape[1]
+        elif func is torch.bmm:
+            self.total += out.numel() * args[0].shape[2]
+        elif func is F.scaled_dot_product_attention:
+            self.total += 2 * args[0].numel() * args[1].shape[2]
+        return out
