@@ -36,6 +36,9 @@ EXAMPLE = Path(__file__).parents[1] / "scripts" / "examples" / "dragonfly.mkv"
 def enlarge(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
     """No network: the picture as many times as large as the model's name says."""
     scale = int(settings.model[-1])
+    node = clips.converted(node, settings.output_format)
+    if settings.strength == 0:
+        node = node.std.Invert()
     return node.resize.Bicubic(scale * node.width, scale * node.height)
 
 
@@ -227,6 +230,75 @@ def test_the_size_of_the_film_is_estimated_by_its_frames(
 
 
 @pytest.mark.usefixtures("light")
+def test_each_model_is_shown_with_each_strength(
+    film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ["compare", str(film), "--at=10", "--model=x2", "--model=x1", "--strength=0", "--strength=1", "--json"]
+    assert main(line) == 0
+    told = json.loads(capsys.readouterr().out)
+    choices = [(choice["model"], choice["strength"]) for choice in told["choices"]]
+    assert choices == [("x2", 0.0), ("x2", 1.0), ("x1", 0.0), ("x1", 1.0)]
+    page = Reader(Path(told["page"]).read_text(encoding="utf-8"))
+    assert [image["alt"].partition("restored by ")[2] for image in page.images][1:] == [
+        "x2, strength 0",
+        "x2, strength 1",
+        "x1, strength 0",
+        "x1, strength 1",
+    ]
+    sources = [image["src"] for image in page.images]
+    assert sources[1] != sources[2]
+    with av.open(told["picture"]) as container:
+        sheet = next(container.decode(video=0)).to_ndarray(format="gray").astype(int)
+    width = (sheet.shape[1] - 8) // 5
+    tiles = [sheet[60:280, 8 + n * width : n * width + width - 8] for n in range(5)]
+    assert abs(tiles[1] + tiles[2] - 255).mean() < 25  # one of them is inverted
+
+
+@pytest.mark.usefixtures("light")
+def test_the_encoder_of_a_preset_and_the_depth_decide_the_size(
+    film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {}
+    for preset, words in (("default", "libx264"), ("hevc10", "yuv420p10le"), ("archive", "ffv1")):
+        page = tmp_path / f"{preset}.html"
+        assert main(["compare", str(film), "--model=x2", f"--preset={preset}", f"--page={page}", "--json"]) == 0
+        sizes[preset] = json.loads(capsys.readouterr().out)["choices"][0]["video_bytes"]
+        assert words in page.read_text(encoding="utf-8")
+    assert sizes["archive"] > 2 * sizes["default"]
+    page = tmp_path / "deep.html"
+    assert (
+        main(["compare", str(film), "--model=x2", "--preset=archive", "--bit-depth=16", f"--page={page}", "--json"])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["choices"][0]["video_bytes"] > 1.5 * sizes["archive"]
+
+
+@pytest.mark.usefixtures("light")
+def test_moments_of_a_script_are_those_of_its_clip(
+    film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "script.vpy"
+    script.write_text(
+        "import vapoursynth as vs\n"
+        f"clip = vs.core.bs.VideoSource({str(film)!r}, cachemode=0)\n"
+        "clip.std.Crop(left=32)[20:].set_output()\n"
+    )
+    assert main(["compare", "script.vpy", "--at=10", "--at=0:00:02", "--model=x2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["moments"] == [pytest.approx(10 / 25), 2.0]
+    assert told["choices"][0]["size"] == [192, 192]
+    found, source = excerpt(outline(script), Fraction(2)), vs.core.bs.VideoSource(str(film), cachemode=0)
+    for one, other in zip(planes(found.node.get_frame(found.place)), planes(source.get_frame(70)), strict=True):
+        ratio = source.width // other.shape[1]
+        np.testing.assert_array_equal(one, other[:, 32 // ratio :])
+    script.write_text("raise ValueError('no film')")
+    assert main(["compare", "script.vpy", "--model=x2", "--overwrite"]) == 3
+    assert "line 1: ValueError: no film" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("light")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -235,7 +307,10 @@ def test_the_size_of_the_film_is_estimated_by_its_frames(
         (["--at", "-1"], "frames 0 to 99 can be shown, got -1"),
         (["--at", "30", "--at", "30"], "two show one frame"),
         (["--at", "1x"], "a frame number or a time is needed"),
-        (["--model", "x2", "--model", "x2"], "different models are needed"),
+        (["--model", "x2", "--model", "x2"], "different models and strengths are needed"),
+        (["--strength", "1", "--strength", "1"], "different models and strengths are needed"),
+        (["--strength", "2"], "strength must be"),
+        (["--preset", "av1", "--encoder-args=-c:v ffv1"], "either a preset or an encoder is needed"),
         (["--page", "page.txt"], "must end in .html"),
     ],
 )

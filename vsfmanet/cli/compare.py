@@ -7,14 +7,16 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from vsfmanet.cli.options import NETWORK, NO_OPTION, OUTPUT, SettingsOptions, plain, read_places
+from vsfmanet.cli.options import NETWORK, NO_OPTION, OUTPUT, SettingsOptions, plain, read_places, read_whole
 from vsfmanet.cli.terminal import print_json, run_until_stopped
 from vsfmanet.errors import ConfigError, OutputError
+from vsfmanet.jobs.job import RestoreJob
+from vsfmanet.media.presets import BitDepth, Preset
 from vsfmanet.settings import AUTO, RestoreSettings
 
 NOTES = """\
 Only the frames around each moment are decoded and restored, so that this takes seconds. The page shows each moment with
-a slider between any two of the source and the models, with the time and the size that the whole film would take; the
+a slider between any two of the source and the choices, with the time and the size that the whole film would take; the
 picture holds the same moments side by side. Both need no other files.
 
 Exit codes: 0 done, 1 bug, 2 usage, 3 source, 4 device, 5 output, 8 weights, 128+n stopped by signal n
@@ -22,7 +24,7 @@ Exit codes: 0 done, 1 bug, 2 usage, 3 source, 4 device, 5 output, 8 weights, 128
 Examples:
 
     vsfmanet compare film.mkv --at 0:10:00 --at 0:42:10 --model fmanetpp_x4_fast --model fmanetpp_x4_base
-    vsfmanet compare film.mkv --at 1500 --exposure 0.5 --page film.html
+    vsfmanet compare film.mkv --at 1500 --strength 0.5 --strength 1 --preset hevc10 --page film.html
 """
 
 app = App(name="compare", help_epilogue=NOTES)
@@ -32,9 +34,10 @@ SUFFIX = ".compare.html"
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings(SettingsOptions):
-    """`RestoreSettings` as options, without the model."""
+    """`RestoreSettings` as options, without those that may be repeated."""
 
     model: Annotated[str, NO_OPTION] = AUTO
+    strength: Annotated[float, NO_OPTION] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +51,17 @@ class _Options:
     film."""
     models: Annotated[tuple[str, ...], Parameter(name="--model", metavar="NAME")] = (AUTO,)
     """A name from `vsfmanet models`, or the path of a .safetensors file. May be repeated."""
+    strengths: Annotated[tuple[float, ...], Parameter(name="--strength", metavar="X")] = (1.0,)
+    """How much of the restoration the result shows, from 0 to 1. May be repeated: each model is shown with each."""
     page: Annotated[Path | None, Parameter(metavar="FILE")] = None
     """HTML page to make; the picture is beside it, with the suffix .png. By default FILM.compare.html, in this
     folder."""
+    preset: Preset = "default"
+    """Encoder, as for restore; it decides the size of the film."""
+    bit_depth: Annotated[BitDepth | None, Parameter(converter=read_whole)] = None
+    """Bits per sample of the result, as for restore."""
     encoder_args: Annotated[str, Parameter(metavar="ARGS")] = ""
-    """FFmpeg's options for the video, as for restore; they decide the size of the film."""
+    """FFmpeg's options for the video, as for restore."""
     ffmpeg: Annotated[Path | None, Parameter(metavar="PROGRAM")] = None
     """FFmpeg program to use."""
     overwrite: bool = False
@@ -75,7 +84,7 @@ def compare(
     """Show some moments of a film before and after, by one model or several.
 
     Args:
-        source: Video file; it is only read.
+        source: Video file, or VapourSynth script (.vpy); it is only read.
     """
     from vsfmanet.atomic import replacing, write_whole
     from vsfmanet.jobs.files import exposure_sidecar
@@ -94,10 +103,24 @@ def compare(
     sidecar = exposure_sidecar(source) if plainly.exposure == "auto" else None
     if sidecar is not None:
         plainly = replace(plainly, exposure=str(sidecar))
-    asked = [replace(plainly, model=model) for model in options.models]
-    choices = [Choice(name=Path(settings.named_model).stem, settings=settings) for settings in asked]
+    asked = [
+        replace(plainly, model=model, strength=strength) for model in options.models for strength in options.strengths
+    ]
+    several = len(options.strengths) > 1
+    choices = [
+        Choice(
+            name=Path(settings.named_model).stem + (f", strength {settings.strength:g}" if several else ""),
+            settings=settings,
+        )
+        for settings in asked
+    ]
     if len({choice.name for choice in choices}) < len(choices):
-        raise ConfigError(f"different models are needed, got {', '.join(options.models)}; mend --model")
+        given = f"{', '.join(options.models)} with {', '.join(f'{strength:g}' for strength in options.strengths)}"
+        raise ConfigError(f"different models and strengths are needed, got {given}; mend --model or --strength")
+    job = RestoreJob(  # the checks of the encoder's options are those of a job
+        source=source, target=Path("any.mkv"), preset=options.preset, bit_depth=options.bit_depth,
+        encoder_args=options.encoder_args,
+    )  # fmt: skip
     report = Report()
 
     def work() -> Comparison:
@@ -107,6 +130,8 @@ def compare(
                 choices,
                 at=options.at,
                 encoder_args=options.encoder_args,
+                preset=options.preset,
+                depth=job.depth,
                 container=".mkv",
                 ffmpeg=find_ffmpeg(options.ffmpeg),
                 meters=report,
@@ -125,6 +150,7 @@ def compare(
         choices_table = [
             {
                 "model": choice.settings.model,
+                "strength": choice.settings.strength,
                 "size": forecast.size,
                 "frame_seconds": round(forecast.frame_seconds, 4),
                 "seconds": round(forecast.seconds, 1),

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
@@ -26,6 +25,7 @@ from vsfmanet.media.excerpt import Excerpt, Outline, excerpt, frame_times
 from vsfmanet.media.ffmpeg import Ffmpeg
 from vsfmanet.media.meter import Meter, Meters
 from vsfmanet.media.pictures import Picture, liveliest
+from vsfmanet.media.presets import Preset
 from vsfmanet.media.timeline import frame_shown, parse_time
 from vsfmanet.settings import EXPOSURE_WORDS, RestoreSettings
 from vsfmanet.sizes import with_model
@@ -112,6 +112,8 @@ def compare(
     *,
     at: Sequence[int | str],
     encoder_args: str,
+    preset: Preset = "default",
+    depth: int | None = None,
     container: str,
     ffmpeg: Ffmpeg,
     meters: Meters,
@@ -122,7 +124,9 @@ def compare(
         film: What `outline` has read.
         choices: The ways.
         at: Frame numbers or times; without any, three moments of the film.
-        encoder_args: FFmpeg's options for the video, beside the defaults.
+        encoder_args: FFmpeg's options for the video, beside those of the preset.
+        preset: Name of a preset.
+        depth: Bits per sample of the result; None for those of the film.
         container: Suffix of the output.
         ffmpeg: The program that encodes.
         meters: Show progress.
@@ -131,7 +135,7 @@ def compare(
         ConfigError: A moment is not in the film.
         VsfmanetError: The film cannot be read or restored.
     """
-    numbered = _FrameNumbers(film.path)
+    numbered = _FrameNumbers(film)
     moments = [_seconds(film, place, numbered) for place in at] or [film.length * Fraction(part) for part in PARTS]
     excerpts = [excerpt(film, moment) for moment in moments]
     for n, each in enumerate(excerpts):
@@ -145,9 +149,9 @@ def compare(
     total = len(choices) * (len(excerpts) + 1) * RUN
     with meters.begin("comparing", total) as meter:
         for choice in choices:
-            run = _Run(film, choice, numbered, meter)
+            run = _Run(film, choice, numbered, meter, depth)
             made.append([run.restore(each) for each in excerpts])
-            arguments = choose_encoder(encoder_args, clips.pixel_format(made[-1][0].format), container)
+            arguments = choose_encoder(encoder_args, clips.pixel_format(made[-1][0].format), container, preset)
             costs.append(run.forecast(arguments, ffmpeg))
     return Comparison(
         film=film,
@@ -161,15 +165,15 @@ def compare(
 class _FrameNumbers:
     """Times of all frames of a film, read when first needed."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, film: Outline) -> None:
+        self._film = film
         self._times: list[Fraction] | None = None
 
     @property
     def times(self) -> list[Fraction]:
         """Times on the file's clock, seconds."""
         if self._times is None:
-            self._times = frame_times(self._path)
+            self._times = frame_times(self._film)
         return self._times
 
 
@@ -194,8 +198,8 @@ def _seconds(film: Outline, place: int | str, numbered: _FrameNumbers) -> Fracti
 class _Run:
     """Restores excerpts by one choice, and measures what that takes."""
 
-    def __init__(self, film: Outline, choice: Choice, numbered: _FrameNumbers, meter: Meter) -> None:
-        self._film, self._numbered, self._meter = film, numbered, meter
+    def __init__(self, film: Outline, choice: Choice, numbered: _FrameNumbers, meter: Meter, depth: int | None) -> None:
+        self._film, self._numbered, self._meter, self._depth = film, numbered, meter, depth
         settings = choice.settings
         self._known = _known_exposures(film, settings, numbered)
         exposure = settings.exposure
@@ -210,6 +214,8 @@ class _Run:
         """Restore the frame of a moment, and a few that follow it."""
         node = self._with_exposures(moment)
         settings = with_model(self._settings, node.width, node.height)
+        if self._depth is not None:
+            settings = replace(settings, output_format=clips.with_depth(node.format, self._depth).id)
         restored = clips.for_encoder(clips.restore_clip(node, settings))
         frames = range(moment.place, min(moment.place + RUN, node.num_frames))
         started = time.monotonic()

@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 
 from vsfmanet.errors import FormatError, SourceError
 from vsfmanet.media.decode import main_track, open_container
+from vsfmanet.media.script import is_script, run_script
 from vsfmanet.media.thumbnails import PLAIN, frame_planes
 from vsfmanet.media.timeline import TIME_CODE_ERROR
 
@@ -47,6 +48,8 @@ class Outline:
     """Frames per second; of a film of variable rate, about."""
     aspect: Fraction
     """Width over height of a sample (SAR), as stored."""
+    node: vs.VideoNode | None = None
+    """Output of a script, in place of a film's frames."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +67,14 @@ class Excerpt:
 
 
 def outline(path: Path) -> Outline:
-    """Read the headers of a film.
+    """Read the headers of a film, or run a script.
 
     Raises:
-        SourceError: It is no video file, or too short to have frames.
+        SourceError: It is no video file, or too short to have frames; or the script fails.
+        FormatError: The clip of the script has no constant size, format or rate.
     """
+    if is_script(path):
+        return _of_script(path)
     if not path.is_file():
         raise SourceError(f"{path}: a video file is needed, got none; check the name")
     try:
@@ -96,6 +102,23 @@ def outline(path: Path) -> Outline:
         raise SourceError(f"{path}: a video file is needed that FFmpeg can open, got: {error}; check it") from error
 
 
+def _of_script(path: Path) -> Outline:
+    """Run a script, and describe its clip."""
+    node = run_script(path)
+    if not (node.width and node.height and node.format and node.fps):
+        raise FormatError(f"{path}: one size, format and rate throughout is needed; call std.AssumeFPS and resize")
+    rate, props = Fraction(node.fps), node.get_frame(0).props
+    return Outline(
+        path=path,
+        begin=Fraction(0),
+        length=node.num_frames / rate,
+        frames=node.num_frames,
+        rate=rate,
+        aspect=Fraction(int(props.get("_SARNum", 0)) or 1, int(props.get("_SARDen", 0)) or 1),
+        node=node,
+    )
+
+
 def _count(container: InputContainer, track: VideoStream, begin: Fraction, rate: Fraction) -> int:
     """Number of frames of a track by its headers: their number, or its length, or that of the file."""
     if track.frames:
@@ -108,13 +131,15 @@ def _count(container: InputContainer, track: VideoStream, begin: Fraction, rate:
     return max(1, round((end - start) * rate))
 
 
-def frame_times(path: Path) -> list[Fraction]:
+def frame_times(film: Outline) -> list[Fraction]:
     """Times of all frames on the file's clock, seconds, ascending: packets are read, none is decoded.
 
     Raises:
         FFmpegError: A packet cannot be read.
     """
-    with open_container(path) as container:
+    if film.node is not None:
+        return [n / film.rate for n in range(film.frames)]
+    with open_container(film.path) as container:
         track = main_track(container)
         assert track is not None
         unit = _fraction(track.time_base)
@@ -134,6 +159,13 @@ def excerpt(film: Outline, time: Fraction) -> Excerpt:
         FormatError: The video is interlaced, or changes size or format there.
     """
     wanted = film.begin + time + TIME_CODE_ERROR
+    if film.node is not None:
+        number = min(math.floor(wanted * film.rate), film.frames - 1)
+        first = max(0, number - AROUND)
+        around = film.node[first : number + AROUND + 1]
+        if around.get_frame(number - first).props.get("_FieldBased", 0):
+            raise FormatError(f"{film.path}: progressive video is needed, got interlaced; deinterlace it in the script")
+        return Excerpt(node=around, place=number - first, time=number / film.rate, before=first / film.rate)
     early = wanted - (AROUND + 2) / film.rate
     try:
         frames, place = _frames_around(film, wanted, seek_to=early)

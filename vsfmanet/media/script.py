@@ -52,7 +52,7 @@ def open_script(path: Path, *, audio_from: Path | None, folder: Path, interlaced
         SourceError: The script fails, or has no video output.
         FormatError: Its clip has no constant size, format or rate, or is interlaced.
     """
-    return open_node(path, _output(path), audio_from=audio_from, folder=folder, interlaced=interlaced)
+    return open_node(path, run_script(path), audio_from=audio_from, folder=folder, interlaced=interlaced)
 
 
 def open_node(
@@ -126,7 +126,7 @@ def restored_by(node: vs.VideoNode) -> str | None:
     return None if model is None else model.decode() if isinstance(model, bytes) else str(model)
 
 
-def _output(path: Path) -> vs.VideoNode:
+def run_script(path: Path) -> vs.VideoNode:
     """Run a script as vspipe does, and return its output 0; what it prints goes to stderr.
 
     Raises:
