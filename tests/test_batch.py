@@ -16,13 +16,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import av
 import imageio_ffmpeg
+import numpy as np
 import psutil
 import pytest
+import vapoursynth as vs
 
 from tests import light
 from tests.batch_stub import content, stand_in, stub_recipe
@@ -35,16 +38,18 @@ from vsfmanet.jobs.files import move_aside, part_path, record_path
 from vsfmanet.jobs.job import BatchOptions, RestoreJob
 from vsfmanet.jobs.journal import open_journal
 from vsfmanet.jobs.paths import Pairing, Selection, survey
-from vsfmanet.jobs.record import check_against_record
+from vsfmanet.jobs.record import check_against_record, read_record
 from vsfmanet.jobs.supervise import family
+from vsfmanet.media import clip as clips
 from vsfmanet.media.pictures import split_jpegs
+from vsfmanet.settings import RestoreSettings
 
 STUB = Path(__file__).with_name("batch_stub.py")
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="a child dies with its batch only on Linux")
 
 
-SUPERVISE = supervise.supervise
+SUPERVISE, MEASURE = supervise.supervise, batch.measure_speed
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +59,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(STUB)))
     monkeypatch.setattr(batch, "recipe", lambda job: stub_recipe(job.encoder_args))
     monkeypatch.setattr(batch, "model_scale", lambda model: 4)
-    monkeypatch.setattr(batch, "measure_speed", lambda settings, size: (size[0] * size[1] / 0.5, size))
+    monkeypatch.setattr(batch, "measure_speed", lambda settings, size, source: (size[0] * size[1] / 0.5, size))
 
 
 @pytest.fixture
@@ -768,3 +773,57 @@ def test_records_are_beside_the_outputs(sources: Path, made: Path) -> None:
     assert run(sources, made) == 0
     assert record_path(made / "1 ok.mkv") == made / "1 ok.mkv.vsfmanet.json"
     assert main(["verify", str(made / "1 ok.mkv")]) == 0
+
+
+def test_doubtful_frames_stand_in_the_report_once(sources: Path, made: Path) -> None:
+    [path] = put(sources, "ok")
+    assert run(sources, made) == 0
+    record_file = made / f"{path.stem}.mkv.vsfmanet.json"
+    record = read_record(record_file)
+    assert record is not None
+    row = batch._refused(Pairing(source=path, target=made / path.name, size=1, mtime_ns=0), "", 1)
+    for _ in range(2):  # a later run finds it done
+        row = batch._done(row, replace(record, doubtful={"40": 0.9, "7": 0.5}), seconds=1.0)
+    assert row.warnings == ("blurred again, these frames are far from their source; look at them first: 7, 40",)
+    template = RestoreJob(source=sources, target=made / "any.mkv")
+    options = BatchOptions(in_folder=sources, out_folder=made, template=template)
+    page.write_page(made / "page.html", [row], options, now=datetime.now(UTC))
+    assert (made / "page.html").read_text().count("look at them first: 7, 40") == 1
+
+
+def test_the_speed_is_measured_with_frames_of_the_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "measure_speed", MEASURE)
+    film = tmp_path / "film.mkv"
+    ffmpeg(*picture(2, size="128x96"), "-vf", "noise=alls=30", "-pix_fmt", "yuv420p10le", "-c:v", "ffv1", film)
+    (tmp_path / "none.mkv").write_text("no film")
+    seen: list[tuple[int, int, float]] = []
+
+    def restore_clip(node: vs.VideoNode, settings: RestoreSettings) -> vs.VideoNode:
+        seen.append((node.width, node.num_frames, float(np.asarray(node.get_frame(0)[0]).std())))
+        return node
+
+    monkeypatch.setattr(clips, "restore_clip", restore_clip)
+    speed, size = batch.measure_speed(RestoreSettings(), (128, 96), film)
+    assert speed > 0
+    assert size == (128, 96)
+    assert [(width, count) for width, count, _ in seen] == [(86, 12), (128, 12)]
+    assert all(deviation > 20 for *_, deviation in seen)
+    seen.clear()
+    batch.measure_speed(RestoreSettings(), (128, 96), tmp_path / "none.mkv")
+    assert all(deviation == 0 for *_, deviation in seen)
+
+
+def test_scripts_are_taken_if_they_are_asked_for(sources: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [path] = put(sources, "ok")
+    (sources / "crop.vpy").write_text(
+        "import vapoursynth as vs\nvs.core.std.BlankClip(width=64, height=48, length=30, fpsnum=10).set_output()\n"
+    )
+    (sources / "wrong.vpy").write_text("1 / 0\n")
+    assert run(sources, made, "--dry-run") == 0
+    assert "passed over, as no videos by their names (--include): crop.vpy, wrong.vpy" in capsys.readouterr().err
+    assert run(sources, made, "--include=*.vpy", "--dry-run") == 0
+    told = capsys.readouterr().err
+    assert "crop.mkv: 30 frames of 64x48, 0:00:03" in told
+    assert "cannot be used (" in told
+    assert "line 1: ZeroDivisionError" in told
+    assert f"passed over, as no videos by their names (--include): {path.name}" in told

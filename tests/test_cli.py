@@ -684,6 +684,20 @@ def test_a_terminal_gets_the_phases_and_a_bar_within_80_columns(monkeypatch: pyt
     assert shown[1].endswith("123456/987654 frames, 0.123 frames/s, 1944:26:40 left")
 
 
+def test_time_left_includes_the_steps_that_follow() -> None:
+    stream = io.StringIO()
+    report = Report(stream, as_json=True)
+    with report.begin("restoring", 2, after=1000):
+        for _ in range(2):
+            report.advance()
+    told = json.loads(stream.getvalue().splitlines()[-1])
+    assert told["done"] == 2
+    assert 1000 <= told["seconds_left"] < 1001
+    with report.begin("verifying", 1):
+        report.advance()
+    assert json.loads(stream.getvalue().splitlines()[-1])["seconds_left"] == 0
+
+
 @pytest.mark.parametrize(("start_up", "segment", "wait"), [(60, 8, 4.0), (5, 1, 0.5), (300, 16, 0.2), (0, 64, 30.0)])
 def test_time_left_is_within_a_fifth_after_a_tenth_of_a_film(start_up: float, segment: int, wait: float) -> None:
     total, pace, now = 100 * segment, Pace(), float(start_up)

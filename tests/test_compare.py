@@ -240,7 +240,7 @@ def test_each_model_is_shown_with_each_strength(
     choices = [(choice["model"], choice["strength"]) for choice in told["choices"]]
     assert choices == [("x2", 0.0), ("x2", 1.0), ("x1", 0.0), ("x1", 1.0)]
     page = Reader(Path(told["page"]).read_text(encoding="utf-8"))
-    assert [image["alt"].partition("restored by ")[2] for image in page.images][1:] == [
+    assert [(image["alt"] or "").partition("restored by ")[2] for image in page.images][1:] == [
         "x2, strength 0",
         "x2, strength 1",
         "x1, strength 0",

@@ -16,7 +16,7 @@ from pathlib import Path
 import av
 import vapoursynth as vs
 
-from vsfmanet.errors import ConfigError, OutputError
+from vsfmanet.errors import ConfigError, OutputError, VsfmanetError
 from vsfmanet.jobs import supervise
 from vsfmanet.jobs.files import pending_records, record_path, remove_work, settle, sweep
 from vsfmanet.jobs.job import BatchOptions
@@ -30,7 +30,9 @@ from vsfmanet.jobs.supervise import MACHINE, Event, Outcome, Stop, Verdict
 from vsfmanet.media import clip as clips
 from vsfmanet.media.coding import choose_encoder, output_bytes
 from vsfmanet.media.decode import main_track, open_container
+from vsfmanet.media.excerpt import excerpt, outline
 from vsfmanet.media.meter import clock
+from vsfmanet.media.script import is_script
 from vsfmanet.settings import RestoreSettings
 from vsfmanet.sizes import result_size, with_model
 
@@ -66,6 +68,9 @@ NAMED = 8
 GLANCE = 5
 """Frames that a dry run decodes of each source."""
 
+DOUBTFUL = "blurred again, these frames are far from their source; look at them first: "
+"""Beginning of the warning with the frames that the self-check doubts."""
+
 NAME = 20
 """Columns of a file's name on a terminal."""
 
@@ -99,7 +104,7 @@ def dry_run(options: BatchOptions, report: Report) -> None:
     encoder = choose_encoder(template.encoder_args, pixel_format, options.selection.suffix, template.preset)
     states = read_states(journal_path(options), jobs, recipe(options.template).digest())
     counted = frames = pixels = size = 0
-    largest = (0, 0)
+    largest, sample = (0, 0), Path()
     for job in jobs:
         why = _why_not(job, states.get(job.source), options)
         if why:
@@ -112,7 +117,8 @@ def dry_run(options: BatchOptions, report: Report) -> None:
         made = result_size(settings, width, height, multiples=(2, 2)) if count else None
         made = made or (scale * width, scale * height)
         size += output_bytes(frames=count, pixels=made[0] * made[1], pixel_format=pixel_format, encoder_args=encoder)
-        largest = max(largest, (width, height), key=lambda sides: sides[0] * sides[1])
+        if width * height > largest[0] * largest[1]:
+            largest, sample = (width, height), job.source
         report.note(f"{job.source} -> {job.target}: {text}")
     free = shutil.disk_usage(_existing(options.out_folder)).free
     others = f" to do, {len(jobs) - counted} not" if counted < len(jobs) else ""
@@ -120,7 +126,7 @@ def dry_run(options: BatchOptions, report: Report) -> None:
         f"{counted} files{others}, about {frames} frames; about {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
     )
     if pixels:
-        speed, (width, height) = measure_speed(with_model(settings, *largest), largest)
+        speed, (width, height) = measure_speed(with_model(settings, *largest), largest, sample)
         report.note(
             f"about {clock(pixels / speed)} on this device (measured: {width * height / speed:.3g} s for a frame of "
             f"{width}x{height}, other sizes in proportion)"
@@ -427,12 +433,13 @@ def model_scale(model: str) -> int:
     return load_model(model).scale
 
 
-def measure_speed(settings: RestoreSettings, size: tuple[int, int]) -> tuple[float, tuple[int, int]]:
-    """Measure the speed of this device with a few grey frames; the speed does not depend on their content.
+def measure_speed(settings: RestoreSettings, size: tuple[int, int], source: Path) -> tuple[float, tuple[int, int]]:
+    """Measure the speed of this device with a few frames of a film, or with grey ones if they cannot be read.
 
     Args:
         settings: Settings of the filter.
         size: Width and height of the film's frames. Those of the measurement are as large as `BUDGET` allows.
+        source: The film.
 
     Returns:
         Input pixels per second, and the width and height of the frames that were measured.
@@ -442,10 +449,11 @@ def measure_speed(settings: RestoreSettings, size: tuple[int, int]) -> tuple[flo
     """
     exposure = "auto" if isinstance(settings.exposure, str) else settings.exposure
     settings = replace(settings, exposure=exposure, segment=WARM, skip=False, height=None, width=None, scale=None)
+    node = _sample(source)
     part = min(1.0, SMALLEST / min(size))
     while True:
         width, height = (max(16, round(side * part / 2) * 2) for side in size)
-        seconds = _measure(settings, width, height)
+        seconds = _measure(settings, node.resize.Bicubic(width, height))
         larger = min(1.0, 2 * part)
         frames = WARM + MEASURED + 8  # with context
         if part == 1 or seconds * (larger / part) ** 2 * frames > BUDGET:
@@ -453,12 +461,24 @@ def measure_speed(settings: RestoreSettings, size: tuple[int, int]) -> tuple[flo
         part = larger
 
 
-def _measure(settings: RestoreSettings, width: int, height: int) -> float:
-    """Seconds that a frame of a size takes."""
-    blank = vs.core.std.BlankClip(
-        width=width, height=height, format=vs.YUV420P8, length=WARM + MEASURED, color=[128] * 3, keep=True
-    )
-    restored = clips.restore_clip(blank.std.SetFrameProps(_Matrix=1, _Range=1), settings)
+def _sample(source: Path) -> vs.VideoNode:
+    """Frames in the middle of a film, as many as a measurement takes."""
+    from vsfmanet.clips import colour  # with torch: late
+
+    try:
+        film = outline(source)
+        node = excerpt(film, film.length / 2).node
+        if node.format.color_family != vs.YUV or node.format.bits_per_sample > 8:
+            node = colour.plain(colour.tag_colour(node), vs.core.get_video_format(vs.YUV420P8), node.width, node.height)
+        return node.std.Loop()[: WARM + MEASURED]
+    except (VsfmanetError, av.FFmpegError, vs.Error):  # the job will report it
+        grey = vs.core.std.BlankClip(width=64, height=64, format=vs.YUV420P8, length=WARM + MEASURED, color=[128] * 3)
+        return grey.std.SetFrameProps(_Matrix=1, _Range=1)
+
+
+def _measure(settings: RestoreSettings, node: vs.VideoNode) -> float:
+    """Seconds that a frame of a clip takes."""
+    restored = clips.restore_clip(node, settings)
     restored.get_frame(0).close()
     started = time.monotonic()
     for frame in restored[WARM:].frames(prefetch=1, close=True):
@@ -538,6 +558,10 @@ def _is_foreign(target: Path) -> bool:
 
 def _done(row: Row, record: Record, *, seconds: float) -> Row:
     """Build the row of a job whose output is there."""
+    warnings = row.warnings
+    if record.doubtful:
+        text = f"{DOUBTFUL}{', '.join(sorted(record.doubtful, key=int))}"
+        warnings = (*(each for each in warnings if not each.startswith(DOUBTFUL)), text)
     return replace(
         row,
         state="done",
@@ -547,6 +571,7 @@ def _done(row: Row, record: Record, *, seconds: float) -> Row:
         frames=record.frames,
         output_size=record.output_size,
         seconds=seconds or row.seconds,
+        warnings=warnings,
     )
 
 
@@ -567,6 +592,14 @@ def _not_done(row: Row, outcome: Outcome) -> Row:
 
 def _estimate(source: Path, *, deinterlace: bool) -> tuple[str, int, tuple[int, int]]:
     """Read a source's header and first frames: description, number of frames to restore, width and height."""
+    if is_script(source):
+        try:
+            script = outline(source)
+        except VsfmanetError as error:
+            return f"cannot be used ({error})", 0, (0, 0)
+        assert script.node is not None
+        size = (script.node.width, script.node.height)
+        return f"{script.frames} frames of {size[0]}x{size[1]}, {clock(float(script.length))}", script.frames, size
     try:
         with open_container(source) as container:
             track = main_track(container)

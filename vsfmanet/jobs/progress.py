@@ -87,6 +87,7 @@ class Report:
         self._total = self._done = self._before = 0
         self._started = self._printed = 0.0
         self._pace = Pace()
+        self._after = 0.0
         self._phase = ""
         self.warnings: list[str] = []
         """Text of each warning so far."""
@@ -167,14 +168,16 @@ class Report:
         if last:
             self.close()
 
-    def begin(self, name: str, total: int, *, done: int = 0) -> Self:
+    def begin(self, name: str, total: int, *, done: int = 0, after: float = 0.0) -> Self:
         """Start counting frames; used as a context, it stops counting at the end.
 
         Args:
             name: What is done to them.
             total: How many there are.
             done: How many were done before; they do not count for the speed.
+            after: Seconds that the steps after this one take; the time that is left includes them.
         """
+        self._after = after
         self._name, self._total, self._done, self._before = name, total, done, done
         self._started = self._printed = time.monotonic()
         self._pace = Pace()
@@ -204,7 +207,7 @@ class Report:
             speed = (self._done - self._before) / (now - self._started)
         state, fields = frames_state(self._done, self._total, None, None), dict[str, object]()
         if speed is not None:
-            left = (self._total - self._done) / speed
+            left = (self._total - self._done) / speed + self._after
             state = frames_state(self._done, self._total, speed, left)
             fields = {"speed": round(speed, 4), "seconds_left": round(left, 1)}
         self.show(state, self._done, fields, last=self._done == self._total)

@@ -161,13 +161,14 @@ class Ranges:
         self._found = list(self._finished())
         self._scratch.has_ranges = bool(self._found)
 
-    def encode(self, restored: vs.VideoNode, report: Report, tally: Tally) -> None:
+    def encode(self, restored: vs.VideoNode, report: Report, tally: Tally, *, after: float = 0.0) -> None:
         """Make the missing ranges.
 
         Args:
             restored: The restored clip, whole.
             report: Where progress goes.
             tally: Takes note of each frame's properties.
+            after: Seconds that the steps after it take.
 
         Raises:
             VsfmanetError: A frame could not be restored, or not be encoded. Ranges that are finished stay.
@@ -179,7 +180,7 @@ class Ranges:
             return
         left = restored[missing.start : missing.stop]
         shown = clips.read_frames(self._film.source, left, ahead=self._ahead, first=total - len(missing), tally=tally)
-        with report.begin("restoring", total, done=total - len(missing)) as progress:
+        with report.begin("restoring", total, done=total - len(missing), after=after) as progress:
             frame: vs.VideoFrame | None = next(shown)
             assert frame is not None
             report.phase("encoding")

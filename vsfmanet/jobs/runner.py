@@ -195,7 +195,9 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     report.note(f"restoring {job.source_name if job.source == PIPE else job.source}{with_it}")
     folder = scratch.make_folder()
     report.phase("reading")
+    began = time.monotonic()
     source, clip, numbers = _open(job, folder, report)
+    reading = (time.monotonic() - began) / clip.node.num_frames
     fingerprint = _fingerprint(job, folder)
     if source.hdr.is_static:
         ffmpeg = find_ffmpeg(job.ffmpeg, for_hdr=True)
@@ -239,6 +241,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         key=job_key(fingerprint, made_with.digest()),
         digits=source_digits(job.source, fingerprint),
         arithmetic=made_by.arithmetic,
+        checking=reading * len(frames) * restored.width * restored.height / (clip.node.width * clip.node.height),
         tally=Tally(),
         folder=folder,
         scratch=scratch,
@@ -309,6 +312,8 @@ class _Task:
     """`source_digits`."""
     arithmetic: str
     """`Resolved.arithmetic`."""
+    checking: float
+    """Seconds that the verification takes, judged by how long the source took to read."""
     tally: Tally
     folder: Path
     """For temporary files."""
@@ -386,7 +391,7 @@ def _whole_film(task: _Task, part: Path, ffmpeg: Ffmpeg, copied: Sequence[Stream
     if ranges is None:
         _encode(task, film, ffmpeg, part)
     else:
-        ranges.encode(restored, report, task.tally)
+        ranges.encode(restored, report, task.tally, after=task.checking)
         ranges.join(report)
     report.phase("checking")
     try:
@@ -442,7 +447,7 @@ def _pictures(task: _Task, part: Path, numbers: Sequence[int]) -> _Made:
         report.note(f"{done} of {count} pictures are there; going on")
     _check_room(job, PICTURE_SHARE * (count - done) * clips.bytes_of(task.restored), count)
     size = (task.restored.width, task.restored.height)
-    with report.begin("restoring", count, done=done) as progress:
+    with report.begin("restoring", count, done=done, after=task.checking) as progress:
         if done < count:
             writer.write(task.read(done), named[done:], progress.advance)
     report.phase("checking")
@@ -940,7 +945,7 @@ def _encode(task: _Task, film: Film, ffmpeg: Ffmpeg, part: Path) -> None:
         VsfmanetError: A frame could not be restored, or not be encoded; the encoder has been killed.
     """
     frames, report, folder = task.read(), task.report, task.folder
-    with report.begin("restoring", len(film.timestamps)) as progress:
+    with report.begin("restoring", len(film.timestamps), after=task.checking) as progress:
         first = next(frames)
         report.phase("encoding")
         film = replace(film, colour=clips.colour(first))  # how the filter wants the samples to be read
