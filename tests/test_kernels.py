@@ -341,6 +341,23 @@ def test_the_convolution_equals_torch(
 
 
 @needs_kernels
+@pytest.mark.parametrize(("inputs", "outputs"), [(8, 8), (8, 3), (15, 40), (12, 1)])
+@pytest.mark.parametrize("size", [(2, 17, 14), (1, 1, 2), (1, 9, 2), (1, 61, 130)])
+@torch.inference_mode()
+def test_a_convolution_of_few_channels_runs_on_pairs_of_pixels(
+    monkeypatch: pytest.MonkeyPatch, inputs: int, outputs: int, size: tuple[int, int, int]
+) -> None:
+    n, h, w = size
+    x, bias = torch.randn(n, inputs, h, w), torch.randn(outputs)
+    weight = torch.randn(outputs, inputs, 3, 3) / inputs**0.5
+    expected = F.leaky_relu(F.conv2d(x, weight, bias, padding=1), 0.0)
+    monkeypatch.setattr(kernels.cpu, "conv3x3_reference", None)
+    torch.testing.assert_close(kernels.conv3x3([x], weight, bias, slope=0.0), expected, atol=2e-5, rtol=1e-5)
+    assert conv_error(x, weight, bias) < 2e-6
+    assert conv_error(x.contiguous(memory_format=torch.channels_last), weight, None) < 2e-6
+
+
+@needs_kernels
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("widths", [(64, 24), (32, 16, 48, 3), (12, 30), (108, 54)])
 @torch.inference_mode()

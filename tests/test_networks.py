@@ -412,6 +412,27 @@ def test_the_extractor_stays_in_eval_while_the_rest_trains() -> None:
     assert all(torch.equal(value, before[key]) for key, value in network.extractor.state_dict().items())
 
 
+@pytest.mark.parametrize("size", [(24, 32), (21, 27), (9, 8)])
+def test_a_placed_network_embeds_exposures_as_before(size: tuple[int, int]) -> None:
+    network = FMANetPP(replace(TINY, extractor_width=8)).eval()
+    assert network.extractor is not None
+    for layer in network.extractor.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for value, least in ((layer.weight.data, 0.5), (layer.bias.data, -0.5)):
+                value.uniform_(least, least + 1)
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            layer.running_mean.uniform_(-0.5, 0.5)
+            layer.running_var.uniform_(0.5, 2.0)
+    frames = torch.rand(2, 3, *size)
+    expected = network.extractor(frames)
+    for _ in range(2):
+        network.place(torch.device("cpu"), torch.bfloat16)
+        assert not any(isinstance(layer, nn.BatchNorm2d) for layer in network.extractor.modules())
+        with torch.inference_mode():
+            torch.testing.assert_close(network.extractor(frames), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 3, 7, 16), (1, 2, 4, 16, 16), (2, 3, 16, 16), (1, 0, 3, 16, 16)])
 def test_a_wrong_input_is_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"lr must be \(B, T >= 1, 3, H >= 8, W >= 8\)"):

@@ -5,7 +5,7 @@ Arguments and results are those of the references in `vsfmanet.ops`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import c_float, c_int, c_long, c_void_p
 from dataclasses import dataclass
 
@@ -195,6 +195,8 @@ def conv3x3(
     parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: int, slope: float, shuffle: int
 ) -> Tensor:
     """See `conv3x3_reference`; by Winograd's algorithm where that pays."""
+    if _fits_pairs(parts, weight, padding, shuffle):
+        return _in_pairs(parts[0], weight, bias, slope)
     if not convolves(parts, weight):
         return conv3x3_reference(parts, weight, bias, padding, slope, shuffle)
     # A register holds channels of one part, and of one pixel after the shuffle.
@@ -202,6 +204,38 @@ def conv3x3(
     shuffled = shuffle == 1 or len(weight) % (_MOST_LANES * shuffle**2) == 0
     out = _winograd(parts if apart else [joined(parts)], weight, bias, padding, slope, shuffle if shuffled else 1)
     return out if shuffled else F.pixel_shuffle(out, shuffle)
+
+
+def _fits_pairs(parts: Sequence[Tensor], weight: Tensor, padding: int, shuffle: int) -> bool:
+    """Return whether a convolution of few channels pays once two pixels side by side are one of twice the channels."""
+    inputs, width = weight.shape[1], parts[0].shape[3]
+    fits = len(parts) == padding == shuffle == 1 and weight.dtype is torch.float32 and width % 2 == 0
+    return fits and inputs < _FEWEST_INPUTS <= 2 * inputs and parts[0].dtype is weight.dtype
+
+
+def _in_pairs(x: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
+    """Convolve pairs of pixels, which fill the registers that single ones leave half empty; see `_winograd`."""
+    n, channels, h, w = x.shape
+    outputs = len(weight)
+    assert weight.shape == (outputs, channels, 3, 3)
+    pairs = _packed(x).permute(0, 2, 3, 1).reshape(n, h, w // 2, 2 * channels).permute(0, 3, 1, 2)
+    shift = torch.zeros(outputs) if bias is None else bias.float()
+    packed = _prepared("conv3x3", weight, (2 * channels, 2 * outputs, 1), _of_pairs)
+    out = _run_conv3x3([pairs], packed, shift.repeat(2), 2 * outputs, 1, slope, 1)
+    return out.permute(0, 2, 3, 1).reshape(n, h, w, outputs).permute(0, 3, 1, 2)
+
+
+def _of_pairs(weight: Tensor) -> Tensor:
+    """Return the weight (2D, 2C, 3, 3) for pairs of pixels of one (D, C, 3, 3) for pixels."""
+    outputs, inputs = weight.shape[:2]
+    out = weight.new_zeros(2, outputs, 2, inputs, 3, 3)
+    for own in range(2):
+        for other in range(2):
+            for column in range(3):
+                tap = 2 * (column - 1) + other - own + 1
+                if 0 <= tap < 3:
+                    out[own, :, other, :, :, column] = weight[..., tap]
+    return out.flatten(2, 3).flatten(0, 1)
 
 
 def convolves(parts: Sequence[Tensor], weight: Tensor) -> bool:
@@ -221,18 +255,26 @@ def _winograd(
 ) -> Tensor:
     """Run the kernel; arguments and result are those of `conv3x3_reference`."""
     n, _, h, w = parts[0].shape
-    widths = [part.shape[1] for part in parts]
-    outputs, less = len(weight), 2 - 2 * padding
+    widths, outputs = [part.shape[1] for part in parts], len(weight)
     assert weight.shape == (outputs, sum(widths), 3, 3)
     assert all(part.shape == (n, width, h, w) for part, width in zip(parts, widths, strict=True))
     assert padding in (0, 1)
-    shape = (n, outputs // shuffle**2, (h - less) * shuffle, (w - less) * shuffle)
-    out = torch.empty(shape, dtype=weight.dtype, memory_format=torch.channels_last)
     shift = torch.zeros(outputs) if bias is None else bias.float().unflatten(0, (-1, shuffle**2)).t().contiguous()
     packed = _prepared("conv3x3", weight, (sum(widths), outputs, shuffle))
+    return _run_conv3x3(parts, packed, shift, outputs, padding, slope, shuffle)
+
+
+def _run_conv3x3(
+    parts: Sequence[Tensor], packed: Tensor, shift: Tensor, outputs: int, padding: int, slope: float, shuffle: int
+) -> Tensor:
+    """Run the kernel with a packed weight, and a shift for each output in the order of the kernel."""
+    n, _, h, w = parts[0].shape
+    less = 2 - 2 * padding
+    shape = (n, outputs // shuffle**2, (h - less) * shuffle, (w - less) * shuffle)
+    out = torch.empty(shape, dtype=parts[0].dtype, memory_format=torch.channels_last)
     images = [_packed(part) for part in parts]
     places = (c_void_p * len(parts))(*(image.data_ptr() for image in images))
-    numbers = (c_long * len(parts))(*widths)
+    numbers = (c_long * len(parts))(*(part.shape[1] for part in parts))
     settings = (n, h, w, outputs, padding, shuffle)
     _call("conv3x3", out, places, numbers, len(parts), packed, shift, c_float(slope), out, *settings)
     return out
@@ -253,8 +295,17 @@ class _Prepared:
 _prepared_weights = WeakTensorKeyDictionary()
 
 
-def _prepared(kernel: str, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return a weight in the layout of `kernel` for a `shape`; packed once, and again after it was changed."""
+def _prepared(
+    kernel: str, weight: Tensor, shape: tuple[int, ...], changed: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Return a weight in the layout of `kernel` for a `shape`; packed once, and again after it was changed.
+
+    Args:
+        kernel: Name of the kernel.
+        weight: Its weight.
+        shape: Sizes that the kernel's packing takes.
+        changed: Applied to the weight before it is packed.
+    """
     wanted = (kernel, *shape, 0 if weight.is_inference() else weight._version)
     found: _Prepared | None = _prepared_weights.get(weight)
     if found is None or found.made_for != wanted or found.origin.data_ptr() != weight.data_ptr():
@@ -263,7 +314,8 @@ def _prepared(kernel: str, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
         count = kernels[f"{kernel}_packed_bytes_{name}"]
         count.restype = c_long
         values = torch.empty(count(*sizes), dtype=torch.uint8)
-        plain = weight.detach().float().contiguous()
+        plain = weight.detach().float()
+        plain = (plain if changed is None else changed(plain)).contiguous()
         kernels[f"{kernel}_pack_{name}"](c_void_p(plain.data_ptr()), c_void_p(values.data_ptr()), *sizes)
         found = _Prepared(values=values, origin=weight.detach(), made_for=wanted)
         _prepared_weights[weight] = found

@@ -35,7 +35,7 @@ class Conv3x3(nn.Conv2d):
 
 
 class Layers(nn.Sequential):
-    """Layers in sequence; a 3x3 convolution and the pixel shuffle and leaky ReLU that follow it run in one pass."""
+    """Layers in sequence; a 3x3 convolution and the pixel shuffle and (leaky) ReLU that follow it run in one pass."""
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Run the layers, the first one on all `parts` (N, C, H, W); returns the last one's result (N, D, H', W')."""
@@ -54,8 +54,8 @@ class Layers(nn.Sequential):
             if isinstance(layer, Conv3x3):
                 if layers and isinstance(layers[0], nn.PixelShuffle):
                     factor = layers.pop(0).upscale_factor
-                if layers and isinstance(layers[0], nn.LeakyReLU):
-                    slope = layers.pop(0).negative_slope
+                if layers and isinstance(layers[0], nn.LeakyReLU | nn.ReLU):
+                    slope = getattr(layers.pop(0), "negative_slope", 0.0)
                 parts = (layer(*parts, slope=slope, shuffle=factor),)
             else:
                 parts = (layer(*parts),)

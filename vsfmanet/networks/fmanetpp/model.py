@@ -123,6 +123,9 @@ class FMANetPP(LevelNetwork):
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """See `RestorationNetwork`. The extractor stays in fp32: it is cheap, and exposure levels differ by little."""
         self.to(device)
+        if self.extractor is not None:
+            self.extractor.fold()
+            channels_last(self.extractor)
         for part in (self.degradation, self.restoration):
             channels_last(part.to(dtype))
 
