@@ -152,7 +152,7 @@ MUTANTS = (
     Mutant(
         name="a dead process's part is deleted",
         file="vsfmanet/jobs/supervise.py",
-        old="    sweep(job.target)\n    if code is not None and told",
+        old="    sweep(job.output)\n    if code is not None and told",
         new="    if code is not None and told",
         test="tests/test_supervise.py::test_every_end_without_an_output_has_its_verdict_and_leaves_nothing",
     ),
@@ -166,7 +166,7 @@ MUTANTS = (
     Mutant(
         name="an output that has changed does not pass for a new one",
         file="vsfmanet/jobs/supervise.py",
-        old="_is_of(record, job) and is_intact(job.target, record):",
+        old="_is_of(record, job) and is_intact(job.output, record):",
         new="_is_of(record, job):",
         test="tests/test_supervise.py::test_a_new_record_counts_only_beside_the_bytes_that_were_verified",
     ),

@@ -35,6 +35,7 @@ OTHERS = {
     *("--hwdec", "--vf"),  # of mpv
     *("--help", "--nproc-per-node", "--threads"),  # of any command, torchrun, scripts/benchmark.py
     "--requeue",  # of Slurm
+    *("--rm", "--tag", "--target", "--user"),  # of docker
     *("--clip", "--no-sharp", "--crop", "--out"),  # of scripts/make_picture.py
 }
 """Options in the documentation that belong to other programs."""
