@@ -100,6 +100,27 @@ def test_without_a_compiler_the_kernels_are_missing_and_the_command_is_named(
     assert "no C++ compiler found" in kernels.detail
 
 
+def test_no_compiler_is_needed_where_the_package_brings_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kernels = build.library()
+    if kernels is None:
+        pytest.skip("no compiler that could make them")
+    level = "x86-64-v3"
+    (tmp_path / f"{level}.so").write_bytes(Path(kernels._name).read_bytes())
+    monkeypatch.setattr(build, "_PREBUILT", tmp_path)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    build.library.cache_clear()
+    try:
+        found = {check.name: check for check in doctor.examine()}
+    finally:
+        build.library.cache_clear()
+    assert found["compiler"].found
+    assert "none is needed" in found["compiler"].detail
+    assert found["CPU kernels"].detail == f"C++, of the package, for {level}"
+
+
 def test_kernels_that_are_switched_off_are_not_missing_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VSFMANET_NO_KERNELS", "1")
     assert by_name("CPU kernels").remedy == "unset VSFMANET_NO_KERNELS"

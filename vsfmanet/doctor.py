@@ -152,8 +152,12 @@ def _nvidia_card() -> str | None:
 
 def _compiler() -> Check:
     """Check the C++ compiler, which the CPU kernels are built with on first use."""
+    from vsfmanet.kernels.build import prebuilt
+
     named = os.environ.get("CXX") or "c++"
     program = shutil.which(named)
+    if program is None and prebuilt() is not None:
+        return Check(name="compiler", found=True, detail=f"no {named}, and none is needed: the package brings kernels")
     install = {"linux": "apt install g++, or dnf install gcc-c++", "darwin": "xcode-select --install"}
     remedy = install.get(sys.platform, "none is needed here") + "; without one, torch computes in place of the kernels"
     return Check(name="compiler", found=program is not None, detail=program or f"no {named}", remedy=remedy)
