@@ -50,9 +50,13 @@ def _signals_as_in_a_terminal() -> None:
             signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _quick_garbage_collection() -> None:
-    """Keep what is imported out of the collections that `clip.frames` ends with; they outlast the reading."""
+    """Keep what is imported, and what earlier modules leave, out of the collections that `clip.frames` ends with.
+
+    After torch's compiler was imported, each would take a third of a second, and outlast the reading.
+    """
+    gc.collect()
     gc.freeze()
 
 
