@@ -30,7 +30,7 @@ from vsfmanet.errors import DeviceError
 from vsfmanet.jobs import runner, supervise
 from vsfmanet.jobs.job import BatchOptions, RestoreJob
 from vsfmanet.jobs.paths import Selection
-from vsfmanet.jobs.progress import Pace, Report
+from vsfmanet.jobs.progress import Pace, Report, frames_state
 from vsfmanet.manifest import ModelEntry
 from vsfmanet.media import clip as clips
 from vsfmanet.media.source import inspect
@@ -684,6 +684,19 @@ def test_a_terminal_gets_the_phases_and_a_bar_within_80_columns(monkeypatch: pyt
     assert shown[1].endswith("123456/987654 frames, 0.123 frames/s, 1944:26:40 left")
 
 
+def test_of_an_unknown_number_of_frames_no_time_left_is_told() -> None:
+    stream = io.StringIO()
+    report = Report(stream, as_json=True)
+    with report.begin("reading stdin", 0):
+        report.advance()
+    told = json.loads(stream.getvalue())
+    assert (told["done"], told["total"], "seconds_left" in told) == (1, 0, False)
+    screen = io.StringIO()
+    Report(screen).repeat(told | {"done": 7})
+    assert screen.getvalue() == ""  # the next line comes after a while
+    assert frames_state(7, 0, None, None) == "7 frames"
+
+
 def test_time_left_includes_the_steps_that_follow() -> None:
     stream = io.StringIO()
     report = Report(stream, as_json=True)
@@ -777,7 +790,11 @@ ONE_FILE = ("source", "target", "start", "end", "audio_from", "overwrite")
         ("restore", SETTINGS | JOB),
         (
             "batch",
-            SETTINGS | fields_of(RestoreJob, "source", "target", "settings", "start", "end", "audio_from", "overwrite"),
+            SETTINGS
+            | fields_of(
+                RestoreJob,
+                *("source", "target", "settings", "start", "end", "fps", "start_number", "audio_from", "overwrite"),
+            ),
         ),
         ("batch", fields_of(BatchOptions, "in_folder", "out_folder", "template", "selection") | fields_of(Selection)),
         ("cluster slurm", SETTINGS | fields_of(Selection, "shard")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests import light
 from tests.films import FFMPEG, LOSSLESS, ffmpeg, kinds, lighten, nothing_but, picture, restore, sound, times
 from vsfmanet.cli import main
 from vsfmanet.errors import ConfigError, IncompleteError
 from vsfmanet.jobs import runner
 from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.job import RestoreJob, parse_rate
+from vsfmanet.jobs.record import content
 from vsfmanet.media import clip as clips
 from vsfmanet.media import sequence
 from vsfmanet.media.sequence import decode_picture, planar
@@ -235,6 +238,30 @@ def test_a_job_that_stops_goes_on_behind_its_last_picture(
     assert asked == [0, 1, 2, 3, 3, 4, 5]
     assert nothing_but(folder / "out", *(f"{n:03}.png" for n in range(7, 13)))
     assert nothing_but(folder, "shots", "out", "out.vsfmanet.json")
+
+
+def test_a_job_that_is_killed_leaves_whole_pictures_and_goes_on(tmp_path: Path) -> None:
+    ffmpeg(*picture(1.2), "-vf", "noise=alls=20:allf=t", "-c:v", "ffv1", tmp_path / "film.mkv")
+
+    def run(made: str, fault: str = "") -> tuple[int, str]:
+        line = [sys.executable, str(light.FILE), "restore", str(tmp_path / "film.mkv"), str(tmp_path / made / PNG)]
+        ended = subprocess.run(line, env=light.environment(fault=fault, pause=0.02), capture_output=True, check=False)
+        return ended.returncode, ended.stderr.decode()
+
+    code, said = run("out", "SIGKILL")
+    assert code == 6, said
+    assert not (tmp_path / "out").exists()
+    work = next(path for path in tmp_path.iterdir() if path.name.endswith(".work"))
+    whole = sorted(path for path in (work / "pictures").iterdir() if path.name != sequence.UNFINISHED)
+    assert 3 <= len(whole) <= light.FAULTY
+    for path in whole:
+        decode_picture(path)
+    code, said = run("out")
+    assert code == 0, said
+    assert f"{len(whole)} of 30 pictures are there; going on" in said
+    assert run("once")[0] == 0
+    assert content(tmp_path / "out")[1]() == content(tmp_path / "once")[1]()
+    assert nothing_but(tmp_path, "film.mkv", "out", "out.vsfmanet.json", "once", "once.vsfmanet.json")
 
 
 def test_a_picture_that_changes_on_the_disk_is_not_published(

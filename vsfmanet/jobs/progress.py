@@ -173,7 +173,7 @@ class Report:
 
         Args:
             name: What is done to them.
-            total: How many there are.
+            total: How many there are; 0 where that is unknown.
             done: How many were done before; they do not count for the speed.
             after: Seconds that the steps after this one take; the time that is left includes them.
         """
@@ -188,7 +188,7 @@ class Report:
 
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=BAR), TextColumn("{task.fields[state]}"))
             self._bar = Progress(*columns, console=self._console)
-            self._task = self._bar.add_task(name, total=total, state="")
+            self._task = self._bar.add_task(name, total=total or None, state="")
             self._bar.start()
         return self
 
@@ -206,7 +206,7 @@ class Report:
         if speed is None and self._done == self._total and now > self._started:
             speed = (self._done - self._before) / (now - self._started)
         state, fields = frames_state(self._done, self._total, None, None), dict[str, object]()
-        if speed is not None:
+        if speed is not None and self._total:
             left = (self._total - self._done) / speed + self._after
             state = frames_state(self._done, self._total, speed, left)
             fields = {"speed": round(speed, 4), "seconds_left": round(left, 1)}
@@ -308,7 +308,7 @@ class _Handler(logging.Handler):
 
 def frames_state(done: int, total: int, speed: float | None, seconds_left: float | None) -> str:
     """How far a step is, in words."""
-    state = f"{done}/{total} frames"
+    state = f"{done}/{total} frames" if total else f"{done} frames"
     if speed is None or seconds_left is None:
         return state
     return f"{state}, {speed:.3g} frames/s, {clock(seconds_left)} left"
