@@ -179,6 +179,7 @@ def mangled(whole: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
     )
 
 
+@pytest.mark.fuzz
 @given(mangled(st.sampled_from(PACKETS)), st.booleans())
 def test_no_bytes_make_a_packet_fail(data: bytes, is_dji: bool) -> None:
     reader = TrackReader(is_dji=is_dji)
@@ -196,6 +197,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TAILS = [insta360_tail([0, 33_333, 66_666], [0.01] * 3, first=0, indexed=indexed) for indexed in (True, False)]
 
 
+@pytest.mark.fuzz
 @given(mangled(st.sampled_from(TAILS)))
 def test_no_bytes_after_the_end_of_a_film_make_it_fail(folder: Path, data: bytes) -> None:
     (folder / "film.insv").write_bytes(b"film" * 20 + data + TAILS[0][-72:])
@@ -211,6 +213,7 @@ LINES = st.one_of(
 )
 
 
+@pytest.mark.fuzz
 @given(st.lists(LINES, max_size=6), st.sampled_from(["\n", "\r\n", " "]))
 def test_no_text_makes_subtitles_fail(folder: Path, lines: list[str], end: str) -> None:
     (folder / "film.srt").write_bytes(end.join(lines).encode("utf-8", errors="surrogatepass"))
@@ -246,6 +249,7 @@ def _gpmf(key: bytes, kind: bytes, size: int, value: bytes) -> bytes:
     return struct.pack(">4scBH", key, kind, size, len(value) // size) + value + b"\0" * (-len(value) % 4)
 
 
+@pytest.mark.fuzz
 @given(st.data())
 def test_no_byte_changed_in_a_film_makes_its_telemetry_fail(film: bytes, folder: Path, data: st.DataObject) -> None:
     changed = bytearray(film)

@@ -179,7 +179,8 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.fuzz
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_bytes_of_a_record_or_of_a_list_of_jobs_raise_anything_unforeseen(
     tmp_path: Path, data: st.DataObject

@@ -2,7 +2,8 @@
 
 Each target begins with whole files and changes them. What is not listed here has its target elsewhere: telemetry and
 subtitles in `test_cameras`, records and lists of jobs in `test_files`, options of encoders in `test_properties`, and
-containers in `scripts/mutate_films.py`. CI runs them with few examples; HYPOTHESIS_PROFILE=long runs many.
+containers in `scripts/mutate_films.py`. The tests run them with few examples; CI with others
+each time, for about a minute: `pytest -m fuzz --hypothesis-profile fuzz`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from vsfmanet.errors import ExposureError, IncompleteError, WeightsError
+from vsfmanet.errors import ConfigError, ExposureError, IncompleteError, WeightsError
 from vsfmanet.exposures.sidecar import read_sidecar, sidecar_text
 from vsfmanet.jobs.journal import open_journal
 from vsfmanet.jobs.paths import Pairing
+from vsfmanet.jobs.record import script_files
 from vsfmanet.jobs.supervise import Watch
 from vsfmanet.media.bounds import missing_bytes
 from vsfmanet.media.matroska import damaged_place
 from vsfmanet.media.thumbnails import ThumbnailWriter, count_thumbnails, read_thumbnails
 from vsfmanet.weights import load_model
+
+pytestmark = pytest.mark.fuzz
 
 CASES = Path(__file__).with_name("cases")
 
@@ -135,11 +139,33 @@ def test_no_bytes_of_a_journal_raise_anything_unforeseen(folder: Path, data: byt
         path.write_bytes(whole)
     else:
         path.write_bytes(data)
+        path.with_name("journal.sqlite3.lock").touch()  # otherwise it is not taken for one of ours
     with open_journal(path) as journal:
         [row] = journal.register([job], "recipe")
         assert row.job == job
     for left in folder.glob("journal.sqlite3*"):
         left.unlink()
+
+
+@given(mangled(b"SQLite format 3\0" + bytes(84)))
+def test_no_bytes_of_a_file_that_is_no_journal_raise_anything_unforeseen(folder: Path, data: bytes) -> None:
+    path = folder / "film.mkv"
+    path.write_bytes(data)
+    if data:
+        with pytest.raises(ConfigError, match="got something else"), open_journal(path):
+            raise AssertionError
+        assert path.read_bytes() == data
+        assert sorted(folder.glob("film.mkv*")) == [path]
+
+
+SCRIPT = b"import other\nimport vapoursynth as vs\nclip = vs.core.bs.VideoSource('film.mkv')\nclip.set_output()\n"
+
+
+@given(mangled(SCRIPT) | st.text().map(str.encode) | st.integers(0, 10**5).map(lambda depth: b"(" * depth))
+def test_no_bytes_of_a_script_make_the_search_for_its_files_fail(folder: Path, data: bytes) -> None:
+    path = folder / "film.vpy"
+    path.write_bytes(data)
+    assert all(each.is_file() for each in script_files(path))
 
 
 EVENTS: st.SearchStrategy[Any] = st.recursive(

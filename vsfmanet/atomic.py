@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -103,6 +104,19 @@ def write_new(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     sync(path.parent)
+
+
+def read_regular(path: Path, *, limit: int = 64 << 20) -> bytes:
+    """Read a file that anybody may have put there: neither a pipe, which would wait for ever, nor a device without end.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or is larger than `limit` bytes.
+    """
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            raise OSError(errno.EINVAL, f"no regular file of at most {limit} bytes", os.fspath(path))
+        return file.read(limit)
 
 
 def create_new(path: Path, mode: int = 0o666) -> int:

@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError
 
 from vsfmanet import __version__
 from vsfmanet.cli.options import PARAMETERS, STANDARD
-from vsfmanet.cli.terminal import print_json, tell, tell_error, tell_result
+from vsfmanet.cli.terminal import mend_inheritance, print_json, tell, tell_error, tell_result
 from vsfmanet.errors import ConfigError, OutputError, VsfmanetError
 
 EXAMPLES = """\
@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    mend_inheritance()
     if isinstance(sys.stdout, io.TextIOWrapper):
         encoding = "utf-8" if sys.platform == "win32" else None  # a pipe there has a code page without most letters
         sys.stdout.reconfigure(encoding=encoding, errors="surrogateescape")  # names need not be text

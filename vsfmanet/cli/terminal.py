@@ -14,9 +14,30 @@ from types import FrameType
 from typing import TextIO
 
 from vsfmanet.errors import OutputError
+from vsfmanet.jobs.progress import CONTROLS
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that stop a job; Windows has no SIGHUP."""
+
+
+def mend_inheritance() -> None:
+    """Undo what a parent may have left that would harm: closed standard streams, whose numbers the next files would
+    get, with messages in them; children whose exit codes are dropped; blocked signals.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+    if sys.platform != "win32":
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {getattr(signal, name) for name in STOPPING})
 
 
 def print_json(value: object) -> None:
@@ -54,7 +75,7 @@ def tell_error(text: str, *, as_json: bool) -> None:
 
 def tell(text: str) -> None:
     """Print a line for the user; stdout is for results."""
-    write_line(sys.stderr, f"vsfmanet: {text}")
+    write_line(sys.stderr, f"vsfmanet: {text}".translate(CONTROLS))
 
 
 def write_line(stream: TextIO, text: str) -> None:

@@ -20,6 +20,7 @@ from vsfmanet.errors import ConfigError, OutputError, VsfmanetError
 from vsfmanet.jobs import supervise
 from vsfmanet.jobs.files import pending_records, record_path, remove_work, settle, sweep
 from vsfmanet.jobs.job import BatchOptions
+from vsfmanet.jobs.journal import FOLDER as FOLDER
 from vsfmanet.jobs.journal import Journal, Row, open_journal, read_states
 from vsfmanet.jobs.page import before_and_after, tally, write_page
 from vsfmanet.jobs.paths import Pairing, Survey, survey
@@ -35,9 +36,6 @@ from vsfmanet.media.meter import clock
 from vsfmanet.media.script import is_script
 from vsfmanet.settings import RestoreSettings
 from vsfmanet.sizes import result_size, with_model
-
-FOLDER = ".vsfmanet"
-"""Folder in OUT_DIR for the journal and for lists of jobs."""
 
 REPORT = "vsfmanet-report.html"
 

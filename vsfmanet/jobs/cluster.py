@@ -29,9 +29,10 @@ from vsfmanet import __version__
 from vsfmanet.atomic import write_new, write_whole
 from vsfmanet.errors import ConfigError, OutputError
 from vsfmanet.jobs import batch, supervise
-from vsfmanet.jobs.batch import FOLDER, PRECEDENCE, TRIES
+from vsfmanet.jobs.batch import PRECEDENCE, TRIES
 from vsfmanet.jobs.files import settle
 from vsfmanet.jobs.job import BatchOptions, RestoreJob
+from vsfmanet.jobs.journal import FOLDER
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, weights_sha256
 from vsfmanet.jobs.runner import TAKING_PART, recipe

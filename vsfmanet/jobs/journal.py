@@ -53,6 +53,9 @@ MIGRATIONS = {
 }
 """Statement that brings a table of one version to the next."""
 
+FOLDER = ".vsfmanet"
+"""Folder in OUT_DIR for the journal and for lists of jobs."""
+
 STATES = ("new", "leased", "done", "refused", "damaged", "failed", "quarantined")
 """States of a job."""
 
@@ -105,16 +108,21 @@ def open_journal(path: Path) -> Iterator[Journal]:
 
     Raises:
         BusyError: Another run holds it.
-        ConfigError: It is of a newer version, or on a network file system.
+        ConfigError: It is of a newer version, on a network file system, or something else than a journal.
         OutputError: It cannot be written.
     """
+    lock = path.with_name(f"{path.name}.lock")
+    if not lock.exists() and not (path.parent.name == FOLDER and path.is_file()):
+        _check_is_none(path)
+    if path.parent.name == FOLDER and (path.is_symlink() or path.parent.is_symlink()):
+        raise ConfigError(f"{path}: a symbolic link could lead out of OUT_DIR; name the journal's file with --journal")
     kind = file_system(path.parent)
     if kind in REMOTE:
         raise ConfigError(f"{path}: the journal must be on a local disk, got {kind}; name a local file with --journal")
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            alone = stack.enter_context(locked(path.with_name(f"{path.name}.lock")))
+            alone = stack.enter_context(locked(lock))
         except OSError as error:
             raise OutputError(f"{path}: the journal must be writable, but {error}; mend the folder") from error
         if not alone:
@@ -276,6 +284,26 @@ def _bring_up_to_date(connection: sqlite3.Connection) -> None:
     changes = [MIGRATIONS[step] for step in range(version, VERSION)] if version else [TABLE]
     for statement in ("BEGIN IMMEDIATE", *changes, f"PRAGMA user_version = {VERSION}", "COMMIT"):
         connection.execute(statement)
+
+
+def _check_is_none(path: Path) -> None:
+    """Refuse to take a file for a journal that is none, and was never opened as one: a corrupt journal is renamed.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not path.exists():
+        return
+    ours = path.is_file() and path.stat().st_size == 0
+    with suppress(sqlite3.Error):
+        if path.is_file():
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as opened:
+                named = {name for _, name, *_ in opened.execute("PRAGMA table_info(jobs)")}
+            ours = ours or named >= {"source", "target", "recipe", "state"}
+    if not ours:
+        raise ConfigError(
+            f"{path}: a journal of vsfmanet is needed, got something else; name a new file with --journal"
+        )
 
 
 def _is_sound(path: Path) -> bool:

@@ -44,6 +44,10 @@ MEASURED = 1.0
 """Seconds after the first frame before a speed is judged."""
 
 
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+"""Characters that command a terminal, and what is shown of them: anybody may put them into the name of a file."""
+
+
 class Forgiving:
     """A stream whose reader may go away, as when a terminal closes: later lines are lost, and nothing else.
 
@@ -225,7 +229,8 @@ class Report:
             brief: For terminals, in place of `state`, at most 60 columns.
         """
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, state=state if brief is None else brief)
+            text = (state if brief is None else brief).translate(CONTROLS)
+            self._bar.update(self._task, completed=done, state=text)
             return
         now = time.monotonic()
         if not last and now - self._printed < (JSON_INTERVAL if self._as_json else INTERVAL):
@@ -250,7 +255,7 @@ class Report:
         if self._as_json:
             self._write({"event": event, "text": text})
             return
-        line = f"warning: {text}" if event == "warning" else text
+        line = (f"warning: {text}" if event == "warning" else text).translate(CONTROLS)
         if self._console is None:
             self._stream.write(f"{line}\n")
             self._stream.flush()

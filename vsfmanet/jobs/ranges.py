@@ -24,7 +24,7 @@ import vapoursynth as vs
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
-from vsfmanet.atomic import write_whole
+from vsfmanet.atomic import read_regular, write_whole
 from vsfmanet.errors import BusyError, IncompleteError, OutputError
 from vsfmanet.jobs.files import WITHIN_WORK, remove, work_path
 from vsfmanet.jobs.progress import Report
@@ -274,7 +274,7 @@ class Ranges:
     def _colour(self) -> Colour | None:
         """Colour tags of the film's first frame; None if the file is missing or damaged."""
         try:
-            tags = json.loads((self._work / COLOUR).read_text(encoding="utf-8"))
+            tags = json.loads(read_regular(self._work / COLOUR).decode())
             return Colour(**tags) if all(tag is None or is_int(tag) for tag in tags.values()) else None
         except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None

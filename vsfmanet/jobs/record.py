@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from vsfmanet.atomic import write_new, write_whole
+from vsfmanet.atomic import read_regular, write_new, write_whole
 from vsfmanet.errors import IncompleteError
 from vsfmanet.jobs.files import exposure_sidecar, pending_records, record_path, sweep
 from vsfmanet.manifest import file_sha256, find_model, models_by_size
@@ -45,7 +45,7 @@ class Fingerprint:
             OSError: It cannot be read.
         """
         digest = hashlib.sha256()
-        size = mtime_ns = 0
+        size, times = 0, list[int]()
         files = list(pictures(path).values()) if is_sequence(path) else [path]
         for each in files:
             with each.open("rb") as file:
@@ -56,7 +56,8 @@ class Fingerprint:
                 if status.st_size > EDGE:
                     file.seek(max(EDGE, status.st_size - EDGE))
                     digest.update(file.read(EDGE))
-            size, mtime_ns = size + status.st_size, max(mtime_ns, status.st_mtime_ns)
+            size += status.st_size
+            times.append(status.st_mtime_ns)
         sidecar = exposure_sidecar(path)
         if sidecar is not None:
             digest.update(sidecar.read_bytes())
@@ -64,7 +65,7 @@ class Fingerprint:
             digest.update(f"{named} {named.stat().st_size}".encode(errors="surrogateescape"))
             with named.open("rb") as file:
                 digest.update(file.read(EDGE))
-        return cls(size=size, mtime_ns=mtime_ns, sha256=digest.hexdigest())
+        return cls(size=size, mtime_ns=max(times, default=0), sha256=digest.hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +151,7 @@ def script_files(path: Path) -> list[Path]:
         script = waiting.pop()
         try:
             tree = ast.parse(script.read_bytes())
-        except (SyntaxError, ValueError):  # the job will report it
+        except (SyntaxError, ValueError, MemoryError, RecursionError):  # the job will report it
             continue
         for name in _names(tree):
             for place in (Path(name), path.parent / name):
@@ -222,7 +223,7 @@ def _as_json(record: Record) -> str:
 def read_record(path: Path) -> Record | None:
     """Read a record; None if there is none, or it is damaged or of another format."""
     try:
-        return record_of(json.loads(path.read_text(encoding="utf-8")))
+        return record_of(json.loads(read_regular(path).decode()))
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -704,6 +704,9 @@ def _check_target(job: RestoreJob) -> Record | None:
     target = job.output
     if len(os.fsencode(target.name)) > MAX_NAME:
         raise ConfigError(f"{target}: a file name of at most {MAX_NAME} bytes is needed; choose a shorter one")
+    beside = record_path(target)
+    if beside.exists() and not beside.is_file():
+        raise ConfigError(f"{beside}: the record of the output needs this name, got a folder, pipe or device; move it")
     settle(target)
     if not os.path.lexists(target) or (is_sequence(job.target) and target.is_dir() and not any(target.iterdir())):
         return None

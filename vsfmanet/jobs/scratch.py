@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -171,6 +172,7 @@ class Scratch:
                     target.rmdir()  # an empty folder, made for them
             with self._lock:  # no signal may come between the name and the record
                 self._check_open()
+                self._check_held(part)
                 write_pending(record, pending_path(part))
                 self._release(windows_only=True)
                 if overwrite and target.exists():
@@ -235,6 +237,16 @@ class Scratch:
         if self._held is not None and (sys.platform == "win32" or not windows_only):
             os.close(self._held)
             self._held = None
+
+    def _check_held(self, part: Path) -> None:
+        """Check that the part file is still the one that was created, and not one that FFmpeg has created anew where
+        it was deleted or where its folder was exchanged for another.
+
+        Raises:
+            FileNotFoundError: It is gone, or is another file.
+        """
+        if self._held is not None and not os.path.samestat(os.fstat(self._held), part.stat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(part))
 
     def _check_open(self) -> None:
         if self._closed:
