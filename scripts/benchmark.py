@@ -398,6 +398,7 @@ def deblurring_section(bench: Bench) -> None:
     height, width = bench.size
     networks: dict[str, RestorationNetwork] = {
         "fmanetpp fast": FMANetPP(preset("fast", scale=1)).deployed_form(),
+        "fmanetpp path": FMANetPP(preset("path", scale=1)).deployed_form(),
         "mmprnn a3b4c16": MMPRNN(mmprnn.PRESETS["a3b4c16"]),
         "jffra xs": JFFRA(jffra.PRESETS["xs"]),
         "m2aenet deep": M2AENet(replace(m2aenet.PRESETS["deep"], masked=False)),
