@@ -480,3 +480,16 @@ def test_keys_differ_by_source_and_recipe(film: Path, tmp_path: Path) -> None:
     one = Fingerprint.of(film)
     assert job_key(one, "a") != job_key(one, "b")
     assert job_key(one, "a") != job_key(replace(one, mtime_ns=1), "a")
+
+
+@pytest.mark.parametrize("limits", [("--start", "5"), ("--end", "0:00:00.5")])
+def test_a_part_is_not_compared_with_its_whole_source(
+    film: Path, tmp_path: Path, limits: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "part.mkv"
+    assert main(["restore", FAST, *limits, str(film), str(target)]) == 0
+    assert main(["verify", str(target)]) == 0
+    assert main(["verify", "--source", str(film), str(target)]) == 2
+    said = capsys.readouterr().err
+    assert "by its record the file is a part (--start, --end); leave --source out" in said
+    assert "make it again" not in said

@@ -201,7 +201,8 @@ def test_an_empty_folder_is_taken_and_a_finished_one_is_done_or_kept_as_old(
     assert restore(pattern, folder / f"out/{PNG}", encoder=()) == 0
     assert restore(pattern, folder / f"out/{PNG}", encoder=()) == 0
     assert "already done" in capsys.readouterr().err
-    assert main(["verify", "out"]) == 0
+    assert main(["verify", "out"]) == main(["verify", f"out/{PNG}"]) == 0
+    assert main(["verify", "out", "--source", str(pattern)]) == 2
     assert restore(pattern, folder / f"out/{PNG}", "--start=1", encoder=()) == 2
     assert restore(pattern, folder / f"out/{PNG}", "--start=1", "--overwrite", encoder=()) == 0
     assert nothing_but(folder, "shots", "out", "out.vsfmanet.json", "out.old1", "out.old1.vsfmanet.json")
