@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from vsfmanet.errors import ConfigError, ExposureError, IncompleteError, WeightsError
 from vsfmanet.exposures.sidecar import read_sidecar, sidecar_text
-from vsfmanet.jobs.journal import open_journal
+from vsfmanet.jobs.journal import VERSION, open_journal
 from vsfmanet.jobs.paths import Pairing
 from vsfmanet.jobs.record import script_files
 from vsfmanet.jobs.supervise import Watch
@@ -129,22 +129,26 @@ def test_no_bytes_of_a_weights_file_raise_anything_unforeseen(folder: Path, data
 @given(mangled(b"SQLite format 3\0" + bytes(84)), st.booleans())
 def test_no_bytes_of_a_journal_raise_anything_unforeseen(folder: Path, data: bytes, is_whole: bool) -> None:
     path = folder / "journal.sqlite3"
+    for left in folder.glob("journal.sqlite3*"):
+        left.unlink()
     job = Pairing(source=folder / "film.mkv", target=folder / "made.mkv", size=1, mtime_ns=1)
+    whole = bytearray(data)
     if is_whole:  # a real one, of which some bytes are replaced
         with open_journal(path) as journal:
             journal.register([job], "recipe")
         whole = bytearray(path.read_bytes())
         place = int.from_bytes(data[:4]) % max(1, len(whole))
         whole[place : place + len(data)] = data
-        path.write_bytes(whole)
     else:
-        path.write_bytes(data)
         path.with_name("journal.sqlite3.lock").touch()  # otherwise it is not taken for one of ours
-    with open_journal(path) as journal:
-        [row] = journal.register([job], "recipe")
-        assert row.job == job
-    for left in folder.glob("journal.sqlite3*"):
-        left.unlink()
+    path.write_bytes(whole)
+    try:
+        with open_journal(path) as journal:
+            [row] = journal.register([job], "recipe")
+            assert row.job == job
+    except ConfigError:
+        assert int.from_bytes(whole[60:64]) > VERSION  # user_version: SQLite's file format, 1.3
+        assert path.read_bytes() == whole
 
 
 @given(mangled(b"SQLite format 3\0" + bytes(84)))

@@ -177,7 +177,8 @@ def settle(target: Path) -> None:
             continue
         kept = aside(target, mark.suffix)
         try:
-            if os.path.lexists(kept) and (not os.path.lexists(target) or is_same(kept, target)):
+            has_both = is_same(kept, target) and not target.is_symlink()
+            if os.path.lexists(kept) and (has_both or not os.path.lexists(target)):
                 put_back(kept, target)
             mark.unlink(missing_ok=True)
         except OSError as error:
