@@ -351,7 +351,7 @@ def _part(task: _Task) -> Path:
         BusyError: Another run is making the output, or has made it meanwhile.
     """
     part = task.scratch.make_part(task.job.output)
-    if _check_target(task.job) is not None:
+    if find_done(task.job.output, lambda: task.key) is not None:
         raise BusyError(f"{task.job.target}: another run has made this very file meanwhile; nothing is left to do")
     return part
 
