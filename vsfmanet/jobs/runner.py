@@ -587,6 +587,8 @@ def _fingerprint(job: RestoreJob, folder: Path) -> Fingerprint:
 
 def _forget(job: RestoreJob) -> None:
     """Delete finished ranges of what a refused source held before: nothing else would."""
+    if not (is_sequence(job.source) or job.source.is_file()):  # a pipe would wait for ever
+        return
     with suppress(OSError):
         digits = source_digits(job.source, Fingerprint.of(job.source))
         if not sweep(job.output):
