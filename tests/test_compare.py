@@ -246,6 +246,8 @@ def test_each_model_is_shown_with_each_strength(
         "x1, strength 0",
         "x1, strength 1",
     ]
+    assert "restored.mkv --model=x2 --strength=0.0" in page.text
+    assert "1 moment of" in page.text
     sources = [image["src"] for image in page.images]
     assert sources[1] != sources[2]
     with av.open(told["picture"]) as container:
@@ -264,7 +266,9 @@ def test_the_encoder_of_a_preset_and_the_depth_decide_the_size(
         page = tmp_path / f"{preset}.html"
         assert main(["compare", str(film), "--model=x2", f"--preset={preset}", f"--page={page}", "--json"]) == 0
         sizes[preset] = json.loads(capsys.readouterr().out)["choices"][0]["video_bytes"]
-        assert words in page.read_text(encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
+        assert words in text
+        assert (f"--model=x2 --preset={preset}" in text) == (preset != "default")
     assert sizes["archive"] > 2 * sizes["default"]
     page = tmp_path / "deep.html"
     assert (

@@ -161,7 +161,9 @@ def compare(
         moments = [float(shot.time) for shot in found.shots]
         print_json({"page": str(page), "picture": str(picture), "moments": moments, "choices": choices_table})
     else:
-        report.note(f"made {page} and {picture}: {len(found.shots)} moments by {len(choices)} models")
+        shown, ways = len(found.shots), len(choices)
+        counted = f"{shown} {'moment' if shown == 1 else 'moments'} in {ways} {'way' if ways == 1 else 'ways'}"
+        report.note(f"made {page} and {picture}: {counted}")
     return 0
 
 

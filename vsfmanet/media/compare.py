@@ -104,6 +104,8 @@ class Comparison:
     """The moments."""
     encoder_args: tuple[str, ...]
     """FFmpeg's options for the video."""
+    encoder_options: tuple[tuple[str, str], ...]
+    """Names and values of the options for the encoder that are not the defaults."""
 
 
 def compare(
@@ -153,12 +155,14 @@ def compare(
             made.append([run.restore(each) for each in excerpts])
             arguments = choose_encoder(encoder_args, clips.pixel_format(made[-1][0].format), container, preset)
             costs.append(run.forecast(arguments, ffmpeg))
+    given = {"preset": preset, "bit-depth": str(depth), "encoder-args": encoder_args}
     return Comparison(
         film=film,
         choices=tuple(choices),
         forecasts=tuple(costs),
         shots=tuple(_shot(film, each, [frames[n] for frames in made]) for n, each in enumerate(excerpts)),
         encoder_args=arguments,
+        encoder_options=tuple((name, value) for name, value in given.items() if value not in ("", "default", "None")),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
 from html import escape
@@ -40,12 +41,13 @@ def html(found: Comparison, *, beside: Path, now: datetime) -> str:
     """
     film = found.film
     name = film.path.name
+    count = "1 moment" if len(found.shots) == 1 else f"{len(found.shots)} moments"
     meta = (
-        f"{len(found.shots)} moments of <code>{escape(_relative(film.path, beside))}</code> ({film.frames} frames, "
+        f"{count} of <code>{escape(_relative(film.path, beside))}</code> ({film.frames} frames, "
         f"{clock(float(film.length))}), restored on {now:%Y-%m-%d %H:%M %Z} by vsfmanet {__version__}."
     )
     rows = [
-        _row(choice, forecast, name, found.encoder_args)
+        _row(choice, forecast, name, found.encoder_options)
         for choice, forecast in zip(found.choices, found.forecasts, strict=True)
     ]
     heads = ("choice", "picture", "each frame", "whole film", "video", "command")
@@ -57,16 +59,17 @@ def html(found: Comparison, *, beside: Path, now: datetime) -> str:
         f"<h1>{escape(name)}</h1>",
         f'<p class="soft">{meta}</p>',
         table(heads, rows, numbers=(2, 3, 4), caption=caption),
-        settings_list(_settings(found.choices[0].settings)),
+        settings_list([*_settings(found.choices[0].settings, "strength"), *found.encoder_options]),
         *(_section(found, shot) for shot in found.shots),
     ]
     return page(title=f"{name}, compared", body="\n".join(parts), generator=f"vsfmanet {__version__}")
 
 
-def _row(choice: Choice, forecast: Forecast, name: str, encoder_args: tuple[str, ...]) -> list[str]:
+def _row(choice: Choice, forecast: Forecast, name: str, encoder_options: Sequence[tuple[str, str]]) -> list[str]:
     """A row of the table of choices."""
     size = "unknown" if forecast.video_bytes is None else _size(forecast.video_bytes)
-    options = [f"--{option.replace('_', '-')}={value}" for option, value in _settings(choice.settings)]
+    given = [*_settings(choice.settings), *encoder_options]
+    options = [f"--{option.replace('_', '-')}={value}" for option, value in given]
     restore = shlex.join(["vsfmanet", "restore", name, "restored.mkv", f"--model={choice.settings.model}", *options])
     return [
         escape(choice.name),
@@ -94,10 +97,11 @@ def _section(found: Comparison, shot: Shot) -> str:
     return f"<section><h2>{moment}</h2>\n{figure(slides, caption)}</section>"
 
 
-def _settings(settings: RestoreSettings) -> list[tuple[str, str]]:
-    """Names and values of the settings that are not the defaults, without the model."""
+def _settings(settings: RestoreSettings, *shown: str) -> list[tuple[str, str]]:
+    """Names and values of the settings that are not the defaults, without the model and others that are shown."""
+    shown = ("model", *shown)
     values = {field.name: (getattr(settings, field.name), field.default) for field in fields(settings)}
-    return [(name, str(value)) for name, (value, default) in values.items() if value != default and name != "model"]
+    return [(name, str(value)) for name, (value, default) in values.items() if value != default and name not in shown]
 
 
 def _relative(path: Path, folder: Path) -> str:
