@@ -881,14 +881,16 @@ def test_case_36_a_batch_lists_unusable_names_before_it_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_name_that_ffmpeg_would_read_as_a_series_of_files_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_number_in_a_name_means_a_series_of_pictures_and_nothing_in_that_of_a_video(tmp_path: Path) -> None:
     ffmpeg(*picture(0.2), "-start_number", "0", tmp_path / "a%03d.png")
     (tmp_path / "a000.png").rename(tmp_path / "a%03d.png")
-    assert main(["restore", str(tmp_path / "a%03d.png"), str(tmp_path / "made.mkv")]) == 3
-    assert "a video file is needed" in capsys.readouterr().err
-    assert not (tmp_path / "made.mkv").exists()
+    assert restore(tmp_path / "a%03d.png", tmp_path / "pictures.mkv", LOSSLESS) == 0
+    assert len(times(tmp_path / "pictures.mkv")) == 4  # not the file of that very name
+    for name, seconds in (("b001.mkv", 0.2), ("b.mkv", 0.4)):
+        ffmpeg(*picture(seconds), *H264, tmp_path / name)
+    (tmp_path / "b.mkv").rename(tmp_path / "b%03d.mkv")
+    assert restore(tmp_path / "b%03d.mkv", tmp_path / "video.mkv", LOSSLESS) == 0
+    assert len(times(tmp_path / "video.mkv")) == 10
 
 
 @on_linux

@@ -71,14 +71,12 @@ LOSSLESS = {"ffv1", "ffvhuff", "huffyuv", "png", "qtrle", "rawvideo", "utvideo"}
 CRF = {"libx264", "libx264rgb", "libx265"}
 """Encoders with comparable constant rate factors."""
 
-QUALITIES: dict[str, tuple[set[str], float | None, float, float]] = {
-    **dict.fromkeys(("libx264", "libx264rgb", "libx265"), ({"crf"}, 28.0, 32.0, 40.0)),
-    "libsvtav1": ({"crf"}, 35.0, 40.0, 63.0),
-    **dict.fromkeys(("libaom-av1", "libvpx-vp9"), ({"crf"}, None, 40.0, 63.0)),
-    **dict.fromkeys(("mpeg4", "mpeg2video"), ({"q", "qscale"}, None, 15.0, 31.0)),
+QUALITIES: dict[str, tuple[set[str], float, float]] = {
+    **dict.fromkeys(("libx264", "libx264rgb", "libx265"), ({"crf"}, 32.0, 40.0)),
+    **dict.fromkeys(("libsvtav1", "libaom-av1", "libvpx-vp9"), ({"crf"}, 40.0, 63.0)),
+    **dict.fromkeys(("mpeg4", "mpeg2video"), ({"q", "qscale"}, 15.0, 31.0)),
 }
-"""Of some encoders: names of the option for the quality, its value by default or one below, None if the bit rate is
-limited then, and its greatest values for "fair" and "coarse" pictures."""
+"""Of some encoders: names of the option for the quality, and its greatest values for "fair" and "coarse" pictures."""
 
 HIGH_QUALITY = 16
 """Greatest rate factor at which detail and grain are kept; the default."""
@@ -169,10 +167,9 @@ def likeness(encoder_args: Sequence[str], pixel_format: str) -> Likeness:
         return "near"
     if codec not in QUALITIES:
         return "rough"
-    names, default, fair, coarse = QUALITIES[codec]
-    named = [_number(given[name]) for name in names & set(given)]
-    quality = named[0] if named else default
-    if quality is None:
+    names, fair, coarse = QUALITIES[codec]
+    quality = next((_number(given[name]) for name in names & set(given)), None)
+    if quality is None:  # the encoder's own choice, which is low for some at their fastest
         return "rough"
     return "fair" if quality <= fair else "coarse" if quality <= coarse else "rough"
 
