@@ -184,6 +184,7 @@ CHANGES: dict[str, object] = {
     "grid": 2,
     "path_width": 8,
     "path_grid": 2,
+    "path_blocks": 1,
 }
 
 
@@ -488,7 +489,7 @@ def test_the_path_branch_reads_where_the_blur_and_the_flow_lead() -> None:
     ramp = torch.arange(40.0).expand(1, 3, 30, 40) / 40
     branch = PathBranch(replace(CELLS, grid=2, path_grid=1, path_width=1))
     read: list[Tensor] = []
-    branch.body.register_forward_pre_hook(lambda _, parts: read.append(parts[1]))
+    branch.mix.register_forward_pre_hook(lambda _, parts: read.append(parts[1]))
     motion = torch.tensor([2.0, 0.0, 5.0, 0.0, -4.0, 0.0]).view(1, 6, 1, 1).expand(1, 6, 15, 20)
     frames = Frames(own=ramp, following=ramp, previous=ramp)
     branch(torch.zeros(1, CELLS.width, 15, 20), frames, motion, Box(top=0, left=0, bottom=15, right=20))

@@ -22,7 +22,15 @@ import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from tests.tiny import TINY, run
-from training import export, plot_curves, render_pool, train_degradation, train_extractor, train_restoration
+from training import (
+    export,
+    plot_curves,
+    render_pool,
+    train_degradation,
+    train_extractor,
+    train_path,
+    train_restoration,
+)
 from training.data.exposure_crops import true_blur
 from training.data.pool import Batch, Pool
 from training.losses.contrast import supervised_contrastive
@@ -106,6 +114,41 @@ def test_stage_2_trains_netd_alone_reports_and_gives_stage_3_its_start(
     began = train(stage_1, tmp_path / "joint", *slow)["network"]
     for name in ("degradation.to_kernels.weight", "degradation.stem.0.weight"):
         torch.testing.assert_close(began[name], state["averaged"][name], atol=1e-6, rtol=0)
+
+
+def test_the_parts_of_the_path_branch_train_alone_and_give_stage_3_its_start(
+    stage_1: tuple[Path, Path], tmp_path: Path
+) -> None:
+    small = {"path_blocks": 1, "width": 8, "feed_forward_width": 8, "dense_growth": 4}
+    sizes = ["--preset", "path", "--scale", 4, "--set", *(f"{name}={value}" for name, value in small.items())]
+    size = ["--pool", stage_1[0], *sizes, "--steps", 2, "--clips", 1, "--crop", 16, "--warmup", 1]
+    torch.manual_seed(0)
+    start = FMANetPP(replace(preset("path"), **small)).state_dict()  # type: ignore[arg-type]
+    parts = {"branch": "restoration.path.", "exposure": "restoration.blur_path.shutter."}
+    taken: list[object] = []
+    learned: dict[str, torch.Tensor] = {}
+    for part, prefix in parts.items():
+        run(train_path.main, "--part", part, *size, "--out", tmp_path / part, "--learning-rate", 1e-3)
+        taken += ["--take", tmp_path / part / "latest.pt"]
+        state = load_checkpoint(tmp_path / part / "latest.pt")
+        moved = {name for name, value in state["network"].items() if not torch.equal(value, start[name])}
+        assert moved
+        assert all(name.startswith(prefix) for name in moved)
+        learned |= {name: value for name, value in state["averaged"].items() if name.startswith(prefix)}
+    began = train(stage_1, tmp_path / "joint", *sizes, "--learning-rate", 1e-9, *taken)["network"]
+    for name, value in learned.items():
+        torch.testing.assert_close(began[name], value, atol=1e-6, rtol=0)
+    alone = train(stage_1, tmp_path / "alone", *sizes, "--learning-rate", 1e-3, "--only-path", *taken)["network"]
+    moved = {name for name, value in alone.items() if not torch.allclose(value, began[name], rtol=0, atol=1e-6)}
+    assert {name.split(".")[1] for name in moved} == {"path", "blur_path"}
+    with pytest.raises(ConfigError, match="add --path-width"):
+        train(stage_1, tmp_path / "without", "--only-path")
+    with pytest.raises(ConfigError, match="of the same sizes"):
+        train(stage_1, tmp_path / "other", "--preset", "path", *taken)
+    with pytest.raises(ConfigError, match="add --path-width"):
+        run(train_path.main, "--part", "branch", "--pool", stage_1[0], "--out", tmp_path / "none", "--steps", 1)
+    with pytest.raises(ConfigError, match="3 frames"):
+        run(train_path.main, "--part", "branch", *size, "--out", tmp_path / "four", "--frames", 4)
 
 
 PAPER = ["--degradation-frames", 0, "--known-exposure", 0, "--exposure-mode", "constant", "--decay", 0]

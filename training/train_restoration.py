@@ -12,6 +12,7 @@ the embeddings of known exposures stand in for the extractor in a part of the cl
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,14 @@ from training.data.pool import Batch, moving, open_pool
 from training.losses.degradation import degradation_loss, image_flow_loss, reblur_loss
 from training.losses.frames import decibel_loss, temporal_loss
 from training.losses.path import blur_loss, exposure_loss
-from training.options import command
+from training.options import SEVERAL, command
 from training.run.batches import guided_batch, panels
 from training.run.checkpoint import load_checkpoint
 from training.run.fmanetpp import about_network, start_network
 from training.run.loop import Run
 from training.run.options import FMANetPPOptions
 from training.run.workers import join_workers
+from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPP
 
 TEMPORAL_RAMP = (0.2, 0.4)
@@ -40,6 +42,10 @@ class Options(FMANetPPOptions):
 
     degradation: Path | None = None
     """Checkpoint of training.train_degradation to take NetD from."""
+    take: Annotated[tuple[Path, ...], SEVERAL] = ()
+    """Checkpoints of training.train_path to take the path branch or its estimate of exposures from."""
+    only_path: bool = False
+    """Train the path branch alone, with its estimates of motion and exposure; all else stays as --start-from has it."""
     decibels: float | None = None
     """Minimise the logarithm of the squared error instead of l1; errors beyond this PSNR hardly count."""
     speed: tuple[float, float] | None = None
@@ -61,6 +67,14 @@ def train(options: Options) -> None:
     network = start_network(options, workers.device)
     if options.degradation:
         take_degradation(network, options.degradation)
+    for path in options.take:
+        take_part(network, path)
+    if options.only_path:
+        if network.restoration.path is None or network.restoration.blur_path is None:
+            raise ConfigError("--only-path needs a network with a path branch, got none; add --path-width")
+        network.requires_grad_(False)
+        network.restoration.path.requires_grad_(True)
+        network.restoration.blur_path.requires_grad_(True)
     if options.compile:
         for block in network.blocks:
             block.compile(dynamic=False)
@@ -107,6 +121,21 @@ def take_degradation(network: FMANetPP, path: Path) -> None:
     """Load NetD and the embeddings of known exposures from a checkpoint of stage 2."""
     averaged = load_checkpoint(path)["averaged"]
     learned = {name: value for name, value in averaged.items() if name.startswith(("degradation.", "exposure_embeds"))}
+    network.load_state_dict(learned, strict=False)
+
+
+def take_part(network: FMANetPP, path: Path) -> None:
+    """Load the path branch, or its estimate of exposures, from a checkpoint of training.train_path.
+
+    Raises:
+        ConfigError: The checkpoint is of another training, or of other sizes.
+    """
+    state = load_checkpoint(path)
+    part = {"branch": "restoration.path.", "exposure": "restoration.blur_path.shutter."}.get(state.get("part", ""))
+    own = network.state_dict()
+    learned = {name: value for name, value in state["averaged"].items() if part and name.startswith(part)}
+    if not learned or any(name not in own or own[name].shape != value.shape for name, value in learned.items()):
+        raise ConfigError(f"--take needs a checkpoint of training.train_path of the same sizes, got {path}; train one")
     network.load_state_dict(learned, strict=False)
 
 

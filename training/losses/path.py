@@ -20,6 +20,21 @@ def half_blur(flow: Tensor, exposure: Tensor) -> Tensor:
     return exposure[:, :, None, None, None] / 2 * velocity
 
 
+def exact_motion(flow: Tensor, exposure: Tensor, size: tuple[int, int]) -> Tensor:
+    """Motion of each cell as `FMANetPPOutput.motion` holds it, exact.
+
+    Args:
+        flow: As for `half_blur`.
+        exposure: As for `half_blur`.
+        size: Rows and columns of cells.
+
+    Returns:
+        (B, T, 6, *size), LR pixels.
+    """
+    exact = torch.cat([half_blur(flow, exposure), flow.flatten(2, 3)], dim=2)
+    return F.adaptive_avg_pool2d(exact.flatten(0, 1), size).unflatten(0, exact.shape[:2])
+
+
 def blur_loss(motion: Tensor, flow: Tensor, exposure: Tensor) -> Tensor:
     """Relative l1 between estimated and exact motion: of the blur, and of the flow to both neighbours.
 
@@ -31,8 +46,7 @@ def blur_loss(motion: Tensor, flow: Tensor, exposure: Tensor) -> Tensor:
     Returns:
         Scalar: a difference of one pixel counts as 1 where nothing moves, and less where much does.
     """
-    exact = torch.cat([half_blur(flow, exposure), flow.flatten(2, 3)], dim=2).flatten(0, 1)
-    exact = F.adaptive_avg_pool2d(exact, (motion.shape[-2], motion.shape[-1])).unflatten(1, (3, 2))
+    exact = exact_motion(flow, exposure, (motion.shape[-2], motion.shape[-1])).flatten(0, 1).unflatten(1, (3, 2))
     error = (motion.flatten(0, 1).unflatten(1, (3, 2)) - exact).square().sum(dim=2).add(1e-4).sqrt()
     return (error / (1 + exact.norm(dim=2))).mean()
 

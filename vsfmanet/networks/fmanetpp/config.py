@@ -67,6 +67,8 @@ class FMANetPPConfig:
     """Channels of the path branch, which reads each frame along the path of its blur (`PathBranch`); 0 for none."""
     path_grid: int = 1
     """Side of a cell of the path branch in input pixels; 1, 2 or 4, and at most `grid`."""
+    path_blocks: int = 4
+    """Residual blocks of the path branch."""
 
     def __post_init__(self) -> None:
         check_fields(self, least={"path_width": 0})

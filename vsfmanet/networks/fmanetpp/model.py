@@ -27,7 +27,7 @@ from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
 from vsfmanet.networks.fmanetpp.degradation import NetD
 from vsfmanet.networks.fmanetpp.export import export_parts
 from vsfmanet.networks.fmanetpp.parts import EagerParts, TiledParts
-from vsfmanet.networks.fmanetpp.path import CHANNELS, Frames
+from vsfmanet.networks.fmanetpp.path import CHANNELS, MIX_WIDTH, Frames
 from vsfmanet.networks.fmanetpp.restoration import NetR
 from vsfmanet.segments import Reach
 from vsfmanet.tiling import MemoryPlan
@@ -146,7 +146,7 @@ class FMANetPP(LevelNetwork):
             last = (2 * channels + 2 * 3 * (config.scale * grid) ** 2) * size + 2 * image * config.scale**2
         if config.path_width:  # samples of the frame in fp32 with their places, and twice more; the branch's features
             last += 2 * CHANNELS * grid**2 * (4 + size)
-            last += 3 * config.path_width * (grid // config.path_grid) ** 2 * size
+            last += (MIX_WIDTH + 3 * config.path_width) * (grid // config.path_grid) ** 2 * size
         sums = 4 * (3 * channels + channels**2 // config.heads) // 1024 + 1  # of squares and products, on CUDA
         working = max(wide, last) + 2 * feat + flow + sums
         if plan.graphs and plan.tile is None:  # slots for results, and memory of graphs beside that of other launches

@@ -19,8 +19,8 @@ from vsfmanet.tiling import Box, assemble, tiles
 _FINISH_REACH = 4
 """Cells around a cell on which its part of the result depends, for all upsamplers."""
 
-_PATH_REACH = 6
-"""Cells more with a path branch: its convolutions, those of the blur, and the enlargement of the blur to pixels."""
+_PATH_REACH = 2
+"""Cells more with a path branch, beside its convolutions: those of its context, and the enlargement of the motion."""
 
 
 class EagerParts:
@@ -91,7 +91,9 @@ class TiledParts:
         self._scale, self._grid = config.scale, config.grid
         self._tile = max(1, tile[0] // config.grid), max(1, tile[1] // config.grid)
         self._stem_reach = config.dense_layers + 2
-        self._finish_reach = _FINISH_REACH + _PATH_REACH * (config.path_width > 0)
+        self._finish_reach = _FINISH_REACH
+        if config.path_width:
+            self._finish_reach += _PATH_REACH - (-2 * (config.path_blocks + 1) * config.path_grid // config.grid)
         self._aligned_reach = config.fuse_convs + 2  # fusion, and the two convolutions of the flow update
 
     def stem(self, lr: Tensor) -> Tensor:

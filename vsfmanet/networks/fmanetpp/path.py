@@ -33,8 +33,12 @@ CHANNELS = 3 * (OWN_COUNT + 2 * NEIGHBOUR_COUNT) + 6
 SHUTTER_REACH, SHUTTER_COUNT = 1.5, 13
 """Places at which an unknown exposure is looked for: the farthest, in units of half the way to the next frame."""
 
-_SHUTTER_WIDTH = 32
-_CONTRAST = 4.0  # brings differences along the path to the scale of the features
+MIX_WIDTH = 96
+"""Channels to which a pointwise convolution brings what the branch reads, before the first 3x3 convolution."""
+
+_SLOPE = 0.1  # of leaky ReLUs
+_SHUTTER_WIDTH = 48
+_FAINT = 2e-3  # contrast below which differences along the path are mostly noise
 
 EXPOSURE_CHANNELS = 2
 """Channels that follow an embedding for the path branch: the known exposure, 0 if unknown, and whether it is known."""
@@ -59,9 +63,11 @@ class Frames:
 
 
 class ShutterEstimate(nn.Module):
-    """Estimate a frame's exposure from how it looks along the motion: one number for all of the frame.
+    """Estimate a frame's exposure from how it looks along the motion, and across: one number for all of the frame.
 
-    Every cell has a vote, read from samples along the path that a point takes from frame to frame, and a weight.
+    Motion blurs along the motion alone. Every cell has a vote, read from samples along the path that a point takes from
+    frame to frame and from samples across it, and a weight; a verdict on the weighted mean of the features that the
+    votes are read from corrects the mean vote.
 
     Args:
         config: Sizes.
@@ -70,20 +76,21 @@ class ShutterEstimate(nn.Module):
     def __init__(self, config: FMANetPPConfig) -> None:
         super().__init__()
         self.grid, self.stride = config.grid, min(2, config.grid)
-        places = SHUTTER_COUNT * (config.grid // self.stride) ** 2
-        self.look = Layers(
-            Conv3x3(places + 3, _SHUTTER_WIDTH), leaky_relu(), Conv3x3(_SHUTTER_WIDTH, _SHUTTER_WIDTH), leaky_relu()
-        )
-        self.vote = Layers(
-            Conv3x3(config.width + _SHUTTER_WIDTH, _SHUTTER_WIDTH), leaky_relu(), last := Conv3x3(_SHUTTER_WIDTH, 2)
-        )
+        places = (2 * SHUTTER_COUNT + 1) * (config.grid // self.stride) ** 2
+        width = _SHUTTER_WIDTH
+        self.look = Layers(Conv3x3(places + 3, width), leaky_relu(), Conv3x3(width, width), leaky_relu())
+        self.features = Layers(joint := Conv3x3(config.width + width, width), leaky_relu())
+        self.vote = Conv3x3(width, 2)
+        self.verdict = nn.Sequential(nn.Linear(width, width), leaky_relu(), last := nn.Linear(width, 2))
         keep_scale(self)
-        zero_init(last)
+        for layer in (self.vote, last):
+            zero_init(layer)
         with torch.no_grad():
-            assert last.bias is not None
-            last.bias[0] = torch.tensor(_UNKNOWN).logit()
+            joint.weight[:, : config.width] = 0  # the samples can be learned from alone, before the levels
+            assert self.vote.bias is not None
+            self.vote.bias[0] = torch.tensor(_UNKNOWN).logit()
 
-    def forward(self, feat: Tensor, image: Tensor, velocity: Tensor) -> Tensor:
+    def forward(self, feat: Tensor, image: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate exposures.
 
         Args:
@@ -92,20 +99,30 @@ class ShutterEstimate(nn.Module):
             velocity: (N, 2, h, w), fp32, motion in pixels a frame interval.
 
         Returns:
-            (N,) open-shutter time over frame interval, fp32, in (0, 1).
+            Open-shutter time over frame interval, fp32, in (0, 1), (N,) each: the estimate, and the exposure to restore
+            by, which is learned from restored frames alone. It is the smaller where the estimate may be wrong, because
+            blur that is there and stays costs less than blur that is undone and was not there.
         """
         path = velocity / 2
         if self.grid > self.stride:
             path = F.interpolate(path, scale_factor=self.grid // self.stride, mode="nearest")
+        across = torch.stack([-path[:, 1], path[:, 0]], dim=1)
         green = image[:, 1:2]
-        samples = sample_path(green, path, SHUTTER_REACH, SHUTTER_COUNT, stride=self.stride)
-        samples = samples - green[..., None, :: self.stride, :: self.stride]
-        looks = cells((_CONTRAST * samples).flatten(1, 2).to(feat.dtype), self.grid // self.stride)
+        own = green[..., None, :: self.stride, :: self.stride]
+        looks = [sample_path(green, way, SHUTTER_REACH, SHUTTER_COUNT, stride=self.stride) for way in (path, across)]
+        seen = (torch.cat(looks, dim=2) - own).flatten(1, 2)
+        contrast = seen.square().mean(dim=1, keepdim=True).add(_FAINT**2).sqrt()
+        seen = torch.cat([seen / contrast, contrast.log() / 2 + 2], dim=1)
+        seen = cells(seen.to(feat.dtype), self.grid // self.stride)
         length = velocity.square().sum(dim=1, keepdim=True).add(1e-2).log() / 2
         told = torch.cat([F.softsign(velocity / _FLOW_UNIT), length], dim=1).to(feat.dtype)
-        seen = self.look(looks, told.contiguous(memory_format=torch.channels_last))
-        vote, weight = self.vote(feat, seen).float().flatten(2).unbind(dim=1)
-        return (vote * weight.softmax(dim=1)).sum(dim=1).sigmoid()
+        features = self.features(feat, self.look(seen, told.contiguous(memory_format=torch.channels_last)))
+        vote, weight = self.vote(features).float().flatten(2).unbind(dim=1)
+        weight = weight.softmax(dim=1)
+        mean = (features.float().flatten(2) * weight[:, None]).sum(dim=2)
+        correction, caution = self.verdict(mean.to(feat.dtype)).float().unbind(dim=1)
+        logit = (vote * weight).sum(dim=1) + correction
+        return logit.sigmoid(), (logit - caution).sigmoid()
 
 
 class BlurPath(nn.Module):
@@ -139,8 +156,8 @@ class BlurPath(nn.Module):
 
         Returns:
             (N, 6, h, w), fp32, input pixels, right and down each: half of the motion blur, from the middle of the
-            exposure to its end; flow to the next frame; flow to the previous frame. And (N,), the estimated exposures,
-            of frames whose exposure is known too.
+            exposure to its end, as far as it is to be undone; flow to the next frame; flow to the previous frame. And
+            (N,), the estimated exposures, of frames whose exposure is known too.
         """
         pairs = rearrange(flow, "n (d g c) h w -> n d g c h w", d=2, g=self.num_flows)
         flows = self.grid * pairs[:, :, :, :2].mean(dim=2).flatten(1, 2)
@@ -148,20 +165,47 @@ class BlurPath(nn.Module):
         weight, correction = self.head(feat, seen).float().split([1, 4], dim=1)
         weight, flows = weight.sigmoid(), flows + _FLOW_UNIT * correction
         velocity = weight * flows[:, :2] - (1 - weight) * flows[:, 2:]
-        exposure = estimate = self.shutter(feat, image, velocity)
+        estimate, exposure = self.shutter(feat, image, velocity)
         if self.knows_exposure:
             assert embed is not None
             given, known = embed[:, -EXPOSURE_CHANNELS:].float().unbind(dim=1)
-            exposure = torch.lerp(estimate, given, known)
+            exposure = torch.lerp(exposure, given, known)
         return torch.cat([exposure[:, None, None, None] / 2 * velocity, flows], dim=1), estimate
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution of several tensors that are one, channel after channel, without putting them together."""
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__(in_width, out_width, 1)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Convolve (N, C, H, W) each, whose channels are read one part after the other; returns (N, outputs, H, W)."""
+        *weights, last = self.weight.split([part.shape[1] for part in parts], dim=1)
+        out = F.conv2d(parts[-1], last, self.bias)
+        for part, weight in zip(parts, weights, strict=False):
+            out = out + F.conv2d(part, weight)
+        return out
+
+
+class Residual(nn.Module):
+    """Two convolutions whose result is added to their input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = Conv3x3(width, width), Conv3x3(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add to `x` (N, C, H, W)."""
+        return x + self.second(self.first(x, slope=_SLOPE))
 
 
 class PathBranch(nn.Module):
     """Restore detail from samples of a frame and its neighbours along the blur.
 
     Motion blur of any direction and length is a box over the path that a point takes while the shutter is open. In
-    samples at fixed fractions of that path it is always the same box, so that shallow convolutions of one size undo
-    short and long blur. Departure from the paper, whose network sees the motion in its features only.
+    samples at fixed fractions of that path it is always the same box, so that convolutions of one size undo short and
+    long blur. Departure from the paper, whose network sees the motion in its features only.
 
     Args:
         config: Sizes. The branch works on cells of d x d input pixels, d = `path_grid`.
@@ -177,15 +221,15 @@ class PathBranch(nn.Module):
         )  # fmt: skip
         shuffle = config.grid // config.path_grid
         self.context = Layers(Conv3x3(config.width, width * shuffle**2), nn.PixelShuffle(shuffle), leaky_relu())
+        self.mix = Layers(mixed := Pointwise(width + CHANNELS * config.path_grid**2, MIX_WIDTH), leaky_relu())
         self.body = Layers(
-            Conv3x3(width + CHANNELS * config.path_grid**2, width), leaky_relu(),
-            Conv3x3(width, width), leaky_relu(),
-            Conv3x3(width, width), leaky_relu(),
-            Conv3x3(width, width), leaky_relu(),
+            Conv3x3(MIX_WIDTH, width), *(Residual(width) for _ in range(config.path_blocks)), leaky_relu(),
             last := Conv3x3(width, 3 * factor**2), nn.PixelShuffle(factor),
         )  # fmt: skip
         keep_scale(self)
         zero_init(last)
+        with torch.no_grad():
+            mixed.weight[:, :width] = 0  # the samples can be learned from alone, before the levels
 
     def forward(self, feat: Tensor, frames: Frames, motion: Tensor, tile: Box) -> Tensor:
         """Compute an addition to the residual image.
@@ -201,4 +245,5 @@ class PathBranch(nn.Module):
         """
         origin = self.grid * tile.top, self.grid * tile.left
         images = frames.own, frames.following, frames.previous
-        return self.body(self.context(feat), kernels.path_cells(images, motion, self.places, origin, feat.dtype))
+        read = kernels.path_cells(images, motion, self.places, origin, feat.dtype)
+        return self.body(self.mix(self.context(feat), read))
