@@ -593,6 +593,11 @@ def test_a_file_of_which_its_demuxer_complains_is_damaged(suffix: str, tmp_path:
     assert any("its structure is damaged" in fault for fault in inspect(spoilt).faults)
 
 
+def test_a_repeated_packet_of_asf_that_hides_a_frame_is_damage() -> None:
+    """FFmpeg shows 19 of the 20 frames, and complains once."""
+    assert any("packet_obj_size" in fault for fault in inspect(CASES / "repeated-packet.wmv").faults)
+
+
 def test_a_frame_that_a_transport_stream_has_lost_is_missed(tmp_path: Path) -> None:
     film, lacking = tmp_path / "film.ts", tmp_path / "lacking.ts"
     ffmpeg(*picture(0.8), *H264, "-bf", "2", film)

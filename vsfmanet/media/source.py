@@ -41,8 +41,8 @@ FRAMING = 1024
 BROKEN = re.compile(
     "exceeds containing master element|Duplicate element|exceeds max length|invalid as first byte|as invalid data|"
     "Packet mismatch|must have been damaged|checksum mismatch|CRC mismatch|partial file|wrong sample count|"
-    "contradictionary|(replic_size|frag_size|fragment position|packet_length|packet header length).* invalid|"
-    "invalid (packet_length|packet header length)|"
+    "contradictionary|(replic_size|frag_size|packet_obj_size|fragment position).* invalid|"
+    "(packet_length|packet header length).* invalid|invalid (packet_length|packet header length)|"
     "unexpected packet_replic_size|with fragment offset|freeing incomplete packet"
 )
 """Errors that demuxers of Matroska, FLV, NUT, Ogg, MP4 and ASF log, and that no whole file causes."""

@@ -72,17 +72,17 @@ class Bounds:
 BOUNDS: dict[Likeness, Bounds] = {
     "exact": Bounds(mean=2.0, most=12.0, detail=(0.5, 1.6)),  # where the pixel format has changed
     "near": Bounds(mean=2.0, most=12.0, detail=(0.5, 1.6)),
-    "fair": Bounds(mean=4.0, most=40.0, detail=(0.0, 1.6), strong=0.5),
-    "coarse": Bounds(mean=10.0, most=80.0, detail=(0.0, 1.6)),
+    "fair": Bounds(mean=4.0, most=255.0, detail=(0.0, 1.6), strong=0.5),
+    "coarse": Bounds(mean=10.0, most=255.0, detail=(0.0, 1.6)),
     "rough": Bounds(mean=16.0, most=255.0, detail=(0.0, 2.0)),
     "restored": Bounds(mean=16.0, most=255.0, detail=(0.0, math.inf)),
 }
 """Measured with x264 and x265 at CRF 16 on patterns, noise, grain and darkness: mean below 1.1, most below 5, detail
 0.67 to 1.14. On five real clips at the lowest quality of "fair" (CRF 32, with AV1 and VP9 40, MPEG q 15): mean up to
-2.4, most 20, strong 0.59; of "coarse" (CRF 40, 63, q 31): mean 5.7, most 44, and mean 8.0 for white noise. Coded with
-CRF 32, a box blur of 7x7 has a strong of at most 0.45, a hue of 60 degrees a mean of at least 4.9, a crop of 8 pixels a
-most of at least 41, grey a mean of 4.4, inversion one of 82. Below "fair" a blur is not told from the loss of quality
-that was asked for."""
+2.4, strong 0.59; of "coarse" (CRF 40, 63, q 31): mean 5.7, and 8.0 for white noise. Single patches are not bounded: one
+may be off by 87 where something small moves fast (AV1 at preset 12). Coded with CRF 32, a box blur of 7x7 has a strong
+of at most 0.45, a hue of 60 degrees a mean of at least 4.9, a crop of 8 pixels one of 5.3, grey 4.4, inversion 82.
+Below "fair" a blur is not told from the loss of quality that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
