@@ -74,7 +74,8 @@ def test_the_filter_has_the_arguments_and_defaults_of_the_settings() -> None:
 
 def test_a_job_survives_json_with_names_that_are_no_text() -> None:
     scaled = replace(JOB, settings=replace(JOB.settings, height=None, width=None, scale=1.5))
-    for job in (JOB, scaled, RestoreJob(source=Path("in.mkv"), target=Path("out.mkv"))):
+    pictures = RestoreJob(source=Path("in/%03d.png"), target=Path("out/%03d.png"), fps="24000/1001", start_number=3)
+    for job in (JOB, scaled, pictures, RestoreJob(source=Path("in.mkv"), target=Path("out.mkv"))):
         back = through_json(job)
         expected = replace(
             job,
@@ -91,7 +92,7 @@ def test_a_job_survives_json_with_names_that_are_no_text() -> None:
         assert all(
             getattr(value, field.name) != getattr(plain, field.name)
             for field in fields(plain)
-            if field.name not in ("target", "scale")  # which excludes height and width
+            if field.name not in ("target", "scale", "fps", "start_number")  # the three exclude others
         )
 
 
