@@ -51,6 +51,7 @@ WALK = "gpmf-parser__max-heromode.mp4"
 ROOF = "media__sample_with_increasing_timestamps_360p.mp4"
 
 MOMENTS = (
+    Moment(name="dragonfly", clip="dragonfly.mkv", frame=8, crop=(536, 36, 228, 200), models=("fmanetpp_x4_fast",)),
     Moment(
         name="walk_grass",
         clip=WALK,
@@ -63,7 +64,7 @@ MOMENTS = (
         name="street",
         clip="realbasicvsr_demo_000/*.webp",
         frame=8,
-        crop=(1000, 500, 360, 300),
+        crop=(590, 560, 360, 300),
         models=("fmanetpp_x4_fast",),
     ),
     Moment(name="walk_cars", clip=WALK, frame=240, crop=(2300, 750, 360, 300), models=("fmanetpp_x4_fast",)),
