@@ -333,16 +333,6 @@ def path_cells(
 ) -> Tensor:
     """Sample a frame and its neighbours along the blur of each pixel: see `path_cells_reference`.
 
-    Args:
-        images: (N, 3, H, W) each, fp32: the frames, the next and the previous ones.
-        motion: (N, 6, h/g, w/g), fp32, in pixels.
-        places: Where the images are sampled; g is its `grid`, d its `size`.
-        origin: Row and column of the images where the tile of h x w pixels begins that the motion covers.
-        dtype: Type of the result.
-
-    Returns:
-        (N, `places.channels` * d^2, h/d, w/d).
-
     Raises:
         ShapeError: The arguments do not fit each other.
     """
