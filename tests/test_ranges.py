@@ -358,3 +358,22 @@ def test_what_cannot_be_joined_is_made_in_one_pass(
     assert reason in said
     assert borders == []
     assert len(shown(tmp_path / "made.mkv")) == 60
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_trial_that_a_signal_ends_is_made_again(
+    film: Path, tmp_path: Path, borders: list[range], capsys: pytest.CaptureFixture[str], kills: int
+) -> None:
+    program, killed = tmp_path / "ffmpeg", tmp_path / "killed"
+    killed.touch()
+    program.write_text(
+        f"#!/bin/sh\ncase \"$*\" in *trial*) if [ $(wc -l < '{killed}') -lt {kills} ]; then echo >> '{killed}'; "
+        f"kill -9 $$; fi;; esac\nexec '{find_ffmpeg().path}' \"$@\"\n"
+    )
+    program.chmod(0o755)
+    command = ["restore", f"--ffmpeg={program}", "--range-frames=13", f"--encoder-args={QUICK}", str(film)]
+    assert main([*command, str(tmp_path / "made.mkv")]) == 0
+    assert ("made in one pass" in capsys.readouterr().err) == (kills == runner.TRIALS)
+    assert bool(borders) == (kills < runner.TRIALS)
+    assert len(shown(tmp_path / "made.mkv")) == 60

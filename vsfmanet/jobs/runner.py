@@ -82,6 +82,9 @@ SAME_PIXELS = {"device", "device_index", "backend", "provider", "tile", "segment
 SAME_OUTPUT = {"source", "target", "settings", "overwrite", "range_frames", "reserve", "ffmpeg"}
 """Fields of `RestoreJob` that do not make it another job; the record names the FFmpeg that was used."""
 
+TRIALS = 2
+"""How often the encoder is tried for ranges: one that a signal ends, as when memory is short, decides nothing."""
+
 DEFAULT_RATE = "25"
 """Frames per second of pictures without --fps."""
 
@@ -888,7 +891,7 @@ def _ranges(
         scratch=scratch,
     )
     reason = why_one_pass(film)
-    if reason is None:
+    for _ in range(TRIALS if reason is None else 0):
         try:
             ranges.open(*names, _blank(restored))
             return ranges
