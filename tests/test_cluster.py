@@ -349,7 +349,7 @@ def test_case_83_ray_is_not_used_without_a_token_or_in_public(
 def test_case_83_without_ray_there_is_a_hint(
     sources: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_UV_RUN_RUNTIME_ENV"):
         monkeypatch.setenv(name, "")
     monkeypatch.setitem(sys.modules, "ray", None)
     put(sources, "ok")

@@ -540,6 +540,8 @@ def _connect(address: str | None) -> Any:
         ConfigError: Ray is missing, too old, or open to others.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray sends no data about its use
+    # Under `uv run`, Ray would make an environment on every node and wait for it; ours are installed, and checked.
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     if address is None:
         # Ray runs whatever is sent to its ports: it asks for a token, and listens on this machine alone.
         os.environ["RAY_AUTH_MODE"] = "token"
