@@ -149,6 +149,29 @@ def test_the_parts_of_the_path_branch_train_alone_and_give_stage_3_its_start(
         run(train_path.main, "--part", "branch", "--pool", stage_1[0], "--out", tmp_path / "none", "--steps", 1)
     with pytest.raises(ConfigError, match="3 frames"):
         run(train_path.main, "--part", "branch", *size, "--out", tmp_path / "four", "--frames", 4)
+    with pytest.raises(ConfigError, match="a branch to --take"):
+        run(train_path.main, "--part", "exposure", *size, "--out", tmp_path / "five", "--restored", 0.3)
+
+
+def test_the_exposure_to_restore_by_is_learned_from_restored_frames(stage_1: tuple[Path, Path], tmp_path: Path) -> None:
+    small = ["path_blocks=1", "width=8", "feed_forward_width=8", "dense_growth=4"]
+    size = ["--pool", stage_1[0], "--preset", "path", "--scale", 4, "--set", *small, "--clips", 1, "--crop", 16]
+    size += ["--warmup", 1, "--learning-rate", 1e-3]
+    branch, caution = tmp_path / "branch", "restoration.blur_path.shutter.verdict.2.bias"
+    run(train_path.main, "--part", "branch", *size, "--steps", 2, "--out", branch)
+    moved = {}
+    for weight in (0, 3):
+        out = tmp_path / str(weight)
+        options = ["--part", "exposure", *size, "--steps", 1, "--out", out, "--take", branch / "latest.pt"]
+        run(train_path.main, *options, "--restored", weight)
+        state = load_checkpoint(out / "latest.pt")
+        trained = load_checkpoint(branch / "latest.pt")["averaged"]
+        for name, value in trained.items():
+            if name.startswith("restoration.path."):
+                torch.testing.assert_close(state["network"][name], value, rtol=0, atol=0)
+        moved[weight] = float(state["network"][caution][1])
+    assert moved[0] == 0  # nothing but restored frames has a say in the caution
+    assert moved[3] != 0
 
 
 PAPER = ["--degradation-frames", 0, "--known-exposure", 0, "--exposure-mode", "constant", "--decay", 0]

@@ -2,16 +2,19 @@
 
     python -m training.train_path --part branch --pool runs/pool --preset path --scale 1 --out runs/branch
     python -m training.train_path --part exposure --pool runs/pool --preset path --scale 1 --out runs/exposure
+    python -m training.train_path --part exposure --take runs/branch/latest.pt --restored 0.3 ...
     python -m training.train_restoration --take runs/branch/latest.pt --take runs/exposure/latest.pt ...
 
 With the exact motion of the scenes and without the levels of the network, a step takes a fifth of the time of one of
-stage 3, and nothing is learned from wrong motion: four minutes on a core are worth an hour there. Runs until `--steps`
-or `--max-minutes`; the same command goes on from the last checkpoint.
+stage 3, and nothing is learned from wrong motion: four minutes on a core are worth an hour there. With `--restored`,
+the exposure to restore by is learned too, from frames that a trained branch restores by it. Runs until `--steps` or
+`--max-minutes`; the same command goes on from the last checkpoint.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +23,9 @@ from torch import Tensor
 from training.data.pool import Batch, moving, open_pool
 from training.losses.frames import decibel_loss
 from training.losses.path import exact_motion, exposure_loss
-from training.options import command
+from training.options import SEVERAL, command
 from training.run.batches import draw_clips, panels
-from training.run.fmanetpp import about_network, configuration
+from training.run.fmanetpp import about_network, configuration, take_part
 from training.run.loop import Run
 from training.run.options import FMANetPPOptions
 from training.run.workers import join_workers
@@ -44,6 +47,10 @@ class Options(FMANetPPOptions):
 
     part: Literal["branch", "exposure"]
     """The branch, or the estimate of exposures."""
+    take: Annotated[tuple[Path, ...], SEVERAL] = ()
+    """Checkpoints of this command to take the branch or the estimate of exposures from."""
+    restored: float = 0.0
+    """Weight, beside the error of the exposures, of frames that the branch restores by them, for example 0.3."""
     frames: int = 3
     """Frames per clip, 3."""
     decibels: float = 42
@@ -55,6 +62,10 @@ class Options(FMANetPPOptions):
         super().__post_init__()
         if self.frames != 3:
             raise ConfigError(f"clips of 3 frames are needed, got --frames {self.frames}; leave it out")
+        if self.restored and (self.part != "exposure" or not self.take):
+            raise ConfigError(
+                "--restored needs --part exposure and a branch to --take, got none; train the branch first"
+            )
 
 
 def train(options: Options) -> None:
@@ -64,6 +75,8 @@ def train(options: Options) -> None:
     network = FMANetPP(configuration(options)).to(workers.device).to(memory_format=torch.channels_last)
     if network.restoration.path is None or network.restoration.blur_path is None:
         raise ConfigError(f"a network with a path branch is needed, got preset {options.preset}; add --path-width")
+    for path in options.take:
+        take_part(network, path)
     part = network.restoration.path if options.part == "branch" else network.restoration.blur_path.shutter
     network.requires_grad_(False).train()
     part.requires_grad_(True)
@@ -77,51 +90,62 @@ def train(options: Options) -> None:
         return draw_clips(pool, options, run.generator(step), among=among).to(workers.device)
 
     for step, clips in run.batches(batch):
-        if options.part == "branch":
-            output = restored(network, clips, run)
-            loss = decibel_loss(output, clips.hr[:, MIDDLE], most=options.decibels)
+        torch.manual_seed(step)
+        feat, motion = inputs(network, clips)
+        values = {}
+        if options.part == "exposure":
+            velocity = measured(motion)
+            estimate, exposure = estimated(network, clips, feat, velocity, run)
+            values["exposure"] = exposure_loss(estimate[:, None], clips.exposure[:, [MIDDLE]], clips.flow[:, [MIDDLE]])
+            motion = torch.cat([exposure[:, None, None, None] / 2 * velocity, motion[:, 2:]], dim=1)
+        loss = sum(values.values(), start=torch.zeros((), device=workers.device))
+        pictures = partial(panels, clips)
+        if weight := options.restored if options.part == "exposure" else 1.0:
+            output = restored(network, clips, feat, motion, run)
+            values["restoration"] = decibel_loss(output, clips.hr[:, MIDDLE], most=options.decibels)
+            loss = loss + weight * values["restoration"]
             pictures = partial(panels, clips, output[:, None].expand_as(clips.hr))
-        else:
-            torch.manual_seed(step)
-            loss = exposure_loss(estimated(network, clips, run), clips.exposure[:, [MIDDLE]], clips.flow[:, [MIDDLE]])
-            pictures = partial(panels, clips)
-        values = {options.part: loss, "norm": run.update(step, loss)}
+        values["norm"] = run.update(step, loss)
         if run.record(step, values, pictures):
             break
     run.close()
 
 
-def restored(network: FMANetPP, clips: Batch, run: Run[FMANetPP]) -> Tensor:
-    """Restore the middle frames of clips by the branch alone; returns (B, 3, s*H, s*W)."""
-    branch = network.restoration.path
-    assert branch is not None
-    config = network.config
-    feat, motion = _inputs(network, clips)
-    frames = Frames.of(clips.lr[:, MIDDLE], (clips.lr[:, MIDDLE + 1], clips.lr[:, MIDDLE - 1]), config.grid)
-    whole = Box(top=0, left=0, bottom=feat.shape[-2], right=feat.shape[-1])
-    with run.autocast():
-        added = branch(feat, frames, motion, whole)
-    return F.interpolate(frames.own, scale_factor=config.scale, mode="bilinear", align_corners=False) + added.float()
-
-
-def estimated(network: FMANetPP, clips: Batch, run: Run[FMANetPP]) -> Tensor:
-    """Estimate the exposures of the middle frames of clips, from slightly wrong velocities; returns (B, 1)."""
-    assert network.restoration.blur_path is not None
-    feat, motion = _inputs(network, clips)
-    velocity = (motion[:, 2:4] - motion[:, 4:]) / 2
-    velocity = velocity * (1 + SPEED_ERROR * torch.randn(len(velocity), 1, 1, 1, device=velocity.device))
-    velocity = velocity + PLACE_ERROR * torch.randn_like(velocity)
-    with run.autocast():
-        estimate, _ = network.restoration.blur_path.shutter(feat, clips.lr[:, MIDDLE], velocity)
-    return estimate[:, None]
-
-
-def _inputs(network: FMANetPP, clips: Batch) -> tuple[Tensor, Tensor]:
+def inputs(network: FMANetPP, clips: Batch) -> tuple[Tensor, Tensor]:
     """Features of the middle frames, which are zero, (B, C, H/g, W/g), and their exact motion, (B, 6, H/g, W/g)."""
     height, width = (side // network.config.grid for side in clips.lr.shape[-2:])
     feat = clips.lr.new_zeros(len(clips.lr), network.config.width, height, width)
     feat = feat.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
     return feat, exact_motion(clips.flow, clips.exposure, (height, width))[:, MIDDLE]
+
+
+def measured(motion: Tensor) -> Tensor:
+    """Velocities (B, 2, h, w) from exact motion (B, 6, h, w), with errors as those of an estimate, pixels a frame."""
+    velocity = (motion[:, 2:4] - motion[:, 4:]) / 2
+    velocity = velocity * (1 + SPEED_ERROR * torch.randn(len(velocity), 1, 1, 1, device=velocity.device))
+    return velocity + PLACE_ERROR * torch.randn_like(velocity)
+
+
+def estimated(
+    network: FMANetPP, clips: Batch, feat: Tensor, velocity: Tensor, run: Run[FMANetPP]
+) -> tuple[Tensor, Tensor]:
+    """Estimate the exposures of the middle frames of clips, and those to restore by; returns (B,) each."""
+    assert network.restoration.blur_path is not None
+    with run.autocast():
+        estimate, exposure = network.restoration.blur_path.shutter(feat, clips.lr[:, MIDDLE], velocity)
+    return estimate, exposure
+
+
+def restored(network: FMANetPP, clips: Batch, feat: Tensor, motion: Tensor, run: Run[FMANetPP]) -> Tensor:
+    """Restore the middle frames of clips by the branch alone; returns (B, 3, s*H, s*W)."""
+    branch = network.restoration.path
+    assert branch is not None
+    config = network.config
+    frames = Frames.of(clips.lr[:, MIDDLE], (clips.lr[:, MIDDLE + 1], clips.lr[:, MIDDLE - 1]), config.grid)
+    whole = Box(top=0, left=0, bottom=feat.shape[-2], right=feat.shape[-1])
+    with run.autocast():
+        added = branch(feat, frames, motion, whole)
+    return F.interpolate(frames.own, scale_factor=config.scale, mode="bilinear", align_corners=False) + added.float()
 
 
 main = command(train, __doc__)

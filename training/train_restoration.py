@@ -25,7 +25,7 @@ from training.losses.path import blur_loss, exposure_loss
 from training.options import SEVERAL, command
 from training.run.batches import guided_batch, panels
 from training.run.checkpoint import load_checkpoint
-from training.run.fmanetpp import about_network, start_network
+from training.run.fmanetpp import about_network, start_network, take_part
 from training.run.loop import Run
 from training.run.options import FMANetPPOptions
 from training.run.workers import join_workers
@@ -121,21 +121,6 @@ def take_degradation(network: FMANetPP, path: Path) -> None:
     """Load NetD and the embeddings of known exposures from a checkpoint of stage 2."""
     averaged = load_checkpoint(path)["averaged"]
     learned = {name: value for name, value in averaged.items() if name.startswith(("degradation.", "exposure_embeds"))}
-    network.load_state_dict(learned, strict=False)
-
-
-def take_part(network: FMANetPP, path: Path) -> None:
-    """Load the path branch, or its estimate of exposures, from a checkpoint of training.train_path.
-
-    Raises:
-        ConfigError: The checkpoint is of another training, or of other sizes.
-    """
-    state = load_checkpoint(path)
-    part = {"branch": "restoration.path.", "exposure": "restoration.blur_path.shutter."}.get(state.get("part", ""))
-    own = network.state_dict()
-    learned = {name: value for name, value in state["averaged"].items() if part and name.startswith(part)}
-    if not learned or any(name not in own or own[name].shape != value.shape for name, value in learned.items()):
-        raise ConfigError(f"--take needs a checkpoint of training.train_path of the same sizes, got {path}; train one")
     network.load_state_dict(learned, strict=False)
 
 

@@ -75,6 +75,21 @@ def start_network(options: FMANetPPOptions, device: str) -> FMANetPP:
     return network
 
 
+def take_part(network: FMANetPP, path: Path) -> None:
+    """Load the path branch, or its estimate of exposures, from a checkpoint of training.train_path.
+
+    Raises:
+        ConfigError: The checkpoint is of another training, or of other sizes.
+    """
+    state = load_checkpoint(path)
+    part = {"branch": "restoration.path.", "exposure": "restoration.blur_path.shutter."}.get(state.get("part", ""))
+    own = network.state_dict()
+    learned = {name: value for name, value in state["averaged"].items() if part and name.startswith(part)}
+    if not learned or any(name not in own or own[name].shape != value.shape for name, value in learned.items()):
+        raise ConfigError(f"--take needs a checkpoint of training.train_path of the same sizes, got {path}; train one")
+    network.load_state_dict(learned, strict=False)
+
+
 def about_network(options: FMANetPPOptions, network: FMANetPP) -> dict[str, Any]:
     """Return the plain values of a checkpoint by which the network is built again."""
     return {"kind": network.kind, "preset": options.preset, "scale": options.scale, "config": asdict(network.config)}
