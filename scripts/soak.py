@@ -119,7 +119,7 @@ def main() -> int:
 ALLOWED = {
     **{what: {-signal.SIGKILL, DONE} for what in ("batch", "job", "pipe", "journal", "record", "bit")},
     "encoder": {-signal.SIGKILL, DONE, DISK},  # it may end because of it, before it is killed too
-    "term": {128 + signal.SIGTERM, DONE},
+    "term": {128 + signal.SIGTERM, -signal.SIGTERM, DONE},  # by the signal itself once all is done and printed
     "rival": {DONE, BUSY},
     "disk": {DONE, DISK},
 }
