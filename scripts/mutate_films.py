@@ -93,8 +93,8 @@ RGB = {"png.mov"}
 FRAMES, RATE = 20, 25
 
 COMPLAINT = re.compile(r"\[(error|fatal|panic)\]|corrupt")
-OF_SOUND = re.compile(r"^\[(aac|mp[23]float|vorbis|opus|flac|wmav2|pcm\w*) @")
-"""Messages of FFmpeg about damage, and those that it has of decoders of sound, which is copied as it is."""
+OF_SOUND = re.compile(r"^\[(aac|mp[23]float|vorbis|opus|flac|wmav2|pcm\w*) @|Packet corrupt \(stream = [1-9]")
+"""Messages of FFmpeg about damage, and those of them about sound, track 1 of each film, which is copied as it is."""
 
 OWN_FAULT = {2, 3, 6}
 """Exit codes of files that cannot be restored; other files of a batch can."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import threading
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -39,7 +40,7 @@ from vsfmanet.media import clip as clips
 from vsfmanet.media import edges
 from vsfmanet.media.clip import SourceClip
 from vsfmanet.media.commands import whole_run
-from vsfmanet.media.decode import Decoded, decode_all
+from vsfmanet.media.decode import Decoded, decode, decode_all
 from vsfmanet.media.ffmpeg import Ffmpeg, Run
 from vsfmanet.media.film import Film
 from vsfmanet.media.source import inspect
@@ -591,6 +592,43 @@ def test_a_file_of_which_its_demuxer_complains_is_damaged(suffix: str, tmp_path:
     spoilt.write_bytes(data)
     assert inspect(film).faults == ()
     assert any("its structure is damaged" in fault for fault in inspect(spoilt).faults)
+
+
+def test_bytes_that_an_avi_lacks_before_its_frames_are_damage(tmp_path: Path) -> None:
+    """FFmpeg finds the frames behind the hole, and shows one less."""
+    film, spoilt = tmp_path / "film.avi", tmp_path / "spoilt.avi"
+    ffmpeg(*picture(0.8), "-c:v", "rawvideo", film)
+    data = bytearray(film.read_bytes())
+    data[(start := data.index(b"movi") - 16) : start + 5000] = bytes(5000)
+    spoilt.write_bytes(data)
+    assert inspect(film).faults == ()
+    assert any("wrong during header parsing" in fault for fault in inspect(spoilt).faults)
+
+
+@pytest.mark.parametrize("lost", [(5, 6), (17, 18), (19, None)])
+def test_an_mxf_that_lacks_a_frame_is_damaged(tmp_path: Path, lost: tuple[int, int | None]) -> None:
+    film, spoilt = tmp_path / "film.mxf", tmp_path / "spoilt.mxf"
+    ffmpeg(*picture(0.8), *sound(0.8), "-c:v", "mpeg2video", "-c:a", "pcm_s16le", "-ar", "48000", film)
+    with av.open(str(film)) as container:
+        places = [packet.pos or 0 for packet in container.demux(video=0) if packet.size]
+    data, (first, last) = bytearray(film.read_bytes()), lost
+    del data[places[first] : None if last is None else places[last]]
+    spoilt.write_bytes(data)
+    assert inspect(film).faults == ()
+    assert inspect(spoilt).faults[0].startswith("declared 20 frames, found 19")
+
+
+def test_what_a_decoders_threads_log_between_two_packets_is_read_with_the_next(tmp_path: Path) -> None:
+    film = tmp_path / "film.mkv"
+    ffmpeg(*picture(0.8), *H264, film)
+    with av.open(str(film)) as container:
+        steps = decode(container, container.streams.video[0])
+        assert next(steps).complaint == ""
+        thread = threading.Thread(target=av.logging.log, args=(av.logging.ERROR, "h264", "a macroblock is damaged"))
+        thread.start()
+        thread.join()
+        assert next(steps).complaint == "a macroblock is damaged"
+        assert next(steps).complaint == ""
 
 
 def test_a_repeated_packet_of_asf_that_hides_a_frame_is_damage() -> None:

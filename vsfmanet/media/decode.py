@@ -134,8 +134,9 @@ def decode(container: InputContainer, track: VideoStream) -> Iterator[Step]:
                     error = failure.strerror or str(failure)
                 except ValueError as failure:  # the decoder has closed itself
                     error, is_open = str(failure), False
-                yield Step(packet=packet, frames=tuple(frames), complaint=_complaint(log, name) or error)
-                log.clear()
+                told = log[: len(log)]
+                del log[: len(told)]  # and no more: threads of the decoder log meanwhile, and that is read next time
+                yield Step(packet=packet, frames=tuple(frames), complaint=_complaint(told, name) or error)
         finally:
             if is_open:
                 track.codec_context.flush_buffers()  # lets its threads end; they would wait for the interpreter to log

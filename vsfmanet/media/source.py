@@ -43,9 +43,10 @@ BROKEN = re.compile(
     "Packet mismatch|must have been damaged|checksum mismatch|CRC mismatch|partial file|wrong sample count|"
     "contradictionary|(replic_size|frag_size|packet_obj_size|fragment position).* invalid|"
     "(packet_length|packet header length).* invalid|invalid (packet_length|packet header length)|"
-    "unexpected packet_replic_size|with fragment offset|freeing incomplete packet"
+    "unexpected packet_replic_size|with fragment offset|freeing incomplete packet|"
+    "wrong during header parsing|unable to compute the size of the last packet"
 )
-"""Errors that demuxers of Matroska, FLV, NUT, Ogg, MP4 and ASF log, and that no whole file causes."""
+"""Errors that demuxers of Matroska, FLV, NUT, Ogg, MP4, ASF, AVI and MXF log, and that no whole file causes."""
 
 DIGEST = 8
 """Bytes of the hash of a packet; two hours of sound have 3 MB of hashes."""
@@ -493,6 +494,9 @@ def _missing_end(container: InputContainer, track: VideoStream, streams: Sequenc
         return []
     for stream, read in zip(container.streams, streams, strict=True):
         packets = read.packets + read.cut
+        counts = demuxer(container) == "mxf" and stream is track and (_fraction(stream.time_base) or 0) * rate == 1
+        if counts and (stream.duration or 0) > packets:
+            return [f"declared {stream.duration} frames, found {packets}; some are missing"]
         edited = read.cut and stream is not track  # where an edit list cuts sound, FFmpeg passes over whole packets
         if stream.frames > packets and read.kind in ("video", "audio") and not edited and not _lasts(stream, read):
             name = "frames" if stream is track else f"packets of {read}"
