@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -38,11 +39,13 @@ from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.record import read_record
 from vsfmanet.media import clip as clips
 from vsfmanet.media import edges
+from vsfmanet.media import source as sources
 from vsfmanet.media.clip import SourceClip
 from vsfmanet.media.commands import whole_run
 from vsfmanet.media.decode import Decoded, decode, decode_all
 from vsfmanet.media.ffmpeg import Ffmpeg, Run
 from vsfmanet.media.film import Film
+from vsfmanet.media.log import logged
 from vsfmanet.media.source import inspect
 from vsfmanet.media.thumbnails import frame_planes
 from vsfmanet.settings import RestoreSettings
@@ -629,6 +632,39 @@ def test_what_a_decoders_threads_log_between_two_packets_is_read_with_the_next(t
         thread.join()
         assert next(steps).complaint == "a macroblock is damaged"
         assert next(steps).complaint == ""
+
+
+def test_logs_of_several_files_may_be_closed_in_any_order() -> None:
+    """As those of generators are that nobody has read to their end."""
+    level = av.logging.get_level()
+    with ExitStack() as first, ExitStack() as second:
+        one, two = first.enter_context(logged()), second.enter_context(logged())
+        av.logging.log(av.logging.ERROR, "h264", "both")
+        first.close()
+        av.logging.log(av.logging.ERROR, "h264", "the second")
+        assert [text for _, _, text in one.take()] == ["both"]
+        assert [text for _, _, text in two.take()] == ["both", "the second"]
+        assert two.take() == []
+    assert av.logging.get_level() == level
+
+
+def test_errors_of_a_demuxer_that_prove_no_damage_are_passed_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film, made = tmp_path / "film.nut", tmp_path / "made.mkv"
+    ffmpeg(*picture(0.4), *H264, film)
+    real = sources._tally
+
+    def with_error(*args: Any) -> Any:
+        av.logging.log(av.logging.ERROR, "nut", "something is odd")
+        return real(*args)
+
+    monkeypatch.setattr(sources, "_tally", with_error)
+    assert restore(film, made) == 0
+    assert "FFmpeg reports of the file: something is odd" in capsys.readouterr().err
+    record = read_record(record_path(made))
+    assert record is not None
+    assert any("something is odd" in warning for warning in record.warnings)
 
 
 def test_a_repeated_packet_of_asf_that_hides_a_frame_is_damage() -> None:

@@ -215,6 +215,7 @@ def open_clip(
             "colours only Dolby Vision can restore; convert it to HDR10 first, for example with libplacebo"
         )
     notices += tuple(f"the {kind} metadata of single frames is not carried over" for kind in source.hdr.dynamic)
+    notices += tuple(f"FFmpeg reports of the file: {remark}" for remark in source.remarks)
     faults, late_start = _missing_frames(source, node.num_frames, stored, time_base)
     faults += decoded.faults or _disagreement(source, node.num_frames, len(decoded.times))
     cut = edges.even(node.format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 
 from vsfmanet.errors import OutputError
 from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.log import Message, logged
 
 PLAYLISTS = {"concat", "dash", "hls", "image2", "imf", "rtsp", "sdp", "tty", "vapoursynth", "webm_dash_manifest"}
 """Demuxers that open other files, run code, or draw text: never used for a source. `image2` reads `a%03d.png` as a
@@ -134,9 +135,7 @@ def decode(container: InputContainer, track: VideoStream) -> Iterator[Step]:
                     error = failure.strerror or str(failure)
                 except ValueError as failure:  # the decoder has closed itself
                     error, is_open = str(failure), False
-                told = log[: len(log)]
-                del log[: len(told)]  # and no more: threads of the decoder log meanwhile, and that is read next time
-                yield Step(packet=packet, frames=tuple(frames), complaint=_complaint(told, name) or error)
+                yield Step(packet=packet, frames=tuple(frames), complaint=_complaint(log.take(), name) or error)
         finally:
             if is_open:
                 track.codec_context.flush_buffers()  # lets its threads end; they would wait for the interpreter to log
@@ -295,21 +294,7 @@ def _place(stamp: int | None, time_base: Fraction, before: str) -> str:
     return "" if stamp is None else f"{before}{float(stamp * time_base):.2f} s"
 
 
-@contextmanager
-def logged() -> Iterator[list[tuple[int, str, str]]]:
-    """A list to which FFmpeg's error messages are appended: level, origin and text."""
-    level, repeated = av.logging.get_level(), av.logging.get_skip_repeated()
-    av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # it would also skip a message that another file has caused
-    try:
-        with av.logging.Capture(local=False) as log:
-            yield log
-    finally:
-        av.logging.set_skip_repeated(repeated)
-        av.logging.set_level(level)
-
-
-def _complaint(log: list[tuple[int, str, str]], decoder: str) -> str:
+def _complaint(log: list[Message], decoder: str) -> str:
     """The first message of a decoder that means damage; empty if there is none."""
     texts = (text.strip() for _, origin, text in log if origin == decoder)
     return next((text for text in texts if text and not HARMLESS.search(text)), "")

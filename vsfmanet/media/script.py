@@ -218,4 +218,5 @@ def _stand_in(node: vs.VideoNode, folder: Path) -> Source:
         hdr=Hdr(),
         disposition=("default",),
         faults=(),
+        remarks=(),
     )

@@ -26,8 +26,9 @@ from av.video.stream import VideoStream
 
 from vsfmanet.errors import SourceError
 from vsfmanet.media.bounds import missing_bytes
-from vsfmanet.media.decode import demuxer, first_frame, logged, main_track, open_container
+from vsfmanet.media.decode import demuxer, first_frame, main_track, open_container
 from vsfmanet.media.hdr import Hdr
+from vsfmanet.media.log import Message, logged
 
 DECLARING = {"asf", "avi", "flv", "matroska", "mov", "nut"}
 """Demuxers whose duration is stored in the file; elsewhere it is computed from the packets, and proves nothing."""
@@ -150,6 +151,8 @@ class Source:
     """Flags of the video track, such as "default"."""
     faults: tuple[str, ...]
     """Signs of damage, each with its place; empty for a whole file."""
+    remarks: tuple[str, ...]
+    """The first error that the demuxer logged, if it proves no damage."""
 
     @property
     def start(self) -> Fraction:
@@ -333,7 +336,8 @@ def _read(path: Path) -> Source:
         faults += _missing_end(container, track, streams, rate) or _missing_bytes(path)
         if order.cut and not faults and demuxer(container) == "mov":  # elsewhere decoding shows whether it matters
             faults.append(f"{order.cut} packets are cut short; the end is missing")
-        faults += _broken_structure(log, container.format.name)
+        structure, remarks = _structure(log.take(), container.format.name)
+        faults += structure
         if demuxer(container) == "mpegts":
             faults += _missing_parts(order, shown, time_base)
         faults += _gaps(shown, time_base, hole=order.has_hole if demuxer(container) in CONTIGUOUS else None)
@@ -358,6 +362,7 @@ def _read(path: Path) -> Source:
             hdr=first.hdr,
             disposition=tuple(flag.name for flag in Disposition if flag in track.disposition and flag.name),
             faults=tuple(faults),
+            remarks=remarks,
         )
 
 
@@ -512,11 +517,17 @@ def _lasts(stream: AvStream, read: Stream) -> bool:
     return read.end - read.first >= declared - (read.end - read.first) / (2 * read.packets)
 
 
-def _broken_structure(log: Sequence[tuple[int, str, str]], name: str) -> list[str]:
-    """Whether the demuxer of that name has logged that the file contradicts itself; it skips what follows."""
-    texts = (text.strip() for _, origin, text in log if origin == name and BROKEN.search(text))
-    first = next(texts, None)
-    return [] if first is None else [f"its structure is damaged ({first})"]
+def _structure(log: Sequence[Message], name: str) -> tuple[list[str], tuple[str, ...]]:
+    """Look in the log for what the demuxer of that name found in the file.
+
+    Returns:
+        A fault if the file contradicts itself (the demuxer skips what follows); else the first error of another kind.
+    """
+    texts = [text.strip() for _, origin, text in log if origin == name and text.strip()]
+    broken = next((text for text in texts if BROKEN.search(text)), None)
+    if broken is not None:
+        return [f"its structure is damaged ({broken})"], ()
+    return [], tuple(texts[:1])
 
 
 def _missing_parts(order: _Order, shown: Sequence[Shown], time_base: Fraction) -> list[str]:
