@@ -11,15 +11,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vsfmanet import kernels
-from vsfmanet.networks.blocks import Conv3x3, Layers, at_multiples, cells, keep_scale, leaky_relu, zero_init
+from vsfmanet.networks.blocks import Conv3x3, Layers, at_multiples, keep_scale, leaky_relu, zero_init
 from vsfmanet.networks.fmanetpp.config import FMANetPPConfig
+from vsfmanet.networks.fmanetpp.shutter import FLOW_UNIT, ShutterEstimate
 from vsfmanet.ops.path import PathPlaces
-from vsfmanet.ops.warp import sample_path
 from vsfmanet.tiling import Box
 
 _HEAD_WIDTH = 32
-_FLOW_UNIT = 8.0  # pixels
-_UNKNOWN = 0.6  # exposure that a fresh network takes where none is known: the middle of the levels
 
 OWN_REACH, OWN_COUNT = 3.0, 13
 """Places at which a frame is read: the farthest, in units of half the blur, and their number."""
@@ -30,15 +28,10 @@ NEIGHBOUR_REACH, NEIGHBOUR_COUNT = 2.0, 5
 CHANNELS = 3 * (OWN_COUNT + 2 * NEIGHBOUR_COUNT) + 6
 """Channels that the branch reads for each pixel: samples, the pixel itself, and the blur as a vector and a length."""
 
-SHUTTER_REACH, SHUTTER_COUNT = 1.5, 13
-"""Places at which an unknown exposure is looked for: the farthest, in units of half the way to the next frame."""
-
 MIX_WIDTH = 96
 """Channels to which a pointwise convolution brings what the branch reads, before the first 3x3 convolution."""
 
 _SLOPE = 0.1  # of leaky ReLUs
-_SHUTTER_WIDTH = 48
-_FAINT = 2e-3  # contrast below which differences along the path are mostly noise
 
 EXPOSURE_CHANNELS = 2
 """Channels that follow an embedding for the path branch: the known exposure, 0 if unknown, and whether it is known."""
@@ -60,69 +53,6 @@ class Frames:
         """Build from frames (N, 3, H, W) and their next and previous ones, padded to multiples of `grid`."""
         own, following, previous = (at_multiples(image.float(), grid) for image in (lr, *neighbours))
         return cls(own=own, following=following, previous=previous)
-
-
-class ShutterEstimate(nn.Module):
-    """Estimate a frame's exposure from how it looks along the motion, and across: one number for all of the frame.
-
-    Motion blurs along the motion alone. Every cell has a vote, read from samples along the path that a point takes from
-    frame to frame and from samples across it, and a weight; a verdict on the weighted mean of the features that the
-    votes are read from corrects the mean vote.
-
-    Args:
-        config: Sizes.
-    """
-
-    def __init__(self, config: FMANetPPConfig) -> None:
-        super().__init__()
-        self.grid, self.stride = config.grid, min(2, config.grid)
-        places = (2 * SHUTTER_COUNT + 1) * (config.grid // self.stride) ** 2
-        width = _SHUTTER_WIDTH
-        self.look = Layers(Conv3x3(places + 3, width), leaky_relu(), Conv3x3(width, width), leaky_relu())
-        self.features = Layers(joint := Conv3x3(config.width + width, width), leaky_relu())
-        self.vote = Conv3x3(width, 2)
-        self.verdict = nn.Sequential(nn.Linear(width, width), leaky_relu(), last := nn.Linear(width, 2))
-        keep_scale(self)
-        for layer in (self.vote, last):
-            zero_init(layer)
-        with torch.no_grad():
-            joint.weight[:, : config.width] = 0  # the samples can be learned from alone, before the levels
-            assert self.vote.bias is not None
-            self.vote.bias[0] = torch.tensor(_UNKNOWN).logit()
-
-    def forward(self, feat: Tensor, image: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate exposures.
-
-        Args:
-            feat: (N, C, h, w), from the last block.
-            image: (N, 3, g*h, g*w) in [0, 1], fp32, the frames.
-            velocity: (N, 2, h, w), fp32, motion in pixels a frame interval.
-
-        Returns:
-            Open-shutter time over frame interval, fp32, in (0, 1), (N,) each: the estimate, and the exposure to restore
-            by, which is learned from restored frames alone. It is the smaller where the estimate may be wrong, because
-            blur that is there and stays costs less than blur that is undone and was not there.
-        """
-        path = velocity / 2
-        if self.grid > self.stride:
-            path = F.interpolate(path, scale_factor=self.grid // self.stride, mode="nearest")
-        across = torch.stack([-path[:, 1], path[:, 0]], dim=1)
-        green = image[:, 1:2]
-        own = green[..., None, :: self.stride, :: self.stride]
-        looks = [sample_path(green, way, SHUTTER_REACH, SHUTTER_COUNT, stride=self.stride) for way in (path, across)]
-        seen = (torch.cat(looks, dim=2) - own).flatten(1, 2)
-        contrast = seen.square().mean(dim=1, keepdim=True).add(_FAINT**2).sqrt()
-        seen = torch.cat([seen / contrast, contrast.log() / 2 + 2], dim=1)
-        seen = cells(seen.to(feat.dtype), self.grid // self.stride)
-        length = velocity.square().sum(dim=1, keepdim=True).add(1e-2).log() / 2
-        told = torch.cat([F.softsign(velocity / _FLOW_UNIT), length], dim=1).to(feat.dtype)
-        features = self.features(feat, self.look(seen, told.contiguous(memory_format=torch.channels_last)))
-        vote, weight = self.vote(features).float().flatten(2).unbind(dim=1)
-        weight = weight.softmax(dim=1)
-        mean = (features.float().flatten(2) * weight[:, None]).sum(dim=2)
-        correction, caution = self.verdict(mean.to(feat.dtype)).float().unbind(dim=1)
-        logit = (vote * weight).sum(dim=1) + correction
-        return logit.sigmoid(), (logit - caution).sigmoid()
 
 
 class BlurPath(nn.Module):
@@ -161,9 +91,9 @@ class BlurPath(nn.Module):
         """
         pairs = rearrange(flow, "n (d g c) h w -> n d g c h w", d=2, g=self.num_flows)
         flows = self.grid * pairs[:, :, :, :2].mean(dim=2).flatten(1, 2)
-        seen = F.softsign(flows / _FLOW_UNIT).to(feat.dtype).contiguous(memory_format=torch.channels_last)
+        seen = F.softsign(flows / FLOW_UNIT).to(feat.dtype).contiguous(memory_format=torch.channels_last)
         weight, correction = self.head(feat, seen).float().split([1, 4], dim=1)
-        weight, flows = weight.sigmoid(), flows + _FLOW_UNIT * correction
+        weight, flows = weight.sigmoid(), flows + FLOW_UNIT * correction
         velocity = weight * flows[:, :2] - (1 - weight) * flows[:, 2:]
         estimate, exposure = self.shutter(feat, image, velocity)
         if self.knows_exposure:
@@ -217,7 +147,7 @@ class PathBranch(nn.Module):
         self.grid = config.grid
         self.places = PathPlaces(
             own_reach=OWN_REACH, own_count=OWN_COUNT, neighbour_reach=NEIGHBOUR_REACH, neighbour_count=NEIGHBOUR_COUNT,
-            unit=_FLOW_UNIT / 2, grid=config.grid, size=config.path_grid,
+            unit=FLOW_UNIT / 2, grid=config.grid, size=config.path_grid,
         )  # fmt: skip
         shuffle = config.grid // config.path_grid
         self.context = Layers(Conv3x3(config.width, width * shuffle**2), nn.PixelShuffle(shuffle), leaky_relu())
