@@ -98,9 +98,9 @@ def edge_slopes(looks: list[Tensor], path: Tensor) -> Tensor:
     """Measure how steep the edges of frames are along the motion and across it.
 
     While the shutter is open, an edge becomes a ramp as long as the blur. The steepest slope over a distance, as a part
-    of the range of the samples, is therefore at most that distance over the blur; across the motion it is what the
-    scene and the lens allow. The means over the frame are of powers 1, 4 and 12: the higher, the more the steepest
-    edges count.
+    of the range of the samples, is therefore about that distance over the blur; across the motion it is what the scene
+    and the lens allow. The means over the frame are of powers 1, 4 and 12: the higher, the more the steepest edges
+    count.
 
     Args:
         looks: Samples along the motion, and across it, (N, P, h, w) each, in [0, 1], P places that lie evenly.
