@@ -35,7 +35,7 @@ from training.data.exposure_crops import true_blur
 from training.data.pool import Batch, Pool
 from training.losses.contrast import supervised_contrastive
 from training.losses.degradation import degradation_loss, image_flow_loss, reblur_loss
-from training.losses.frames import USUAL_ERROR, decibel_loss, temporal_loss
+from training.losses.frames import USUAL_ERROR, decibel_loss, harm_loss, temporal_loss
 from training.metrics.exposure import nearest_neighbour_confusion, random_folds
 from training.run.batches import ahead, guided_batch, panels
 from training.run.checkpoint import AveragedWeights, load_checkpoint, save_checkpoint
@@ -550,6 +550,18 @@ def test_the_decibel_loss_counts_frames_by_their_psnr() -> None:
         atol=1e-6,
         rtol=0,
     )
+
+
+def test_the_harm_loss_counts_frames_that_are_worse_than_before_alone() -> None:
+    truth = torch.full((2, 3, 8, 8), 0.5)
+    before = truth + 0.02
+    output = (truth + torch.tensor([0.01, 0.04])[:, None, None, None]).requires_grad_()
+    loss = harm_loss(output, before, truth, most=50)
+    torch.testing.assert_close(loss, torch.tensor(USUAL_ERROR * math.log((0.04**2 + 1e-5) / (0.02**2 + 1e-5)) / 2))
+    loss.backward()
+    assert output.grad is not None
+    assert bool((output.grad[0] == 0).all())
+    assert bool((output.grad[1] > 0).all())
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

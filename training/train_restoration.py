@@ -20,7 +20,7 @@ from torch import Tensor
 
 from training.data.pool import Batch, moving, open_pool
 from training.losses.degradation import degradation_loss, image_flow_loss, reblur_loss
-from training.losses.frames import decibel_loss, temporal_loss
+from training.losses.frames import decibel_loss, harm_loss, temporal_loss
 from training.losses.path import blur_loss, exposure_loss
 from training.options import SEVERAL, command
 from training.run.batches import guided_batch, panels
@@ -48,6 +48,8 @@ class Options(FMANetPPOptions):
     """Train the path branch alone, with its estimates of motion and exposure; all else stays as --start-from has it."""
     decibels: float | None = None
     """Minimise the logarithm of the squared error instead of l1; errors beyond this PSNR hardly count."""
+    harm_weight: float = 0.0
+    """With --decibels: weight of what frames lose by restoration, for example 2, so that sharp ones are left alone."""
     speed: tuple[float, float] | None = None
     """Draw only sequences whose median motion lies between these two, LR pixels per frame."""
     degradation_weight: float = 0.1
@@ -95,6 +97,9 @@ def train(options: Options) -> None:
             restoration = decibel_loss(out.frames, clips.hr, most=options.decibels)
         values = {"restoration": restoration, "flow": flow, "gain": gain(out.frames, clips)}
         loss = restoration + options.flow_weight * flow
+        if options.decibels is not None and options.harm_weight:
+            values["harm"] = harm_loss(out.frames, enlarged(out.frames, clips), clips.hr, most=options.decibels)
+            loss = loss + options.harm_weight * values["harm"]
         if options.degradation_weight:
             with run.autocast():
                 values["degradation"] = degradation_loss(network, out, clips, rebuilt, warp_weight=options.warp_weight)
@@ -127,13 +132,17 @@ def take_degradation(network: FMANetPP, path: Path) -> None:
 @torch.no_grad()
 def gain(output: Tensor, batch: Batch) -> Tensor:
     """Mean PSNR of frames (B, T, 3, s*H, s*W) in [0, 1] minus that of the bilinear image, dB."""
-    scale = output.shape[-1] // batch.lr.shape[-1]
-    bilinear = F.interpolate(batch.lr.flatten(0, 1), scale_factor=scale, mode="bilinear", align_corners=False)
     before, after = (
-        (frames - batch.hr.flatten(0, 1)).square().mean(dim=(1, 2, 3)).clamp_min(1e-6)
-        for frames in (bilinear, output.flatten(0, 1))
+        (frames - batch.hr).square().mean(dim=(2, 3, 4)).clamp_min(1e-6) for frames in (enlarged(output, batch), output)
     )
     return 10 * (before / after).log10().mean()
+
+
+def enlarged(output: Tensor, batch: Batch) -> Tensor:
+    """Enlarge the LR frames bilinearly to the size of `output`; returns (B, T, 3, s*H, s*W)."""
+    scale = output.shape[-1] // batch.lr.shape[-1]
+    bilinear = F.interpolate(batch.lr.flatten(0, 1), scale_factor=scale, mode="bilinear", align_corners=False)
+    return bilinear.unflatten(0, batch.lr.shape[:2])
 
 
 def ramp(position: float, start: float, end: float) -> float:

@@ -40,6 +40,24 @@ def decibel_loss(output: Tensor, truth: Tensor, mask: Tensor | None = None, *, m
     return USUAL_ERROR * (error.mean(dim=(-3, -2, -1)) + 10 ** (-most / 10)).log().mean()
 
 
+def harm_loss(output: Tensor, before: Tensor, truth: Tensor, *, most: float) -> Tensor:
+    """What frames lose by restoration, and nothing for what they gain.
+
+    Args:
+        output: (..., 3, H, W) in [0, 1].
+        before: Same shape, the frames that are not restored, for example enlarged bilinearly.
+        truth: Same shape.
+        most: PSNR in dB beyond which hardly anything is lost.
+
+    Returns:
+        Scalar, with the scale of `decibel_loss`.
+    """
+    after, given = (
+        (frames - truth).square().mean(dim=(-3, -2, -1)) + 10 ** (-most / 10) for frames in (output, before)
+    )
+    return USUAL_ERROR * (after / given).log().clamp_min(0).mean()
+
+
 def warp_frames(frames: Tensor, flow: Tensor) -> Tensor:
     """Sample frames (N, 3, H, W) at p + flow(p), flow (N, 2, H, W) in pixels; the border is repeated."""
     return flow_warp(frames, flow, padding="border")
