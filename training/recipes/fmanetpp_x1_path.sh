@@ -18,14 +18,14 @@ part() {
 if [ -n "${START:-}" ]; then
     start=(--start-from "$START")
 else
-    part branch "${BRANCH_STEPS:-16000}" --clips 4 --crop 96 --decibels 42 --speed 0.3 25 --degrade 0.1 --bars 0.03
-    part exposure "${EXPOSURE_STEPS:-12000}" --clips 12 --crop 128 --speed 0.2 25 --degrade 0.2
+    part branch "${BRANCH_STEPS:-16000}" --clips 4 --crop 96 --decibels 52 --speed 0 25 --degrade 0.45 --bars 0.03
+    part exposure "${EXPOSURE_STEPS:-12000}" --clips 10 --crop 128 --speed 0 25 --degrade 0.35
     start=(--extractor fmanetpp_x4_fast --take "$runs/x1_branch/latest.pt" --take "$runs/x1_exposure/latest.pt")
 fi
 train() {
     t train_restoration "${network[@]}" "${start[@]}" --clips 2 --frames 4 --crop 96 --muon 0.004 --warmup 60 \
-        --known-exposure 0.35 --flow-weight 0.02 --blur-weight 0.1 --degradation-weight 0 --decibels 45 --speed 0.2 25 \
-        --degrade 0.3 --bars 0.05 "$@"
+        --known-exposure 0.35 --flow-weight 0.02 --blur-weight 0.1 --degradation-weight 0 --decibels 55 --harm-weight 2 \
+        --degrade 0.45 --bars 0.05 "$@"
 }
 train --out "$runs/x1_path" --steps 1000000 --decay 0 --max-minutes "${MINUTES:-60}"
 step=$("$python" -c "import sys; from pathlib import Path; from training.run.checkpoint import load_checkpoint as c; \
