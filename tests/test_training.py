@@ -157,7 +157,7 @@ def test_the_exposure_to_restore_by_is_learned_from_restored_frames(stage_1: tup
     small = ["path_blocks=1", "width=8", "feed_forward_width=8", "dense_growth=4"]
     size = ["--pool", stage_1[0], "--preset", "path", "--scale", 4, "--set", *small, "--clips", 1, "--crop", 16]
     size += ["--warmup", 1, "--learning-rate", 1e-3]
-    branch, caution = tmp_path / "branch", "restoration.blur_path.shutter.verdict.2.bias"
+    branch, caution = tmp_path / "branch", "restoration.blur_path.shutter.verdict.4.bias"
     run(train_path.main, "--part", "branch", *size, "--steps", 2, "--out", branch)
     moved = {}
     for weight in (0, 3):
