@@ -27,7 +27,7 @@ os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # compiled
 settings.register_profile("quick", derandomize=True, max_examples=50, deadline=None, database=None)
 settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile(
-    "fuzz", max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    "fuzz", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
