@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pytest
 import vapoursynth as vs
+from numpy.typing import NDArray
 
 from tests.films import (
     FFMPEG,
@@ -537,6 +538,30 @@ def test_an_encoder_that_writes_no_frame_is_refused_before_the_work(
     said = capsys.readouterr().err
     assert "the encoder's output must decode" in said or "the encoder must write each frame" in said
     assert "restoring 1/" not in said
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+@pytest.mark.parametrize("options", [(), ("--range-frames=7",)], ids=["one pass", "ranges"])
+def test_sound_of_an_mp4_is_heard_from_its_first_sample(tmp_path: Path, options: tuple[str, ...], suffix: str) -> None:
+    """Its edit list hides the samples with which the decoder starts, and the copy must have them."""
+    film, made = tmp_path / "film.mp4", tmp_path / f"made{suffix}"
+    ffmpeg(*picture(1), *sound(1), *H264, "-c:a", "aac", film)
+    assert restore(film, made, *options) == 0
+    (begin, before), (other_begin, after) = heard(film), heard(made)
+    assert abs(begin - other_begin) <= Fraction(1, 1000)
+    assert len(before) == len(after)
+    assert np.abs(before - after)[:20000].max() < 1e-5
+
+
+def heard(path: Path) -> tuple[Fraction, NDArray[np.float32]]:
+    """When the sound of a film starts, from its first frame, and its samples."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(container.streams.audio[0]))
+    assert frames[0].pts is not None
+    assert frames[0].time_base is not None
+    samples = np.concatenate([frame.to_ndarray()[0] for frame in frames])
+    unit = Fraction(frames[0].time_base.numerator, frames[0].time_base.denominator)
+    return frames[0].pts * unit - times(path)[0], samples
 
 
 def test_matroska_whose_elements_contradict_each_other_is_damaged(

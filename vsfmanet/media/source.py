@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.audio.codeccontext import AudioCodecContext
 from av.container import InputContainer
 from av.packet import Packet
 from av.rational import AVRational
@@ -59,6 +60,10 @@ KEPT = {"audio": "audio", "subtitle": "subtitles", "attachment": "attachments", 
 """Kinds of streams that are copied, each with the option that switches it."""
 
 
+LONGEST_PRIMING = Fraction(1, 10)
+"""Seconds with which a decoder of sound starts, at most: 1024 samples by FFmpeg for AAC. Longer ones are a cut."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stream:
     """One stream of a file."""
@@ -82,7 +87,8 @@ class Stream:
     packets: int
     """Packets that hold something and are shown or heard."""
     cut: int
-    """Packets that an edit list cuts away; copied to Matroska, they would be heard."""
+    """Packets that an edit list cuts away; copied to Matroska, they would be heard. Without those that start the
+    decoder."""
     spans: tuple[tuple[Fraction, Fraction], ...]
     """Of subtitles: when each packet begins and ends, seconds; empty where one of them does not say."""
     path: Path | None
@@ -384,12 +390,13 @@ def _tally(container: InputContainer, track: VideoStream) -> tuple[list[_Tally],
                 order.add_shown(packet)
             time = packet.pts if packet.pts is not None else packet.dts
             codec = codecs.get(packet.stream_index)
+            is_cut = packet.is_discard and (tally.cut > 0 or not _is_priming(packet))
             if codec is not None:
                 payload = _payload(codec, bytes(packet))
                 if not payload:
                     continue
-                tally.add(payload, time, packet.duration, cut=packet.is_discard)
-            if packet.is_discard:  # cut away by an edit list
+                tally.add(payload, time, packet.duration, cut=is_cut)
+            if is_cut:  # by an edit list
                 tally.cut += 1
                 continue
             tally.packets += 1
@@ -403,6 +410,19 @@ def _tally(container: InputContainer, track: VideoStream) -> tuple[list[_Tally],
             [f"reading fails after {sum(tally.packets for tally in tallies)} packets ({error.strerror})"],
         )
     return tallies, order, []
+
+
+def _is_priming(packet: Packet[Any]) -> bool:
+    """Whether a packet holds only samples with which a decoder of sound starts, and which containers say to skip.
+
+    A copy needs them: without them, players skip as much of the sound itself.
+    """
+    context = packet.stream.codec_context
+    if not isinstance(context, AudioCodecContext) or packet.pts is None or not context.sample_rate:
+        return False
+    base = _fraction(packet.stream.time_base) or Fraction(0)
+    padding = Fraction(context.initial_padding, context.sample_rate)  # FFmpeg counts all that an edit list cuts
+    return padding <= LONGEST_PRIMING and -padding <= packet.pts * base < 0
 
 
 def _start(firsts: Iterable[Fraction | None]) -> Fraction:
