@@ -57,7 +57,8 @@ def start(
 def environment(*, fault: str = "", pause: float = 0.0, scale: int = 1) -> dict[str, str]:
     """The environment of the program."""
     light = {"LIGHT_FAULT": fault, "LIGHT_PAUSE": str(pause), "LIGHT_SCALE": str(scale)}
-    return os.environ | light | {"PYTHONPATH": str(FILE.parents[1])}
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # few users set it
+    return given | light | {"PYTHONPATH": str(FILE.parents[1])}
 
 
 def is_encoder(process: psutil.Process) -> bool:

@@ -6,11 +6,13 @@ import os
 import random
 import subprocess
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -34,7 +36,7 @@ from tests.films import (
     times,
 )
 from vsfmanet.cli import main
-from vsfmanet.errors import DamagedError, FormatError
+from vsfmanet.errors import DamagedError, FormatError, OutputError
 from vsfmanet.jobs import runner
 from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.record import read_record
@@ -49,6 +51,7 @@ from vsfmanet.media.film import Film
 from vsfmanet.media.log import logged
 from vsfmanet.media.source import inspect
 from vsfmanet.media.thumbnails import frame_planes
+from vsfmanet.media.verify import check_trial
 from vsfmanet.settings import RestoreSettings
 from vsfmanet.sizes import result_size
 
@@ -120,6 +123,41 @@ def test_a_first_key_frame_that_ffmpeg_complains_of_is_damage(film: Path, tmp_pa
             complained += 1
             assert is_called_damaged(path), path
     assert complained
+
+
+class Corrupt:
+    """A frame that its decoder marks as corrupt."""
+
+    is_corrupt = True
+
+    def __init__(self, frame: av.VideoFrame) -> None:
+        self._frame = frame
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._frame, name)
+
+
+@pytest.mark.parametrize("damaged", [0, 4])
+def test_a_frame_that_is_marked_as_corrupt_without_a_message_is_damage(
+    film: Path, damaged: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the source and in the output."""
+    real = decode
+
+    def marked(*arguments: Any) -> Iterator[Any]:
+        count = 0
+        for step in real(*arguments):
+            frames = tuple(Corrupt(frame) if count + i == damaged else frame for i, frame in enumerate(step.frames))
+            count += len(frames)
+            yield SimpleNamespace(packet=step.packet, frames=frames, complaint=step.complaint)
+
+    check_trial(film, (64, 48), times(film))
+    monkeypatch.setattr("vsfmanet.media.decode.decode", marked)
+    monkeypatch.setattr("vsfmanet.media.verify.decode", marked)
+    with pytest.raises(OutputError, match=f"frame {damaged} is damaged"):
+        check_trial(film, (64, 48), times(film))
+    [fault] = opened(film).faults
+    assert fault.startswith("1 frames decode with errors")
 
 
 def is_called_damaged(path: Path) -> bool:

@@ -891,6 +891,9 @@ def test_a_number_in_a_name_means_a_series_of_pictures_and_nothing_in_that_of_a_
     (tmp_path / "b.mkv").rename(tmp_path / "b%03d.mkv")
     assert restore(tmp_path / "b%03d.mkv", tmp_path / "video.mkv", LOSSLESS) == 0
     assert len(times(tmp_path / "video.mkv")) == 10
+    (tmp_path / "a%03d.png").rename(tmp_path / "a%*.png")  # by FFmpeg's rules all that begin with "a"
+    assert restore(tmp_path / "a%*.png", tmp_path / "others.mkv", LOSSLESS) == 3
+    assert not (tmp_path / "others.mkv").exists()
 
 
 @on_linux

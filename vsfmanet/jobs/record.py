@@ -82,7 +82,11 @@ class Recipe:
     """Version of vsfmanet."""
 
     def digest(self) -> str:
-        """Hash of all fields but the model's name; the hash of the weights stands for it."""
+        """Hash of all fields but the model's name; the hash of the weights stands for it.
+
+        FFmpeg's version is not part of it: a new one is no reason to restore again what has been verified. Unfinished
+        ranges, which could be mixed, have it in their key (`vsfmanet.jobs.ranges`).
+        """
         parts = [self.weights_sha256, self.version, self.settings]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -175,7 +175,7 @@ def decode_all(
                 advance()
                 if frame.interlaced_frame and interlaced is None:
                     interlaced = _place(frame.pts, time_base, " at ")
-                if frame.is_corrupt and begun:
+                if frame.is_corrupt and (begun or not open_start):
                     broken[frame.pts] = None
                 begun = begun or not frame.is_corrupt
                 look = _Look.of(frame, container, track)
