@@ -293,6 +293,43 @@ MUTANTS = (
         new="SHORTEST = 1",
         test="tests/test_skipping.py::test_a_short_rest_is_restored_with_what_is_around_it",
     ),
+    # Damage
+    Mutant(
+        name="a frame of the output that is marked as corrupt is damage",
+        file="vsfmanet/media/verify.py",
+        old="            if frame.is_corrupt:",
+        new="            if False:",
+        test="tests/test_faults_files.py::test_a_frame_that_is_marked_as_corrupt_without_a_message_is_damage",
+    ),
+    Mutant(
+        name="a frame of the source that is marked as corrupt is damage",
+        file="vsfmanet/media/decode.py",
+        old="if frame.is_corrupt and (begun or not open_start):",
+        new="if False:",
+        test="tests/test_faults_files.py::test_a_frame_that_is_marked_as_corrupt_without_a_message_is_damage",
+    ),
+    Mutant(
+        name="one picture is never read as a series",
+        file="vsfmanet/media/decode.py",
+        old='"hls", "image2", ',
+        new='"hls", ',
+        test="tests/test_faults_sources.py::"
+        "test_a_number_in_a_name_means_a_series_of_pictures_and_nothing_in_that_of_a_video",
+    ),
+    Mutant(
+        name="a result that stdout cannot take is an error",
+        file="vsfmanet/cli/terminal.py",
+        old="        sys.stdout.write(text)\n        sys.stdout.flush()\n",
+        new="        sys.stdout.write(text)\n",
+        test="tests/test_faults_processes.py::test_a_result_that_stdout_cannot_take_is_told_and_the_output_stays",
+    ),
+    Mutant(
+        name="blurred frames are found",
+        file="vsfmanet/media/thumbnails.py",
+        old="    if found / sharp < bounds.strong:",
+        new="    if False:",
+        test="tests/test_thumbnails.py::test_a_real_film_passes_at_the_quality_asked_for_and_a_changed_one_does_not",
+    ),
     # Weights
     Mutant(
         name="weights that are not finite are refused",

@@ -70,19 +70,20 @@ class Bounds:
 
 
 BOUNDS: dict[Likeness, Bounds] = {
-    "exact": Bounds(mean=2.0, most=12.0, detail=(0.5, 1.6)),  # where the pixel format has changed
-    "near": Bounds(mean=2.0, most=12.0, detail=(0.5, 1.6)),
-    "fair": Bounds(mean=4.0, most=255.0, detail=(0.0, 1.6), strong=0.5),
+    "exact": Bounds(mean=2.0, most=12.0, detail=(0.4, 1.6), strong=0.75),  # where the pixel format has changed
+    "near": Bounds(mean=2.0, most=12.0, detail=(0.4, 1.6), strong=0.75),
+    "fair": Bounds(mean=4.0, most=255.0, detail=(0.0, 1.6), strong=0.62),
     "coarse": Bounds(mean=10.0, most=255.0, detail=(0.0, 1.6)),
     "rough": Bounds(mean=16.0, most=255.0, detail=(0.0, 2.0)),
     "restored": Bounds(mean=16.0, most=255.0, detail=(0.0, math.inf)),
 }
-"""Measured with x264 and x265 at CRF 16 on patterns, noise, grain and darkness: mean below 1.1, most below 5, detail
-0.67 to 1.14. On five real clips at the lowest quality of "fair" (CRF 32, with AV1 and VP9 40, MPEG q 15): mean up to
-2.4, strong 0.59; of "coarse" (CRF 40, 63, q 31): mean 5.7, and 8.0 for white noise. Single patches are not bounded: one
-may be off by 87 where something small moves fast (AV1 at preset 12). Coded with CRF 32, a box blur of 7x7 has a strong
-of at most 0.45, a hue of 60 degrees a mean of at least 4.9, a crop of 8 pixels one of 5.3, grey 4.4, inversion 82.
-Below "fair" a blur is not told from the loss of quality that was asked for."""
+"""Measured with x264 and x265 at CRF 16 on thirteen real clips, patterns, noise, grain and darkness: mean below 1.1,
+most below 5, detail 0.46 to 1.03, strong at least 0.81. On the same at the lowest quality of "fair" (CRF 32, with AV1
+40, MPEG q 15): mean up to 2.4, strong 0.67; of "coarse" (CRF 40, 63, q 31): mean 5.7, and 8.0 for white noise. Single
+patches are not bounded: one may be off by 87 where something small moves fast (AV1 at preset 12). A box blur of 7x7 or
+5x5 pixels is found at "near" and "fair" but where hardly any detail is to lose: in two very soft clips and in darkness;
+of 3x3, in a third of the films at "near". A hue of 60 degrees has a mean of at least 4.9, a crop of 8 pixels one of
+5.3, grey 4.4, inversion 82. Below "fair" a blur is not told from the loss of quality that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ class Thumbnail:
     means: NDArray[np.uint8]
     """(planes, rows, columns): mean of each patch, in code values of 8 bits."""
     detail: NDArray[np.uint8]
-    """(rows, columns): mean difference between neighbouring samples of the first plane, in code values of 8 bits."""
+    """(rows, columns): mean difference between neighbours of the first plane, each the mean of 2x2 samples, in code
+    values of 8 bits. Coding at low quality loses the finest detail, and a blur this too."""
     hash: bytes
     """Hash of all samples; empty without one."""
 
@@ -119,6 +121,9 @@ def thumbnail(planes: Planes, *, depth: int, number: int, scale: int = 1) -> Thu
         patches /= 1 << (depth - 8)
         means.append(patches.mean(axis=(1, 3)))
         if place == 0:
+            for axis in (1, 3):
+                if patches.shape[axis] > 3:
+                    patches = _halved(patches, axis)
             for axis in (1, 3):
                 if patches.shape[axis] > 1:
                     detail += np.abs(np.diff(patches, axis=axis)).mean(axis=(1, 3))
@@ -313,6 +318,13 @@ def _narrowed(wide: Thumbnail) -> Thumbnail:
     means[0] = 16 + means[0] * (219 / 255)
     means[1:] = 128 + (means[1:] - 128) * (224 / 255)
     return Thumbnail(_rounded(means), _rounded(wide.detail * (219 / 255)), wide.hash)
+
+
+def _halved(patches: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Means of pairs of neighbours; an odd last one is left out."""
+    even = patches.shape[axis] // 2 * 2
+    first, second = (patches.take(range(start, even, 2), axis) for start in (0, 1))
+    return (first + second) / 2
 
 
 def _rounded(values: NDArray[np.floating]) -> NDArray[np.uint8]:
