@@ -7,6 +7,7 @@ report states what was left out. Nothing is downloaded. Sections, in this order:
 
     machine     devices, driver, versions
     kernels     every kernel against its twin in torch, in each type: largest difference, and time against time
+    sharing     torch's and CuPy's memory, seen by the other without a copy
     graphs      CUDA graphs against operations launched one by one
     film        a film against the CPU's result in fp32: PSNR in each precision
     throughput  seconds a frame at three sizes in each half type, against what the device could do (roofline)
@@ -183,6 +184,36 @@ def kernels(setup: Setup) -> Found:
             if not worst <= allowed:
                 found.wrong.append(f"{name} in {precision} is off by {worst:.1e}")
     found.notes.append(f"times at {large[0]}x{large[1]}, 64 channels")
+    return found
+
+
+def sharing(setup: Setup) -> Found:
+    """Let torch and CuPy see each other's memory by DLPack, without a copy; on the CPU, NumPy stands in for CuPy."""
+    arrays, found = _arrays(setup), Found()
+
+    def note(what: str, good: bool, bad: str) -> None:
+        found.rows.append({"what": what, "result": "shared" if good else bad})
+        if not good:
+            found.wrong.append(f"{what}: {bad}")
+
+    for dtype in (torch.uint8, torch.uint16, torch.float16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        tensor = torch.zeros(5, 7, dtype=dtype, device=setup.torch_device)
+        array = arrays.from_dlpack(tensor)
+        tensor.fill_(3)
+        note(f"a tensor as an array, {name}", bool((array == 3).all()), "a copy")
+        array = arrays.zeros((5, 7), name)
+        tensor = torch.utils.dlpack.from_dlpack(array)
+        array.fill(3)
+        note(f"an array as a tensor, {name}", bool((tensor.float() == 3).all()), "a copy")
+    if setup.device == "cuda":
+        from vsfmanet.engines.transfers import CudaCopies
+
+        before = torch.cuda.memory_allocated()
+        block = arrays.empty(2**24, "uint8")
+        note("CuPy's memory is of torch's pool", torch.cuda.memory_allocated() - before >= block.nbytes, "another pool")
+        memory = torch.from_numpy(CudaCopies(torch.device("cuda", 0)).page_locked(4096))
+        note("CuPy's memory on the host is page-locked for torch", memory.is_pinned(), "pageable")
     return found
 
 
@@ -444,6 +475,7 @@ type Section = Callable[[Setup], Found]
 SECTIONS: Mapping[str, tuple[Section, int]] = {
     "machine": (machine, 30),
     "kernels": (kernels, 90),
+    "sharing": (sharing, 20),
     "graphs": (graphs, 60),
     "film": (film, 80),
     "throughput": (throughput, 120),
@@ -504,6 +536,20 @@ class TimedParts:
             return result
 
         return timed
+
+
+def _arrays(setup: Setup) -> Any:
+    """Return CuPy, which allocates by torch; NumPy for the CPU."""
+    if setup.device == "cpu":
+        import numpy
+
+        return numpy
+    from vsfmanet.devices import find_cupy
+
+    cupy = find_cupy()
+    if cupy is None:
+        raise LeftOut("CuPy is not installed: pip install cupy-cuda13x, or cupy-cuda12x for CUDA 12")
+    return cupy
 
 
 def _restorer(setup: Setup, precision: Precision) -> Restorer:

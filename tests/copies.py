@@ -1,4 +1,4 @@
-"""Stand-ins for the copies between host and device, which find what is not ordered."""
+"""Stand-ins for the copies between host and device, which find what is not ordered, and for CUDA graphs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsfmanet.engines.cuda import Record, Replay, Run
 from vsfmanet.engines.transfers import Event
 
 GARBAGE = 0xFE
@@ -94,3 +95,23 @@ class LateCopies:
     def _queued(self, stream: list[Pending], complete: Callable[[], None]) -> Pending:
         stream.append(Pending(stream=stream, complete=complete))
         return stream[-1]
+
+
+class Recorder:
+    """Records as CUDA does: what is replayed reads and writes the addresses of the recording."""
+
+    def __init__(self) -> None:
+        self.made = self.recorded = self.replayed = 0
+
+    def __call__(self) -> Record:
+        self.made += 1
+        return self._record
+
+    def _record(self, run: Run) -> Replay:
+        self.recorded += 1
+
+        def replay() -> None:
+            self.replayed += 1
+            run()
+
+        return replay

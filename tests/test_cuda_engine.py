@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.copies import LateCopies
+from tests.copies import LateCopies, Recorder
 from tests.fakes import ListSource, noise_clip, planes
 from tests.tiny import TINY, NoiseSource, awake, awake_m2aenet
 from vsfmanet.engines.cuda import Capture, CudaGraphEngine, Record, Replay, Run
@@ -31,26 +31,6 @@ from vsfmanet.settings import Device, RestoreSettings
 from vsfmanet.streams.levels import LevelStreams
 from vsfmanet.tiling import MemoryPlan
 from vsfmanet.weights import save_model
-
-
-class Recorder:
-    """Records as CUDA does: what is replayed reads and writes the addresses of the recording."""
-
-    def __init__(self) -> None:
-        self.made = self.recorded = self.replayed = 0
-
-    def __call__(self) -> Record:
-        self.made += 1
-        return self._record
-
-    def _record(self, run: Run) -> Replay:
-        self.recorded += 1
-
-        def replay() -> None:
-            self.replayed += 1
-            run()
-
-        return replay
 
 
 def network() -> FMANetPP:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,3 +120,28 @@ def test_kernels_that_differ_from_their_twins_are_wrong(
     found = acceptance.kernels(acceptance.Setup(**SETUP))
     assert found.wrong
     assert all(text.startswith("pixel_norm in ") and " is off by " in text for text in found.wrong)
+
+
+@pytest.mark.parametrize(
+    ("copies", "wrong"), [(set(), set()), ({"to"}, {"a tensor as an array"}), ({"from"}, {"an array as a tensor"})]
+)
+def test_memory_that_is_copied_is_not_shared(
+    acceptance: ModuleType, monkeypatch: pytest.MonkeyPatch, copies: set[str], wrong: set[str]
+) -> None:
+    """NumPy takes the place of CuPy, whose arrays need a device."""
+    if "to" in copies:
+        arrays = SimpleNamespace(from_dlpack=lambda tensor: np.from_dlpack(tensor).copy(), zeros=np.zeros)
+        monkeypatch.setattr(acceptance, "_arrays", lambda _: arrays)
+    if "from" in copies:
+        real = torch.utils.dlpack.from_dlpack
+        monkeypatch.setattr(torch.utils.dlpack, "from_dlpack", lambda array: real(array).clone())
+    found = acceptance.sharing(acceptance.Setup(**SETUP))
+    assert {text.partition(",")[0] for text in found.wrong} == wrong
+    assert {row["result"] for row in found.rows} == ({"shared", "a copy"} if wrong else {"shared"})
+    assert len(found.rows) == 8
+
+
+def test_without_cupy_there_is_nothing_to_share(acceptance: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vsfmanet.devices.find_cupy", lambda: None)
+    with pytest.raises(acceptance.LeftOut, match="CuPy is not installed: pip install cupy-cuda13x"):
+        acceptance.sharing(acceptance.Setup(**{**SETUP, "device": "cuda"}))

@@ -130,16 +130,16 @@ class FMANetPP(LevelNetwork):
             channels_last(part.to(dtype))
 
     def memory_needed(self, height: int, width: int, dtype: torch.dtype, plan: MemoryPlan) -> int:
-        """See `RestorationNetwork`; counted, not measured."""
+        """See `RestorationNetwork`; counted, without weights, and compared with the tensors that live in the tests."""
         config = self.config
         size, channels, levels, grid = dtype.itemsize, config.width, self.num_levels, config.grid
         # All counts are bytes per cell, which is a pixel where the grid is 1.
         feat, flow, image = channels * size, 6 * config.num_flows * 4, 3 * 4 * grid**2
         guides = config.num_blocks * feat
-        # A level keeps two frames besides its result, and their flows; NetR's levels also keep the guides.
-        held = 3 * feat + 2 * flow + 2 * image
-        waiting = held if plan.offload else levels * held + (config.num_blocks + 2) * guides
-        wide = max(8 * channels, 2 * channels + 3 * config.feed_forward_width, guides // size + 2 * channels) * size
+        # A level keeps three frames and their flows, which the first has not; NetR's levels also keep the guides.
+        held = 3 * feat + 3 * flow + 2 * image
+        waiting = held if plan.offload else levels * held - 3 * flow + (config.num_blocks + 2) * guides
+        wide = max(8 * channels, 4 * channels + 3 * config.feed_forward_width, guides // size + 2 * channels) * size
         if config.upsampler == "two_stage":
             last = 3 * 64 * 16 * size + 2 * image * config.scale**2
         else:
@@ -158,7 +158,8 @@ class FMANetPP(LevelNetwork):
         margin = 2 * (config.dense_layers + 2)
         tile_rows, tile_columns = (-(-side // grid) + margin for side in plan.tile)
         part = min(rows, tile_rows) * min(columns, tile_columns)
-        return rows * columns * (waiting + 2 * feat + flow) + part * working
+        # Features and flow are assembled beside those that are read.
+        return rows * columns * (waiting + 3 * feat + 2 * flow) + part * working
 
     def streamed[T](self, *, levels: Callable[[LevelNetwork], T], windows: Callable[[SequenceNetwork], T]) -> T:
         """See `RestorationNetwork`."""
