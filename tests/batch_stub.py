@@ -163,15 +163,16 @@ if __name__ == "__main__":
             sys.exit(caught.exit_code)
     else:
         from vsfmanet.cli import main
-        from vsfmanet.jobs import batch, cluster, supervise
+        from vsfmanet.cluster import joblist
+        from vsfmanet.jobs import batch, supervise
 
         supervise.PROGRAM = (sys.executable, __file__)
         if "STUB_INSIDE" in os.environ:
             slow_down()
             supervise.supervise = stand_in
-        cluster.weights_sha256 = lambda model: "0"  # type: ignore[attr-defined]
+        joblist.weights_sha256 = lambda model: "0"  # type: ignore[attr-defined]
         if "STUB_OTHER_VERSION" in os.environ:  # of a driver; Ray's nodes have the environment of their own start
-            cluster.__version__ = "0.0.1"  # type: ignore[attr-defined]
+            joblist.__version__ = "0.0.1"  # type: ignore[attr-defined]
         batch.recipe = lambda job: stub_recipe(job.encoder_args)  # type: ignore[attr-defined]
-        cluster.recipe = batch.recipe  # type: ignore[attr-defined]
+        joblist.recipe = batch.recipe  # type: ignore[attr-defined]
         sys.exit(main(sys.argv[1:]))

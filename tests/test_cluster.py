@@ -19,8 +19,9 @@ import pytest
 
 from tests.batch_stub import content, stub_recipe
 from vsfmanet.cli import main
+from vsfmanet.cluster import joblist, ray
 from vsfmanet.errors import ConfigError
-from vsfmanet.jobs import batch, cluster, supervise
+from vsfmanet.jobs import batch, supervise
 from vsfmanet.jobs.record import check_against_record
 
 STUB = Path(__file__).with_name("batch_stub.py")
@@ -33,8 +34,8 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither weights nor encoders, here and in the processes that are started."""
     monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(STUB)))
     monkeypatch.setattr(batch, "recipe", lambda job: stub_recipe(job.encoder_args))
-    monkeypatch.setattr(cluster, "recipe", lambda job: stub_recipe(job.encoder_args))
-    monkeypatch.setattr(cluster, "weights_sha256", lambda model: "0")
+    monkeypatch.setattr(joblist, "recipe", lambda job: stub_recipe(job.encoder_args))
+    monkeypatch.setattr(joblist, "weights_sha256", lambda model: "0")
     monkeypatch.setenv("PYTHONPATH", str(STUB.parents[1]))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
@@ -251,7 +252,7 @@ def test_a_percent_sign_in_a_path_is_no_pattern_of_slurm(tmp_path: Path, capsys:
 def test_a_large_archive_becomes_several_arrays(
     sources: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cluster, "ARRAY", 2)
+    monkeypatch.setattr("vsfmanet.cluster.slurm.ARRAY", 2)
     paths = put(sources, "ok", "ok", "ok")
     script = slurm(sources, made, capsys, "--at-once=8")
     assert "#SBATCH --array=0-1%8\n" in script
@@ -468,6 +469,6 @@ def test_case_79_a_ray_node_that_does_not_fit_is_refused_at_join(sources: Path, 
 
 
 def test_what_a_task_cannot_read_is_worth_another_attempt() -> None:
-    with pytest.raises(cluster.Transient, match="ended from outside or crashed"):
-        cluster.run_task([sys.executable, "-c", "import os; os.abort()"], "list", 0)
+    with pytest.raises(ray.Transient, match="ended from outside or crashed"):
+        ray.run_task([sys.executable, "-c", "import os; os.abort()"], "list", 0)
     assert issubclass(ConfigError, Exception)

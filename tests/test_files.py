@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from tests.films import nothing_but
 from vsfmanet import atomic
 from vsfmanet.atomic import TEMPORARY, replacing, write_new, write_whole
+from vsfmanet.cluster.joblist import read_list
 from vsfmanet.errors import ConfigError
 from vsfmanet.jobs import files
-from vsfmanet.jobs.cluster import read_list
 from vsfmanet.jobs.files import HELD, PREFIX, TemporaryFolder, locked, part_path, remove_work, sweep, work_path
 from vsfmanet.jobs.record import read_record
 

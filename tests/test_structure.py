@@ -38,6 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vsfmanet.filter",),
     ("vsfmanet.media",),
     ("vsfmanet.jobs",),
+    ("vsfmanet.cluster",),
     ("vsfmanet.cli", "vsfmanet.doctor", "vsfmanet.cards", "vsfmanet.__main__"),
 )
 """From the ground up."""

@@ -60,7 +60,7 @@ class _Options:
 
     def write_list(self, in_folder: Path, out_folder: Path) -> Path:
         """Write the list of jobs, and return its path."""
-        from vsfmanet.jobs.cluster import write_list
+        from vsfmanet.cluster.joblist import write_list
         from vsfmanet.jobs.progress import Report
 
         template = job_of(self.job, in_folder, out_folder / f"any{self.files.suffix}")
@@ -100,7 +100,7 @@ def ray(
         address: Address of the Ray head, which must ask for a token; auto for one on this machine. By default this
             machine alone.
     """
-    from vsfmanet.jobs.cluster import RayRun
+    from vsfmanet.cluster.ray import RayRun
     from vsfmanet.jobs.progress import Report
 
     path = options.write_list(in_folder, out_folder)
@@ -112,7 +112,7 @@ def ray(
 @app.command
 def slurm(in_folder: _InFolder, out_folder: _OutFolder, /, *, options: _Common = _DEFAULT, at_once: _AtOnce = 8) -> int:
     """Write a script for sbatch to stdout."""
-    from vsfmanet.jobs.cluster import slurm_script
+    from vsfmanet.cluster.slurm import slurm_script
 
     _check_at_once(at_once)
     path = options.write_list(in_folder, out_folder)
@@ -139,7 +139,7 @@ def kubernetes(
         claim: Persistent volume claim with IN_DIR and OUT_DIR.
         mount: Its place, here and in the pods.
     """
-    from vsfmanet.jobs.cluster import kubernetes_manifest
+    from vsfmanet.cluster.kubernetes import kubernetes_manifest
 
     _check_at_once(at_once)
     path = options.write_list(in_folder, out_folder)
@@ -171,7 +171,7 @@ def run(
         from vsfmanet.jobs.supervise import die_with
 
         die_with(parent)
-    from vsfmanet.jobs.cluster import OneJob, answer
+    from vsfmanet.cluster.joblist import OneJob, answer
 
     if number is None:
         found = answer(jobs)
