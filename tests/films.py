@@ -15,7 +15,7 @@ import pytest
 import vapoursynth as vs
 
 from vsfmanet.cli import main
-from vsfmanet.jobs import runner
+from vsfmanet.jobs import job, runner
 from vsfmanet.media import clip as clips
 from vsfmanet.settings import RestoreSettings
 
@@ -47,7 +47,8 @@ def lighten(monkeypatch: pytest.MonkeyPatch, *, scale: int = 2) -> None:
         return node if scale == 1 else node.resize.Point(scale * node.width, scale * node.height)
 
     monkeypatch.setattr(clips, "restore_clip", enlarge)
-    monkeypatch.setattr(runner, "weights_sha256", lambda model: f"weights of {model}")
+    for module in (job, runner):
+        monkeypatch.setattr(module, "weights_sha256", lambda model: f"weights of {model}")
 
 
 def restore(source: Path | str, target: Path, *options: str, encoder: tuple[str, ...] = (FAST,)) -> int:

@@ -100,7 +100,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 def replace_network(restore: Callable[[vs.VideoNode, RestoreSettings], vs.VideoNode]) -> None:
     """Let a function restore clips in this process, in place of a network; no weights are looked for."""
-    from vsfmanet.jobs import runner
+    from vsfmanet.jobs import job, runner
     from vsfmanet.media import clip
     from vsfmanet.settings import Resolved
 
@@ -116,7 +116,9 @@ def replace_network(restore: Callable[[vs.VideoNode, RestoreSettings], vs.VideoN
         )
 
     vars(clip).update(restore_clip=restore)
-    vars(runner).update(weights_sha256=lambda model: "none", resolved=resolved)
+    for module in (job, runner):
+        vars(module).update(weights_sha256=lambda model: "none")
+    vars(runner).update(resolved=resolved)
 
 
 def main() -> int:

@@ -33,9 +33,9 @@ from tests.films import H264, Terminal, ffmpeg, picture, shown_lines, sound
 from tests.light import is_alive, wait_until_gone
 from vsfmanet import __version__
 from vsfmanet.cli import main
-from vsfmanet.jobs import batch, journal, page, progress, runner, supervise
+from vsfmanet.jobs import batch, journal, page, progress, supervise
 from vsfmanet.jobs.files import move_aside, part_path, record_path
-from vsfmanet.jobs.job import BatchOptions, RestoreJob
+from vsfmanet.jobs.job import BatchOptions, RestoreJob, recipe
 from vsfmanet.jobs.journal import open_journal
 from vsfmanet.jobs.paths import Pairing, Selection, survey
 from vsfmanet.jobs.record import check_against_record, read_record
@@ -577,8 +577,9 @@ def real_jobs(monkeypatch: pytest.MonkeyPatch, sources: Path) -> None:
     monkeypatch.setattr(supervise, "supervise", SUPERVISE)
     monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(light.FILE)))
     monkeypatch.setenv("LIGHT_SCALE", "4")
-    monkeypatch.setattr(batch, "recipe", runner.recipe)
-    monkeypatch.setattr(runner, "weights_sha256", lambda model: "none")
+    monkeypatch.setattr(batch, "recipe", recipe)
+    for module in ("job", "runner"):
+        monkeypatch.setattr(f"vsfmanet.jobs.{module}.weights_sha256", lambda model: "none")
     subprocess.run(
         [
             imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=1",

@@ -37,7 +37,7 @@ from tests.films import (
 )
 from vsfmanet.cli import main
 from vsfmanet.errors import DamagedError, FormatError, OutputError
-from vsfmanet.jobs import runner
+from vsfmanet.jobs import opening, runner
 from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.record import read_record
 from vsfmanet.media import clip as clips
@@ -520,7 +520,7 @@ def test_flags_of_the_source_own_coding_are_not_written(tmp_path: Path, monkeypa
     runs: list[Run] = []
     inspected = inspect(CASES / "aspect-by-container.mkv")
     monkeypatch.setattr(
-        runner, "inspect", lambda path: replace(inspected, disposition=("default", "multilayer", "dependent"))
+        opening, "inspect", lambda path: replace(inspected, disposition=("default", "multilayer", "dependent"))
     )
 
     def kept(film: Film, ffmpeg: Ffmpeg, output: Path, *, covers: Path) -> Run:

@@ -132,9 +132,10 @@ def test_case_50_a_report_that_cannot_be_written_is_told_and_the_results_stay(
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "film.mkv").write_bytes(film.read_bytes())
     (tmp_path / "out" / "vsfmanet-report.html").mkdir(parents=True)  # cannot be replaced by a file, not even by root
-    from vsfmanet.jobs import runner, supervise
+    from vsfmanet.jobs import job, runner, supervise
 
-    monkeypatch.setattr(runner, "weights_sha256", lambda model: "none")
+    for module in (job, runner):
+        monkeypatch.setattr(module, "weights_sha256", lambda model: "none")
     monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(light.FILE)))
     assert main(["batch", "--reserve=0", FAST, str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     assert "the report could not be written" in capsys.readouterr().err

@@ -36,7 +36,7 @@ from tests.films import (
 )
 from tests.light import is_alive, is_encoder, start, wait_for_encoder, wait_until_gone
 from vsfmanet.cli import main
-from vsfmanet.jobs import batch, runner, supervise
+from vsfmanet.jobs import batch, job, runner, supervise
 from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.supervise import PROGRAM, family
 from vsfmanet.media import clip as clips
@@ -350,7 +350,8 @@ def test_case_44_what_hangs_is_stopped_by_the_watchdog(
     sources.mkdir()
     (sources / "film.mkv").write_bytes(film.read_bytes())
     monkeypatch.setattr(supervise, "PROGRAM", (sys.executable, str(light.FILE)))
-    monkeypatch.setattr(runner, "weights_sha256", lambda model: "none")
+    for module in (job, runner):
+        monkeypatch.setattr(module, "weights_sha256", lambda model: "none")
     monkeypatch.setattr(batch, "TRIES", 1)
     whom = "$$" if who == "encoder" else "$PPID"
     options = ["--reserve=0", FAST]

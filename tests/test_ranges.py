@@ -18,7 +18,7 @@ import vapoursynth as vs
 from tests.fakes import MixingRestorer, restore_with
 from vsfmanet import devices, kernels
 from vsfmanet.cli import main
-from vsfmanet.jobs import ranges, runner
+from vsfmanet.jobs import job, opening, ranges, runner
 from vsfmanet.jobs.files import record_path
 from vsfmanet.jobs.progress import Report
 from vsfmanet.media import clip as clips
@@ -68,7 +68,8 @@ def light_filter(monkeypatch: pytest.MonkeyPatch) -> None:
         return restore_with(node, MixingRestorer(), segment=4)
 
     monkeypatch.setattr(clips, "restore_clip", restore)
-    monkeypatch.setattr(runner, "weights_sha256", lambda model: f"weights of {model}")
+    for module in (job, runner):
+        monkeypatch.setattr(module, "weights_sha256", lambda model: f"weights of {model}")
 
 
 def restore(film: Path, made: Path, encoder: str, length: int, *options: str) -> int:
@@ -290,14 +291,14 @@ def test_ranges_of_an_output_that_another_run_has_made_do_not_stay(
     made, rival = tmp_path / "made.mkv", tmp_path / "rival.mkv"
     assert restore(film, rival, QUICK, 13) == 0
 
-    def overtaken(*_: object) -> None:
+    def overtaken(*_: object, **__: object) -> None:
         for path in (rival, record_path(rival)):
             path.rename(tmp_path / path.name.replace("rival", "made"))
 
     if moment == "before the work":
-        monkeypatch.setattr(runner, "_check_copying", overtaken)
+        monkeypatch.setattr(runner, "check_copying", overtaken)
     else:
-        monkeypatch.setattr(runner, "check_unchanged", overtaken)
+        monkeypatch.setattr(opening, "check_unchanged", overtaken)
     assert restore(film, made, QUICK, 13) == 7
     assert sorted(os.listdir(tmp_path)) == ["made.mkv", "made.mkv.vsfmanet.json"]
 

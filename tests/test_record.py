@@ -18,11 +18,10 @@ import vapoursynth as vs
 from tests.films import FAST, H264, ffmpeg, lighten, picture, sound
 from vsfmanet.cli import main
 from vsfmanet.errors import BusyError
-from vsfmanet.jobs import runner, scratch
+from vsfmanet.jobs import opening, scratch
 from vsfmanet.jobs.files import move_new, part_path, pending_path, record_path, sweep
-from vsfmanet.jobs.job import RestoreJob
+from vsfmanet.jobs.job import RestoreJob, recipe
 from vsfmanet.jobs.record import EDGE, Fingerprint, Record, find_done, job_key, read_record, write_record
-from vsfmanet.jobs.runner import recipe
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.media import clip as clips
 from vsfmanet.settings import Resolved, RestoreSettings
@@ -76,7 +75,7 @@ def test_a_record_that_cannot_be_put_beside_its_output_is_not_lost(
 ) -> None:
     target = tmp_path / "made.mkv"
     with monkeypatch.context() as patch:  # a folder of that name stands for a disk that fails between two steps
-        patch.setattr(runner, "check_unchanged", lambda _: record_path(target).mkdir())
+        patch.setattr(opening, "check_unchanged", lambda _: record_path(target).mkdir())
         assert main(["restore", FAST, str(film), str(target)]) == 5
     record_path(target).rmdir()
     written = target.stat().st_mtime_ns

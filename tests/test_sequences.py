@@ -19,9 +19,8 @@ from tests import light
 from tests.films import FFMPEG, LOSSLESS, ffmpeg, kinds, lighten, nothing_but, picture, restore, sound, times
 from vsfmanet.cli import main
 from vsfmanet.errors import ConfigError, IncompleteError
-from vsfmanet.jobs import runner
 from vsfmanet.jobs.files import record_path
-from vsfmanet.jobs.job import RestoreJob, parse_rate
+from vsfmanet.jobs.job import RestoreJob, parse_rate, recipe
 from vsfmanet.jobs.record import content
 from vsfmanet.media import clip as clips
 from vsfmanet.media import sequence
@@ -324,4 +323,4 @@ def test_pictures_are_a_job_that_json_carries() -> None:
     assert RestoreJob.from_json(json.loads(json.dumps(job.to_json()))) == job
     assert job.output == Path("out")
     assert not job.makes_film
-    assert runner.recipe(job).settings["pictures"] == "%d.tif"
+    assert recipe(job).settings["pictures"] == "%d.tif"

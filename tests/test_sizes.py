@@ -22,8 +22,7 @@ from tests.films import H264, ffmpeg, picture, restore
 from vsfmanet.clips.colour import check_clip, plain, tag_colour
 from vsfmanet.errors import ConfigError
 from vsfmanet.filter import restore_with
-from vsfmanet.jobs import runner
-from vsfmanet.jobs.job import RestoreJob
+from vsfmanet.jobs.job import RestoreJob, recipe
 from vsfmanet.jobs.record import weights_sha256
 from vsfmanet.media import clip as clips
 from vsfmanet.settings import RestoreSettings
@@ -334,7 +333,7 @@ def test_a_clip_of_another_size_than_asked_for_is_a_fault(film: Path) -> None:
 def test_the_size_is_part_of_the_job_and_the_choice_of_the_model_too(tmp_path: Path) -> None:
     def digest(**settings: object) -> str:
         chosen = RestoreSettings(**settings)  # type: ignore[arg-type]
-        return runner.recipe(RestoreJob(source=tmp_path, target=tmp_path / "a.mkv", settings=chosen)).digest()
+        return recipe(RestoreJob(source=tmp_path, target=tmp_path / "a.mkv", settings=chosen)).digest()
 
     digests = [digest(), digest(height=1080), digest(height=720), digest(scale=2), digest(width=1080)]
     digests.append(digest(model="fmanetpp_x2_fast", height=720))

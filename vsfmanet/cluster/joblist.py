@@ -18,11 +18,11 @@ from vsfmanet.errors import ConfigError, OutputError
 from vsfmanet.jobs import batch, supervise
 from vsfmanet.jobs.batch import TRIES
 from vsfmanet.jobs.files import settle
-from vsfmanet.jobs.job import BatchOptions, RestoreJob
+from vsfmanet.jobs.job import BatchOptions, RestoreJob, recipe
 from vsfmanet.jobs.journal import FOLDER
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key, weights_sha256
-from vsfmanet.jobs.runner import TAKING_PART, recipe
+from vsfmanet.jobs.runner import TAKING_PART
 from vsfmanet.jobs.supervise import Stop
 from vsfmanet.settings import from_json
 

@@ -19,14 +19,13 @@ import vapoursynth as vs
 from vsfmanet.errors import ConfigError, OutputError, VsfmanetError
 from vsfmanet.jobs import supervise
 from vsfmanet.jobs.files import pending_records, record_path, remove_work, settle, sweep
-from vsfmanet.jobs.job import BatchOptions
+from vsfmanet.jobs.job import BatchOptions, recipe
 from vsfmanet.jobs.journal import FOLDER as FOLDER
 from vsfmanet.jobs.journal import Journal, Row, open_journal, read_states
 from vsfmanet.jobs.page import before_and_after, tally, write_page
 from vsfmanet.jobs.paths import Pairing, Survey, survey
 from vsfmanet.jobs.progress import Report, frames_state
 from vsfmanet.jobs.record import Fingerprint, Record, find_done, job_key
-from vsfmanet.jobs.runner import recipe
 from vsfmanet.jobs.supervise import MACHINE, Event, Outcome, Stop, Verdict
 from vsfmanet.media import clip as clips
 from vsfmanet.media.coding import choose_encoder, output_bytes

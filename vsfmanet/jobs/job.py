@@ -1,13 +1,16 @@
 """What is to be done with one video file, or with all of a folder, as one value. Imports no library."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, Self
 
+from vsfmanet import __version__
 from vsfmanet.errors import ConfigError
 from vsfmanet.jobs.paths import Selection
+from vsfmanet.jobs.record import Fingerprint, Recipe, weights_sha256
+from vsfmanet.manifest import file_sha256
 from vsfmanet.media.containers import CONTAINERS, PICTURES, PIPE, is_sequence
 from vsfmanet.media.encoder_args import names_encoder, parse_encoder_args
 from vsfmanet.media.presets import TEN_BITS, BitDepth, Preset
@@ -29,6 +32,12 @@ RANGE_FRAMES = 500
 
 STALL_LIMIT = 600.0
 """Seconds without progress after which a job is stopped."""
+
+SAME_PIXELS = {"device", "device_index", "backend", "provider", "tile", "segment", "source_path"}
+"""Fields of `RestoreSettings` without effect on the result: where and how it is computed."""
+
+SAME_OUTPUT = {"source", "target", "settings", "overwrite", "range_frames", "reserve", "ffmpeg"}
+"""Fields of `RestoreJob` that do not make it another job; the record names the FFmpeg that was used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,3 +275,26 @@ class BatchOptions:
         number, count = self.selection.shard
         stem, suffix = os.path.splitext(name)
         return name if count == 1 else f"{stem}-{number}-of-{count}{suffix}"
+
+
+def recipe(job: RestoreJob) -> Recipe:
+    """What decides the result of a job, apart from its source: all fields but `SAME_PIXELS` and `SAME_OUTPUT`.
+
+    Raises:
+        WeightsError: There is no such model.
+    """
+    settings = {name: value for name, value in job.settings.to_json().items() if name not in SAME_PIXELS | {"model"}}
+    own = {name: value for name, value in job.to_json().items() if name not in SAME_OUTPUT}
+    exposure = job.settings.exposure
+    if isinstance(exposure, str | os.PathLike) and Path(exposure).is_file():
+        own["exposure_sha256"] = file_sha256(Path(exposure))
+    if is_sequence(job.target):
+        own["pictures"] = job.target.name
+    if job.audio_from is not None and job.audio_from.is_file():
+        own["audio_from"] = asdict(Fingerprint.of(job.audio_from))
+    return Recipe(
+        model=job.settings.named_model,
+        weights_sha256=weights_sha256(job.settings.named_model),
+        settings=settings | own,
+        version=__version__,
+    )

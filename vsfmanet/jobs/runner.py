@@ -13,7 +13,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -23,73 +22,54 @@ from pathlib import Path
 
 import vapoursynth as vs
 
-from vsfmanet import __version__
 from vsfmanet.atomic import MAX_NAME
 from vsfmanet.errors import (
     BusyError,
     ConfigError,
-    DamagedError,
     FormatError,
     IncompleteError,
     OutputError,
     SourceError,
 )
-from vsfmanet.jobs.files import exposure_sidecar, record_path, remove_work, settle, sweep, work_path
-from vsfmanet.jobs.job import RestoreJob, parse_rate
+from vsfmanet.jobs.files import record_path, remove_work, settle, work_path
+from vsfmanet.jobs.job import RestoreJob, recipe
+from vsfmanet.jobs.opening import Opened, check_same, forget, is_restored, open_source, settings_for
 from vsfmanet.jobs.progress import Report
 from vsfmanet.jobs.ranges import TRIAL_FRAMES, Ranges, why_one_pass
 from vsfmanet.jobs.record import (
     Fingerprint,
-    Recipe,
     Record,
     content,
     find_done,
     job_key,
     read_record,
-    script_files,
     source_digits,
     weights_sha256,
 )
 from vsfmanet.jobs.scratch import Scratch
 from vsfmanet.manifest import file_sha256
 from vsfmanet.media import clip as clips
-from vsfmanet.media.clip import SourceClip, Tally
-from vsfmanet.media.coding import choose_encoder, has_filters, has_option, output_bytes, sets_aspect
+from vsfmanet.media.clip import Tally
+from vsfmanet.media.coding import choose_encoder, output_bytes
 from vsfmanet.media.commands import whole_run
-from vsfmanet.media.containers import CONTAINERS, PIPE, is_sequence
-from vsfmanet.media.copying import broken_streams, refused_streams, with_early_subtitles
+from vsfmanet.media.containers import PIPE, is_sequence
+from vsfmanet.media.copying import check_copying, with_early_subtitles
 from vsfmanet.media.decode import trial_frame
-from vsfmanet.media.deinterlace import deinterlaced
 from vsfmanet.media.feed import Encoder
 from vsfmanet.media.ffmpeg import Ffmpeg, find_ffmpeg, takes_hdr, working_presets
 from vsfmanet.media.film import Film, cover_file
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.meter import clock
-from vsfmanet.media.pipe import Y4mWriter, receive
-from vsfmanet.media.script import SUFFIX as SCRIPT
-from vsfmanet.media.script import TICKS, is_script, open_node, open_script, restored_by
-from vsfmanet.media.sequence import PictureWriter, open_sequence
-from vsfmanet.media.source import KEPT, Source, Stream, check_unchanged, inspect, is_kept, save_packets
-from vsfmanet.media.thumbnails import SUFFIX, Likeness, read_thumbnails
-from vsfmanet.media.timeline import parse_time, time_code
+from vsfmanet.media.pipe import Y4mWriter
+from vsfmanet.media.sequence import PictureWriter
+from vsfmanet.media.source import KEPT, Source, Stream, is_kept, save_packets
+from vsfmanet.media.thumbnails import SUFFIX, Likeness
 from vsfmanet.media.verify import Needed, check_trial, verify
 from vsfmanet.settings import Resolved, RestoreSettings
 from vsfmanet.sizes import sample_stretch, with_model
 
-SAME_PIXELS = {"device", "device_index", "backend", "provider", "tile", "segment", "source_path"}
-"""Fields of `RestoreSettings` without effect on the result: where and how it is computed."""
-
-SAME_OUTPUT = {"source", "target", "settings", "overwrite", "range_frames", "reserve", "ffmpeg"}
-"""Fields of `RestoreJob` that do not make it another job; the record names the FFmpeg that was used."""
-
 TRIALS = 2
 """How often the encoder is tried for ranges: one that a signal ends, as when memory is short, decides nothing."""
-
-DEFAULT_RATE = "25"
-"""Frames per second of pictures without --fps."""
-
-RECEIVED = "stdin.nut"
-"""Temporary file with the frames from stdin."""
 
 THUMBNAILS = f"frames{SUFFIX}"
 """File with the thumbnails of the frames, if the output is made in one pass."""
@@ -100,34 +80,8 @@ PICTURE_SHARE = 0.6
 ROOM = 1.2
 """Free space that a job needs, over its expected size."""
 
-PAST_END = 1
-"""Seconds after the last frame that --end may name: sound may last longer."""
-
 TAKING_PART = ("vapoursynth", "vapoursynth-bestsource", "torch", "av")
 """Packages whose versions are recorded."""
-
-
-def recipe(job: RestoreJob) -> Recipe:
-    """What decides the result of a job, apart from its source: all fields but `SAME_PIXELS` and `SAME_OUTPUT`.
-
-    Raises:
-        WeightsError: There is no such model.
-    """
-    settings = {name: value for name, value in job.settings.to_json().items() if name not in SAME_PIXELS | {"model"}}
-    own = {name: value for name, value in job.to_json().items() if name not in SAME_OUTPUT}
-    exposure = job.settings.exposure
-    if isinstance(exposure, str | os.PathLike) and Path(exposure).is_file():
-        own["exposure_sha256"] = file_sha256(Path(exposure))
-    if is_sequence(job.target):
-        own["pictures"] = job.target.name
-    if job.audio_from is not None and job.audio_from.is_file():
-        own["audio_from"] = asdict(Fingerprint.of(job.audio_from))
-    return Recipe(
-        model=job.settings.named_model,
-        weights_sha256=weights_sha256(job.settings.named_model),
-        settings=settings | own,
-        version=__version__,
-    )
 
 
 def resolved(settings: RestoreSettings, weights: str) -> Resolved:
@@ -175,7 +129,7 @@ def run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         with report.listening():
             return _run(job, report, scratch)
     except (SourceError, FormatError):
-        _forget(job)
+        forget(job)
         raise
     except OSError as error:
         raise OutputError(
@@ -197,34 +151,25 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     with_it = f" with FFmpeg {ffmpeg.release[0]}.{ffmpeg.release[1]} ({ffmpeg.path})" if job.makes_film else ""
     report.note(f"restoring {job.source_name if job.source == PIPE else job.source}{with_it}")
     folder = scratch.make_folder()
-    report.phase("reading")
-    began = time.monotonic()
-    source, clip, numbers = _open(job, folder, report)
-    reading = (time.monotonic() - began) / clip.node.num_frames
-    fingerprint = _fingerprint(job, folder)
+    opened = open_source(job, folder, report)
+    source, clip, frames = opened.source, opened.clip, opened.frames
     if source.hdr.is_static:
         ffmpeg = find_ffmpeg(job.ffmpeg, for_hdr=True)
-    for notice in clip.notices:
-        report.warn(notice)
-    if job.deinterlace:
-        clip = replace(clip, node=deinterlaced(clip.node))
-    frames = _range(job, source, clip)
-    clip = replace(clip, aspect=clip.aspect_of(source, frames), aspects=())
     own_format = clip.node.format
     if job.settings.resizes:
         clip = clips.without_padding(clip)
     copied = _copied(job, source, report) if job.makes_film else []
     if job.makes_film:
-        _check_copying(ffmpeg, source, copied, job.target.suffix.lower(), scratch)
+        check_copying(ffmpeg, source, copied, job.target.suffix.lower(), launch=scratch.launch)
     report.phase("preparing")
     made_with = recipe(job)
-    settings = with_model(_settings(job, source, report), clip.node.width, clip.node.height)
+    settings = with_model(settings_for(job, source, report), clip.node.width, clip.node.height)
     made_by = resolved(settings, weights_sha256(settings.model))
     output_format = _output_format(job, own_format)
     if output_format is None and clip.node.format.id != own_format.id:
         output_format = own_format.id
     settings = replace(settings, output_format=output_format)
-    if _is_restored(job, clip, report):
+    if is_restored(job, clip, report):
         restored = clips.converted(clip.node, settings.output_format)
     else:
         restored = clips.restore_clip(clip.node, settings)
@@ -237,14 +182,12 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
 
     task = _Task(
         job=job,
-        source=source,
-        clip=clip,
+        opened=replace(opened, clip=clip),
         restored=restored,
-        frames=frames,
-        key=job_key(fingerprint, made_with.digest()),
-        digits=source_digits(job.source, fingerprint),
+        key=job_key(opened.fingerprint, made_with.digest()),
+        digits=source_digits(job.source, opened.fingerprint),
         arithmetic=made_by.arithmetic,
-        checking=reading * len(frames) * restored.width * restored.height / (clip.node.width * clip.node.height),
+        checking=opened.reading * len(frames) * restored.width * restored.height / (clip.node.width * clip.node.height),
         tally=Tally(),
         folder=folder,
         scratch=scratch,
@@ -253,14 +196,14 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
     if job.target == PIPE:
         made = _stream(task)
     elif is_sequence(job.target):
-        made = _pictures(task, _part(task), numbers)
+        made = _pictures(task, _part(task))
     else:
         made = _whole_film(task, _part(task), ffmpeg, copied)
     record = Record(
         key=task.key,
         attempt=scratch.attempt,
         source=job.source_name,
-        fingerprint=fingerprint,
+        fingerprint=opened.fingerprint,
         recipe=made_with,
         versions=_versions(ffmpeg),
         frames=len(frames),
@@ -278,9 +221,7 @@ def _run(job: RestoreJob, report: Report, scratch: Scratch) -> Record:
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - started, 3),
     )
-    check_unchanged(source)
-    if (is_script(job.source) or is_sequence(job.source)) and _fingerprint(job, folder) != fingerprint:
-        raise SourceError(f"{job.source}: a file of the source changed during the job; run it again")
+    check_same(job, opened, folder)
     if made.part is not None:
         try:
             scratch.publish(made.part, job.output, record, overwrite=job.overwrite, pictures=made.pictures)
@@ -303,12 +244,10 @@ class _Task:
     """A job with its restored clip."""
 
     job: RestoreJob
-    source: Source
-    clip: SourceClip
+    opened: Opened
+    """Source of the job."""
     restored: vs.VideoNode
     """The restored clip, whole."""
-    frames: range
-    """Numbers of the frames to make, in the clip."""
     key: str
     """`job_key`."""
     digits: str
@@ -325,9 +264,10 @@ class _Task:
 
     def read(self, done: int = 0) -> Iterator[vs.VideoFrame]:
         """Yield the restored frames behind those that are done."""
-        left = self.restored[self.frames.start + done : self.frames.stop]
+        frames = self.opened.frames
+        left = self.restored[frames.start + done : frames.stop]
         ahead = clips.frames_ahead(self.job.settings)
-        return clips.read_frames(self.source, left, ahead=ahead, first=done, tally=self.tally)
+        return clips.read_frames(self.opened.source, left, ahead=ahead, first=done, tally=self.tally)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -365,14 +305,13 @@ def _whole_film(task: _Task, part: Path, ffmpeg: Ffmpeg, copied: Sequence[Stream
     Raises:
         VsfmanetError: There is no result.
     """
-    job, source, clip, frames, report = task.job, task.source, task.clip, task.frames, task.report
-    restored, folder, scratch = task.restored, task.folder, task.scratch
+    job, source, frames, report = task.job, task.opened.source, task.opened.frames, task.report
+    folder = task.folder
     save_packets(source, {cover.index: folder / cover_file(cover) for cover in copied if cover.kind == "cover"})
-    film = _film(job, source, clip, restored, frames, copied, ffmpeg)
-    film = with_early_subtitles(film, ffmpeg, folder, launch=scratch.launch)
+    film = _film(task, copied, ffmpeg)
+    film = with_early_subtitles(film, ffmpeg, folder, launch=task.scratch.launch)
     report.phase("trying the encoder")
-    names = task.digits, f"{task.key} {task.arithmetic}"
-    ranges = _ranges(job, film, ffmpeg, part, restored, frames, names, folder, scratch, report)
+    ranges = _ranges(task, film, ffmpeg, part)
     in_ranges = 0 if ranges is None else len(ranges.missing)
     expected = output_bytes(
         frames=len(frames) + in_ranges,
@@ -381,7 +320,7 @@ def _whole_film(task: _Task, part: Path, ffmpeg: Ffmpeg, copied: Sequence[Stream
         encoder_args=film.encoder_args,
     )
     _check_room(job, expected, len(frames))
-    trial = _try_encoder(job, film, ffmpeg, restored, folder, scratch) if ranges is None else ranges.trial
+    trial = _try_encoder(task, film, ffmpeg) if ranges is None else ranges.trial
     report.phase("preparing")
     size, hdr = trial_frame(trial)
     check_trial(
@@ -394,13 +333,13 @@ def _whole_film(task: _Task, part: Path, ffmpeg: Ffmpeg, copied: Sequence[Stream
     if ranges is None:
         _encode(task, film, ffmpeg, part)
     else:
-        ranges.encode(restored, report, task.tally, after=task.checking)
+        ranges.encode(task.restored, report, task.tally, after=task.checking)
         ranges.join(report)
     report.phase("checking")
     try:
         with report.begin("verifying", len(frames)) as progress:
             thumbnails = [folder / THUMBNAILS] if ranges is None else ranges.thumbnails
-            needed = _needed(source, clip, frames, film, size, hdr, thumbnails)
+            needed = Needed.of(film, task.opened.clip, frames, size=size, hdr=hdr, thumbnails=thumbnails)
             verify(
                 part,
                 needed,
@@ -422,20 +361,20 @@ def _whole_film(task: _Task, part: Path, ffmpeg: Ffmpeg, copied: Sequence[Stream
     )
 
 
-def _pictures(task: _Task, part: Path, numbers: Sequence[int]) -> _Made:
+def _pictures(task: _Task, part: Path) -> _Made:
     """Make numbered pictures and verify them.
 
     Args:
         task: The job.
         part: Its part file, which is only locked.
-        numbers: Of the frames of the source.
 
     Raises:
         VsfmanetError: There is no result.
     """
-    job, report, count = task.job, task.report, len(task.frames)
+    job, report, frames = task.job, task.report, task.opened.frames
+    count = len(frames)
     _warn_of_losses(task)
-    named = numbers[task.frames.start : task.frames.stop]
+    named = task.opened.numbers[frames.start : frames.stop]
     if job.start_number is not None:
         named = range(job.start_number, job.start_number + count)
     text = f"{task.key} {task.arithmetic} {job.target.name}"
@@ -472,7 +411,7 @@ def _stream(task: _Task) -> _Made:
         VsfmanetError: Not all frames are written.
     """
     _warn_of_losses(task)
-    report, count = task.report, len(task.frames)
+    report, count = task.report, len(task.opened.frames)
     report.warn("a stream cannot be read back and compared, and cannot be continued: check the result behind the pipe")
     frames = task.read()
     with report.begin("restoring", count) as progress:
@@ -483,7 +422,7 @@ def _stream(task: _Task) -> _Made:
             sys.stdout.buffer,
             size=size,
             pixel_format=clips.pixel_format(task.restored.format),
-            rate=task.source.rate,
+            rate=task.opened.source.rate,
             aspect=_aspect(task),
             frames=count,
             full_range=None if colour.range is None else colour.range == 2,
@@ -497,7 +436,7 @@ def _stream(task: _Task) -> _Made:
 
 def _warn_of_losses(task: _Task) -> None:
     """Warn of what pictures and streams do not carry."""
-    source, clip, report = task.source, task.clip, task.report
+    source, clip, report = task.opened.source, task.opened.clip, task.report
     pictures = is_sequence(task.job.target)
     kind = "pictures" if pictures else "a stream"
     lost = ", ".join(dict.fromkeys(stream.kind for stream in source.others if is_kept(stream)))
@@ -514,9 +453,9 @@ def _warn_of_losses(task: _Task) -> None:
 
 def _aspect(task: _Task) -> Fraction:
     """Sample aspect ratio of the result."""
-    before, after = task.clip.node, task.restored
-    stretch = sample_stretch((before.width, before.height), (after.width, after.height))
-    return task.clip.aspect * stretch if task.job.settings.resizes else task.clip.aspect
+    clip, after = task.opened.clip, task.restored
+    stretch = sample_stretch((clip.node.width, clip.node.height), (after.width, after.height))
+    return clip.aspect * stretch if task.job.settings.resizes else clip.aspect
 
 
 def _output_format(job: RestoreJob, video_format: vs.VideoFormat) -> int | None:
@@ -536,163 +475,6 @@ def _output_format(job: RestoreJob, video_format: vs.VideoFormat) -> int | None:
         depth = job.depth or (8 if depth == 8 else 10)
         return query(vs.YUV, vs.INTEGER, depth, 1, 1).id
     return None if job.depth is None else clips.with_depth(video_format, job.depth).id
-
-
-def _open(job: RestoreJob, folder: Path, report: Report) -> tuple[Source, SourceClip, Sequence[int]]:
-    """Open a source.
-
-    Returns:
-        All but its frames, its frames, and their numbers in the source.
-
-    Raises:
-        VsfmanetError: It cannot be used.
-    """
-    if is_sequence(job.source):
-        rate = parse_rate(job.fps or DEFAULT_RATE)
-        source, clip, numbers = open_sequence(
-            job.source, rate=rate, audio_from=job.audio_from, folder=folder, meters=report
-        )
-        _check_whole(job, clip.faults, report)
-        if job.fps is None and not is_sequence(job.target) and clip.time_base == 1 / (rate * TICKS):
-            report.warn(f"the pictures are taken as {DEFAULT_RATE} per second; --fps sets another rate")
-        return source, clip, numbers
-    if job.source == PIPE:
-        source, clip = _pipe(job, folder, report)
-    elif is_script(job.source):
-        source, clip = _script(job, folder, report)
-    else:
-        source, clip = _file(job, report)
-    return source, clip, range(clip.node.num_frames)
-
-
-def _pipe(job: RestoreJob, folder: Path, report: Report) -> tuple[Source, SourceClip]:
-    """Read stdin to its end, and open its frames.
-
-    Raises:
-        VsfmanetError: They cannot be used.
-    """
-    report.note(f"stdin is first kept in {folder}; it cannot be read twice, so that a job that is stopped begins anew")
-    path = folder / RECEIVED
-    with report.begin("reading stdin", 0) as progress:
-        rate, aspect = receive(sys.stdin.buffer, path, progress.advance)
-    clip = clips.open_clip(inspect(path), threads=0, interlaced=job.deinterlace, meters=report)
-    node = clip.node.std.AssumeFPS(fpsnum=rate.numerator, fpsden=rate.denominator)
-    node = node.std.SetFrameProps(_SARNum=aspect.numerator, _SARDen=aspect.denominator)
-    return open_node(path, node, audio_from=job.audio_from, folder=folder, interlaced=job.deinterlace)
-
-
-def _fingerprint(job: RestoreJob, folder: Path) -> Fingerprint:
-    """Fingerprint of the source; of stdin, that of its frames."""
-    if job.source == PIPE:
-        return replace(Fingerprint.of(folder / RECEIVED), mtime_ns=0)
-    return Fingerprint.of(job.source)
-
-
-def _forget(job: RestoreJob) -> None:
-    """Delete finished ranges of what a refused source held before: nothing else would."""
-    if not (is_sequence(job.source) or job.source.is_file()):  # a pipe would wait for ever
-        return
-    with suppress(OSError):
-        digits = source_digits(job.source, Fingerprint.of(job.source))
-        if not sweep(job.output):
-            remove_work(job.output, replaced=digits)
-
-
-def _file(job: RestoreJob, report: Report) -> tuple[Source, SourceClip]:
-    """Inspect and open a video file.
-
-    Raises:
-        VsfmanetError: It cannot be used.
-    """
-    if job.audio_from is not None:
-        raise ConfigError(
-            f"--audio-from is for a script ({SCRIPT}), pictures or stdin, got {job.source}; its own sound is copied"
-        )
-    source = inspect(job.source)
-    _check_whole(job, source.faults, report)
-    report.phase("decoding")
-    threads = 0 if job.on_damage == "stop" else 1
-    clip = clips.open_clip(source, threads=threads, interlaced=job.deinterlace, parts=True, meters=report)
-    _check_whole(job, clip.faults, report)
-    if job.on_damage == "as-is":
-        step = 1 / (source.rate * clip.time_base)
-        evenly = tuple(clip.timestamps[0] + round(n * step) for n in range(len(clip.timestamps)))
-        clip = replace(clip, timestamps=evenly, anchors=clip.anchors[:1])
-    return source, clip
-
-
-def _script(job: RestoreJob, folder: Path, report: Report) -> tuple[Source, SourceClip]:
-    """Run a script and open its clip.
-
-    Raises:
-        VsfmanetError: It cannot be used.
-    """
-    if not job.source.is_file():
-        raise SourceError(f"{job.source}: the script cannot be found; check the path")
-    source, clip = open_script(job.source, audio_from=job.audio_from, folder=folder, interlaced=job.deinterlace)
-    _check_whole(job, source.faults, report)
-    named = ", ".join(path.name for path in script_files(job.source)) or "none"
-    report.note(
-        f"files that the script names, whose hash the record has: {named}. If it depends on anything else, such as the "
-        "time, another run or a continued one may differ"
-    )
-    return source, clip
-
-
-def _is_restored(job: RestoreJob, clip: SourceClip, report: Report) -> bool:
-    """Whether a script has restored its frames; warns, because the options of the network are not used then.
-
-    Raises:
-        ConfigError: It has, and another size is asked for.
-    """
-    model = restored_by(clip.node) if is_script(job.source) else None
-    if model is None:
-        return False
-    if job.settings.resizes:
-        raise ConfigError(f"{job.source}: the script restores by itself; set the size in it, not by an option")
-    report.warn(f"the script restores its frames by itself, with {model}: they are encoded as they are")
-    return True
-
-
-def _needed(
-    source: Source,
-    clip: SourceClip,
-    frames: range,
-    film: Film,
-    size: tuple[int, int],
-    hdr: Hdr,
-    thumbnails: Sequence[Path],
-) -> Needed:
-    """What the output must hold; what the user has set with --encoder-args is as the user has it."""
-    own = film.encoder_args
-    filtered = has_filters(own)
-    extent = "whole" if len(frames) == clip.node.num_frames else "part"
-    return Needed(
-        source=source,
-        size=size,
-        aspect=None if sets_aspect(own) or size != film.size else film.aspect,
-        pictures=read_thumbnails(thumbnails),
-        likeness=film.likeness if size == film.size or film.likeness == "unknown" else "rough",
-        hdr=hdr,
-        anchors=[(n - frames.start, time) for n, time in clip.anchors if n in frames],
-        times=[timestamp * film.time_base for timestamp in film.timestamps],
-        lively=set() if filtered else clips.lively_frames(clip.node, frames),
-        copied=film.copied,
-        extent="damaged" if source.faults or clip.faults else extent,
-        chapters=not has_option(own, "map_chapters"),
-        names=not has_option(own, "metadata", "map_metadata"),
-    )
-
-
-def _settings(job: RestoreJob, source: Source, report: Report) -> RestoreSettings:
-    """Settings of the filter, with the source and the exposures beside it."""
-    is_film = not (is_script(job.source) or is_sequence(job.source) or job.source == PIPE)
-    settings = replace(job.settings, source_path=source.path if is_film else None)
-    sidecar = exposure_sidecar(job.source) if settings.exposure == "auto" else None
-    if sidecar is None:
-        return settings
-    report.note(f"exposures from {sidecar}")
-    return replace(settings, exposure=str(sidecar))
 
 
 def _check_target(job: RestoreJob) -> Record | None:
@@ -732,49 +514,6 @@ def _check_target(job: RestoreJob) -> Record | None:
     return None
 
 
-def _check_whole(job: RestoreJob, faults: Sequence[str], report: Report) -> None:
-    """Refuse a damaged source, or warn if the user wants the rest of it.
-
-    Raises:
-        DamagedError: The source is damaged, and --on-damage is "stop".
-    """
-    if not faults:
-        return
-    text = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
-    if job.on_damage == "stop":
-        raise DamagedError(
-            f"{job.source}: the file is damaged: {text}. Copy it again or repair it; --on-damage salvage "
-            "restores the frames that are there, at their own times"
-        )
-    report.warn(f"the source is damaged: {text}; the frames that decode are restored")
-
-
-def _range(job: RestoreJob, source: Source, clip: SourceClip) -> range:
-    """Numbers of the frames to restore.
-
-    Raises:
-        ConfigError: The source does not have them.
-    """
-    count = clip.node.num_frames
-    begin = min(source.start, clip.timestamps[0] * clip.time_base)
-    length = clip.timestamps[-1] * clip.time_base - begin
-
-    def number(place: int | str) -> int:
-        if isinstance(place, int):
-            return place
-        time = parse_time(place)
-        return count + 1 if time > length + PAST_END else clip.frame_at(begin + time)
-
-    frames = range(number(job.start), count if job.end is None else number(job.end))
-    if not frames or frames.stop > count:
-        raise ConfigError(
-            f"{job.source}: --start and --end must lie within its {count} frames ({time_code(round(length, 3))}) and "
-            f"have a frame between them, got {job.start} to {'the end' if job.end is None else job.end}; leave --end "
-            "out for the last frame"
-        )
-    return frames
-
-
 def _copied(job: RestoreJob, source: Source, report: Report) -> list[Stream]:
     """Streams of the source to copy; warns of each that cannot be copied."""
     copied = []
@@ -786,55 +525,21 @@ def _copied(job: RestoreJob, source: Source, report: Report) -> list[Stream]:
     return copied
 
 
-def _check_copying(ffmpeg: Ffmpeg, source: Source, copied: Sequence[Stream], suffix: str, scratch: Scratch) -> None:
-    """Refuse a container that cannot hold what is to be copied, and streams that cannot be copied to their end.
-
-    Raises:
-        ConfigError: The container cannot; the message names the streams, and the containers that can.
-        DamagedError: The streams cannot.
-    """
-    broken, said = broken_streams(ffmpeg, source, copied, suffix, launch=scratch.launch)
-    if not broken:
-        return
-    leave_out = "with --no-audio, --no-subtitles or --no-attachments"
-    refused = refused_streams(ffmpeg, source, copied, suffix)
-    if not refused:
-        raise DamagedError(
-            f"{source.path}: all packets must be copied, but FFmpeg stops at {', '.join(map(str, broken))} ({said}); "
-            f"repair the file, or leave them out {leave_out}"
-        )
-    others = [other for other in CONTAINERS if not refused_streams(ffmpeg, source, copied, other)]
-    instead = f"write to {' or '.join(others)}, or " if others else ""
-    raise ConfigError(
-        f"{source.path}: {suffix} must hold what is copied, but cannot hold {', '.join(map(str, refused))}; "
-        f"{instead}leave out what it cannot hold {leave_out}"
-    )
-
-
-def _film(
-    job: RestoreJob,
-    source: Source,
-    clip: SourceClip,
-    restored: vs.VideoNode,
-    frames: range,
-    copied: Sequence[Stream],
-    ffmpeg: Ffmpeg,
-) -> Film:
+def _film(task: _Task, copied: Sequence[Stream], ffmpeg: Ffmpeg) -> Film:
     """What the encoder is to make. The clock of the output starts with the first thing in it."""
+    job, source, clip, frames = task.job, task.opened.source, task.opened.clip, task.opened.frames
     begin = clip.timestamps[frames.start] * clip.time_base
     if len(frames) == clip.node.num_frames:
         begin = max(Fraction(0), min(source.start, begin))
     last = frames.stop == clip.node.num_frames
-    pixel_format = clips.pixel_format(restored.format)
+    pixel_format = clips.pixel_format(task.restored.format)
     return Film(
         source=source,
-        size=(restored.width, restored.height),
+        size=(task.restored.width, task.restored.height),
         pixel_format=pixel_format,
         colour=clips.colour(clip.node.get_frame(0)),
         hdr=source.hdr if source.hdr.is_static and takes_hdr(ffmpeg) else Hdr(),
-        aspect=clip.aspect * sample_stretch((clip.node.width, clip.node.height), (restored.width, restored.height))
-        if job.settings.resizes
-        else clip.aspect,
+        aspect=_aspect(task),
         rate=source.rate,
         timestamps=clip.timestamps[frames.start : frames.stop],
         time_base=clip.time_base,
@@ -861,22 +566,9 @@ def _check_room(job: RestoreJob, expected: float, frames: int) -> None:
         )
 
 
-def _ranges(
-    job: RestoreJob,
-    film: Film,
-    ffmpeg: Ffmpeg,
-    part: Path,
-    restored: vs.VideoNode,
-    frames: range,
-    names: tuple[str, str],
-    folder: Path,
-    scratch: Scratch,
-    report: Report,
-) -> Ranges | None:
-    """The ranges that the output is made in; None for a short one, and for one that must be made in one pass.
-
-    Finished ones are found by their `names`: see `Ranges.open`.
-    """
+def _ranges(task: _Task, film: Film, ffmpeg: Ffmpeg, part: Path) -> Ranges | None:
+    """The ranges that the output is made in; None for a short one, and for one that must be made in one pass."""
+    job, frames = task.job, task.opened.frames
     if job.range_frames == 0 or len(frames) <= job.range_frames:
         return None
     ranges = Ranges(
@@ -887,17 +579,17 @@ def _ranges(
         frames=frames,
         length=job.range_frames,
         target=job.target,
-        folder=folder,
-        scratch=scratch,
+        folder=task.folder,
+        scratch=task.scratch,
     )
     reason = why_one_pass(film)
     for _ in range(TRIALS if reason is None else 0):
         try:
-            ranges.open(*names, _blank(restored))
+            ranges.open(task.digits, f"{task.key} {task.arithmetic}", _blank(task.restored))
             return ranges
         except (OutputError, IncompleteError) as error:  # if the encoder cannot work at all, one pass will say so
             reason = str(error)
-    report.warn(f"the film is made in one pass, which begins anew after a kill: {reason}")
+    task.report.warn(f"the film is made in one pass, which begins anew after a kill: {reason}")
     return None
 
 
@@ -906,9 +598,7 @@ def _blank(restored: vs.VideoNode) -> bytes:
     return clips.frame_bytes(vs.core.std.BlankClip(restored, length=1, keep=True).get_frame(0))
 
 
-def _try_encoder(
-    job: RestoreJob, film: Film, ffmpeg: Ffmpeg, restored: vs.VideoNode, folder: Path, scratch: Scratch
-) -> Path:
+def _try_encoder(task: _Task, film: Film, ffmpeg: Ffmpeg) -> Path:
     """Encode some blank frames, to find a wrong option or a missing encoder now and not after hours.
 
     Returns:
@@ -918,20 +608,22 @@ def _try_encoder(
         OutputError: The encoder cannot work. For a preset, the message lists those that can.
     """
     trial = replace(film, timestamps=film.timestamps[:TRIAL_FRAMES], copied=())
-    output = folder / f"trial{film.suffix}"
+    output = task.folder / f"trial{film.suffix}"
     try:
-        with Encoder(whole_run(trial, ffmpeg, output, covers=folder), trial, launch=scratch.launch) as encoder:
-            blank = _blank(restored)
+        with Encoder(
+            whole_run(trial, ffmpeg, output, covers=task.folder), trial, launch=task.scratch.launch
+        ) as encoder:
+            blank = _blank(task.restored)
             for _ in trial.timestamps:
                 encoder.write(blank)
             encoder.finish()
     except OutputError as error:
-        if job.preset == "default":
+        if task.job.preset == "default":
             raise
         working = ", ".join(working_presets(ffmpeg))
         raise OutputError(
-            f"the preset {job.preset} must work with FFmpeg {ffmpeg.path} and this output; those that work here are "
-            f"{working}. {error}"
+            f"the preset {task.job.preset} must work with FFmpeg {ffmpeg.path} and this output; those that work here "
+            f"are {working}. {error}"
         ) from error
     return output
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from vsfmanet.errors import OutputError
+from vsfmanet.errors import ConfigError, DamagedError, OutputError
 from vsfmanet.media.commands import PATIENCE, early_run
 from vsfmanet.media.containers import CONTAINERS
 from vsfmanet.media.feed import Feed, Launch, NutStream
@@ -95,6 +95,38 @@ def _first_words(said: bytes, code: int) -> str:
     """The first line of a program that has failed, without its origin; empty if it has not failed."""
     lines = said.decode(errors="replace").strip().splitlines()
     return "" if code == 0 else re.sub(r"^\[[^]]*\] *", "", lines[0]) if lines else f"exit code {code}"
+
+
+def check_copying(ffmpeg: Ffmpeg, source: Source, copied: Sequence[Stream], suffix: str, *, launch: Launch) -> None:
+    """Refuse a container that cannot hold what is to be copied, and streams that cannot be copied to their end.
+
+    Args:
+        ffmpeg: Program.
+        source: Source of the streams.
+        copied: The streams.
+        suffix: Suffix of the output, such as .mkv.
+        launch: As for `Feed`.
+
+    Raises:
+        ConfigError: The container cannot; the message names the streams, and the containers that can.
+        DamagedError: The streams cannot.
+    """
+    broken, said = broken_streams(ffmpeg, source, copied, suffix, launch=launch)
+    if not broken:
+        return
+    leave_out = "with --no-audio, --no-subtitles or --no-attachments"
+    refused = refused_streams(ffmpeg, source, copied, suffix)
+    if not refused:
+        raise DamagedError(
+            f"{source.path}: all packets must be copied, but FFmpeg stops at {', '.join(map(str, broken))} ({said}); "
+            f"repair the file, or leave them out {leave_out}"
+        )
+    others = [other for other in CONTAINERS if not refused_streams(ffmpeg, source, copied, other)]
+    instead = f"write to {' or '.join(others)}, or " if others else ""
+    raise ConfigError(
+        f"{source.path}: {suffix} must hold what is copied, but cannot hold {', '.join(map(str, refused))}; "
+        f"{instead}leave out what it cannot hold {leave_out}"
+    )
 
 
 def with_early_subtitles(film: Film, ffmpeg: Ffmpeg, folder: Path, *, launch: Launch) -> Film:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Self
 
 import av
 import numpy as np
@@ -14,12 +15,15 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vsfmanet.errors import IncompleteError, OutputError, SourceError
+from vsfmanet.media.clip import SourceClip, lively_frames
+from vsfmanet.media.coding import has_filters, has_option, sets_aspect
 from vsfmanet.media.copied import Anchor, Mismatch, check_chapters, check_names, check_sound, check_streams
 from vsfmanet.media.decode import decode, main_track, open_container
+from vsfmanet.media.film import Film
 from vsfmanet.media.hdr import Hdr
 from vsfmanet.media.matroska import damaged_place
 from vsfmanet.media.source import Source, Stream, inspect
-from vsfmanet.media.thumbnails import Kept, Likeness
+from vsfmanet.media.thumbnails import Kept, Likeness, read_thumbnails
 
 TIME_TOLERANCE = Fraction(1, 1000)
 """Most seconds that a timestamp may be off, beside the rounding to the container's unit."""
@@ -69,6 +73,46 @@ class Needed(_Frames):
     """Whether chapters must be those of the source."""
     names: bool
     """Whether titles, languages and names of attachments must be those of the source."""
+
+    @classmethod
+    def of(
+        cls,
+        film: Film,
+        clip: SourceClip,
+        frames: range,
+        *,
+        size: tuple[int, int],
+        hdr: Hdr,
+        thumbnails: Sequence[Path],
+    ) -> Self:
+        """What the file of a film must hold; what the user has set with --encoder-args is as the user has it.
+
+        Args:
+            film: Specification of the file.
+            clip: The source's frames.
+            frames: Numbers of those in the film.
+            size: Width and height that the encoder makes.
+            hdr: HDR metadata that the encoder writes.
+            thumbnails: Files of the thumbnails of the frames, in order.
+        """
+        own, source = film.encoder_args, film.source
+        filtered = has_filters(own)
+        extent = "whole" if len(frames) == clip.node.num_frames else "part"
+        return cls(
+            source=source,
+            size=size,
+            aspect=None if sets_aspect(own) or size != film.size else film.aspect,
+            pictures=read_thumbnails(thumbnails),
+            likeness=film.likeness if size == film.size or film.likeness == "unknown" else "rough",
+            hdr=hdr,
+            anchors=[(n - frames.start, time) for n, time in clip.anchors if n in frames],
+            times=[timestamp * film.time_base for timestamp in film.timestamps],
+            lively=set() if filtered else lively_frames(clip.node, frames),
+            copied=film.copied,
+            extent="damaged" if source.faults or clip.faults else extent,
+            chapters=not has_option(own, "map_chapters"),
+            names=not has_option(own, "metadata", "map_metadata"),
+        )
 
 
 def verify(part: Path, needed: Needed, *, advance: Callable[[], None], remedy: str) -> None:
