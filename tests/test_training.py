@@ -74,7 +74,8 @@ def train(stage_1: tuple[Path, Path], out: Path, *more: object) -> dict[str, Any
     """Train a toy for three steps at most; returns the checkpoint."""
     pool, extractor = stage_1
     size = ["--steps", 3, "--clips", 1, "--frames", 2, "--crop", 8, "--warmup", 1]
-    run(train_restoration.main, "--pool", pool, "--extractor", extractor, "--out", out, *size, *more)
+    begin = [] if "--start-from" in more else ["--extractor", extractor]
+    run(train_restoration.main, "--pool", pool, *begin, "--out", out, *size, *more)
     return load_checkpoint(out / "latest.pt")
 
 
@@ -138,6 +139,13 @@ def test_the_parts_of_the_path_branch_train_alone_and_give_stage_3_its_start(
     began = train(stage_1, tmp_path / "joint", *sizes, "--learning-rate", 1e-9, *taken)["network"]
     for name, value in learned.items():
         torch.testing.assert_close(began[name], value, atol=1e-6, rtol=0)
+    texts = ["--name", "fmanetpp_x4_toy", "--description", "a toy", "--data", "noise", "--command", "pytest"]
+    run(export.main, tmp_path / "joint" / "latest.pt", "--models", tmp_path, *texts)
+    model = ["--start-from", tmp_path / "fmanetpp_x4_toy.safetensors", *taken]
+    beside = train(stage_1, tmp_path / "beside", *sizes, "--learning-rate", 1e-9, *model)["network"]
+    for name, value in learned.items():
+        expected = 0 * value if name.startswith("restoration.path.body.3.") else value
+        torch.testing.assert_close(beside[name], expected, atol=1e-6, rtol=0)
     alone = train(stage_1, tmp_path / "alone", *sizes, "--learning-rate", 1e-3, "--only-path", *taken)["network"]
     moved = {name for name, value in alone.items() if not torch.allclose(value, began[name], rtol=0, atol=1e-6)}
     assert {name.split(".")[1] for name in moved} == {"path", "blur_path"}

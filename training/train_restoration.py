@@ -25,7 +25,7 @@ from training.losses.path import blur_loss, exposure_loss
 from training.options import SEVERAL, command
 from training.run.batches import guided_batch, panels
 from training.run.checkpoint import load_checkpoint
-from training.run.fmanetpp import about_network, start_network, take_part
+from training.run.fmanetpp import about_network, begin_beside_levels, start_network, take_part
 from training.run.loop import Run
 from training.run.options import FMANetPPOptions
 from training.run.workers import join_workers
@@ -43,7 +43,8 @@ class Options(FMANetPPOptions):
     degradation: Path | None = None
     """Checkpoint of training.train_degradation to take NetD from."""
     take: Annotated[tuple[Path, ...], SEVERAL] = ()
-    """Checkpoints of training.train_path to take the path branch or its estimate of exposures from."""
+    """Checkpoints of training.train_path to take the path branch or its estimate of exposures from. With --start-from,
+    the branch adds nothing at first to the image that the levels make."""
     only_path: bool = False
     """Train the path branch alone, with its estimates of motion and exposure; all else stays as --start-from has it."""
     decibels: float | None = None
@@ -71,6 +72,8 @@ def train(options: Options) -> None:
         take_degradation(network, options.degradation)
     for path in options.take:
         take_part(network, path)
+    if options.take and options.start_from is not None:
+        begin_beside_levels(network)
     if options.only_path:
         if network.restoration.path is None or network.restoration.blur_path is None:
             raise ConfigError("--only-path needs a network with a path branch, got none; add --path-width")

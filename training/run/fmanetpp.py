@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from training.run.checkpoint import load_checkpoint
 from training.run.growth import grown, start_from
 from training.run.options import FMANetPPOptions
 from vsfmanet.errors import ConfigError
+from vsfmanet.networks.blocks import zero_init
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset
 from vsfmanet.weights import load_fmanetpp
 
@@ -88,6 +90,15 @@ def take_part(network: FMANetPP, path: Path) -> None:
     if not learned or any(name not in own or own[name].shape != value.shape for name, value in learned.items()):
         raise ConfigError(f"--take needs a checkpoint of training.train_path of the same sizes, got {path}; train one")
     network.load_state_dict(learned, strict=False)
+
+
+def begin_beside_levels(network: FMANetPP) -> None:
+    """Have the path branch add nothing at first, if the levels make an image already; what it has learned stays."""
+    branch = network.restoration.path
+    if branch is not None and network.restoration.upsampler is not None:
+        *_, last, _ = branch.body  # before the pixel shuffle
+        assert isinstance(last, nn.Conv2d)
+        zero_init(last)
 
 
 def about_network(options: FMANetPPOptions, network: FMANetPP) -> dict[str, Any]:
