@@ -324,6 +324,13 @@ MUTANTS = (
         test="tests/test_faults_processes.py::test_a_result_that_stdout_cannot_take_is_told_and_the_output_stays",
     ),
     Mutant(
+        name="messages that nobody reads are dropped at the end",
+        file="vsfmanet/cli/terminal.py",
+        old="    except OSError:\n        _let_go(sys.stderr)\n",
+        new="    except OSError:\n        pass\n",
+        test="tests/test_faults_processes.py::test_messages_that_nobody_reads_do_not_change_the_exit_code",
+    ),
+    Mutant(
         name="blurred frames are found",
         file="vsfmanet/media/thumbnails.py",
         old="    if found / sharp < bounds.strong:",

@@ -171,6 +171,16 @@ def test_a_result_that_stdout_cannot_take_is_told_and_the_output_stays(film: Pat
     assert nothing_but(tmp_path, "made.mkv", "made.mkv.vsfmanet.json")
 
 
+@pytest.mark.parametrize("name", ["film.mkv", "missing.mkv"])
+def test_messages_that_nobody_reads_do_not_change_the_exit_code(film: Path, tmp_path: Path, name: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    job = start(film.with_name(name), tmp_path / "made.mkv", stderr=writer)
+    os.close(writer)
+    assert job.wait(60) == (0 if name == "film.mkv" else 3)
+    assert (tmp_path / "made.mkv").exists() == (name == "film.mkv")
+
+
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(film: Path, tmp_path: Path) -> None:
     job = start(film, tmp_path / "made.mkv", pause=0.02, before=["nohup"])
     wait_for_encoder(job)

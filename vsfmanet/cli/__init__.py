@@ -17,7 +17,15 @@ from cyclopts import App, CycloptsError
 
 from vsfmanet import __version__
 from vsfmanet.cli.options import PARAMETERS, STANDARD
-from vsfmanet.cli.terminal import mend_inheritance, print_json, tell, tell_error, tell_result
+from vsfmanet.cli.terminal import (
+    drop_unread_messages,
+    mend_inheritance,
+    print_json,
+    put,
+    tell,
+    tell_error,
+    tell_result,
+)
 from vsfmanet.errors import ConfigError, OutputError, VsfmanetError
 
 EXAMPLES = """\
@@ -65,6 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         encoding = "utf-8" if sys.platform == "win32" else None  # a pipe there has a code page without most letters
         sys.stdout.reconfigure(encoding=encoding, errors="surrogateescape")  # names need not be text
     given = sys.argv[1:] if arguments is None else list(arguments)
+    code = _run(given)
+    try:
+        put("")  # whatever stdout still holds
+    except OutputError as error:
+        code = code or _fail(error, given)
+    drop_unread_messages()
+    return code
+
+
+def _run(given: Sequence[str]) -> int:
+    """Run a command, and return its exit code."""
     try:
         return int(grammar()(_with_pipes(given)) or 0)
     except CycloptsError as error:

@@ -55,9 +55,22 @@ def put(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        with suppress(OSError, ValueError):  # what is left in the buffer must not fail again when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go(sys.stdout)
         raise OutputError(f"stdout must take the result, but {error.strerror}; make room, and run it again") from error
+
+
+def drop_unread_messages() -> None:
+    """Drop what stderr still holds, if nobody reads it any more."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _let_go(sys.stderr)
+
+
+def _let_go(stream: TextIO) -> None:
+    """Drop what a stream's buffer holds, which Python would otherwise fail to write at its end, and exit with 120."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def tell_result(value: Mapping[str, object]) -> None:
