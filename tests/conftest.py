@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from vsfmanet.cli import restore
 from vsfmanet.cli.terminal import STOPPING
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # few users set it, and it hides what a full buffer does
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # each process of the tests would compile torch anew, for seconds
     sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" in os.environ:
