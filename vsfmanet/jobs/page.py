@@ -37,7 +37,7 @@ STYLE = """
 .warning, .refused, .damaged { color: var(--warn) } .done { color: var(--good) } .failed { color: var(--bad) }
 .left-over { color: var(--soft) }
 td:last-child { white-space: pre-wrap; width: 45% } td:first-child { width: 22% }
-@media (max-width: 45rem) { td:first-child, td:last-child { width: auto } }
+@media (max-width: 56rem) { td:first-child, td:last-child { width: auto } }
 """
 
 HEADS = ("source", "state", "frames", "MB", "time", "attempts", "cause, or before and after")

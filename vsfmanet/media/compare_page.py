@@ -27,6 +27,11 @@ CELL = (480, 270)
 GAP, HEAD = 8, 24
 """Pixels between the pictures of the sheet, and the height of the line above each."""
 
+STYLE = """
+td:nth-child(-n + 2) { overflow-wrap: normal }
+"""
+"""Names and sizes are broken at blanks only."""
+
 GROUND, LETTERS = 24, (16, 20)
 """Grey of the sheet, and the height of the letters' box."""
 
@@ -62,7 +67,7 @@ def html(found: Comparison, *, beside: Path, now: datetime) -> str:
         settings_list([*_settings(found.choices[0].settings, "strength"), *found.encoder_options]),
         *(_section(found, shot) for shot in found.shots),
     ]
-    return page(title=f"{name}, compared", body="\n".join(parts), generator=f"vsfmanet {__version__}")
+    return page(title=f"{name}, compared", body="\n".join(parts), generator=f"vsfmanet {__version__}", style=STYLE)
 
 
 def _row(choice: Choice, forecast: Forecast, name: str, encoder_options: Sequence[tuple[str, str]]) -> list[str]:

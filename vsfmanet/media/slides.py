@@ -31,7 +31,7 @@ details { margin: 1rem 0 }
 summary { cursor: pointer }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: .5rem 0 }
 dd { margin: 0 }
-@media (max-width: 45rem) {
+@media (max-width: 56rem) {
   dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .5rem }
   table, tbody, tr, td { display: block; width: auto } thead { display: none }
   tr { background: var(--card); border-radius: .5rem; margin-bottom: .8rem; padding: .5rem .8rem }
