@@ -7,6 +7,7 @@ Sections:
                vsbasicvsrpp (fp32, as it ships) if that package is installed
     kernels    each kernel against its twin in plain torch
     streaming  the streaming restorer against whole windows of a segment and its context
+    doubling   the networks of scale 2
     deblurring every kind of network of scale 1; and M2AENet by the share of a frame that is blurred
     filter     vspipe, from 8-bit 4:2:0 to 8-bit 4:2:0, against the network alone
     scaling    cost and memory against frames and against pixels
@@ -393,6 +394,34 @@ def streaming_section(bench: Bench) -> None:
         row(f"{label} window of {length} for {SEGMENT}", theirs, per=SEGMENT)
 
 
+def streams(bench: Bench, networks: dict[str, RestorationNetwork]) -> None:
+    """Networks of one scale, each as a stream; the first one is what the others are compared with."""
+    restorers: dict[str, Restorer] = {}
+    for name, network in networks.items():
+        path = bench.folder / f"x{network.scale} {name}.safetensors"
+        save_model(network, path)
+        restorers[name] = Restorer(str(path), device=bench.kind, precision=bench.precision)
+    source, position = Noise(*bench.size), dict.fromkeys(networks, 0)
+
+    def stream(name: str) -> None:
+        restorers[name].restore(source, position[name], position[name] + bench.frames)
+        position[name] += bench.frames
+
+    timings = in_turns({name: partial(stream, name) for name in networks}, bench.rounds, bench.device)
+    first = next(iter(networks))
+    for name, timing in timings.items():
+        reach, ratio = restorers[name].reach, f"{bench.cost(timings[first]) / bench.cost(timing):.1f}x {first}"
+        if reach.period > 1:
+            ratio += f", state of {reach.before} frames anew every {reach.period}"
+        row(f"x{networks[name].scale} {name} {_short(bench.dtype)}", timing, per=bench.frames, ratio=ratio)
+        restorers[name].close()
+
+
+def doubling_section(bench: Bench) -> None:
+    """The networks of scale 2 in a stream."""
+    streams(bench, {f"fmanetpp {name}": FMANetPP(preset(name, scale=2)).deployed_form() for name in ("fast", "path")})
+
+
 def deblurring_section(bench: Bench) -> None:
     """Every kind of network of scale 1 in a stream, with all of the frame blurred; and what is spared where less is."""
     height, width = bench.size
@@ -403,29 +432,11 @@ def deblurring_section(bench: Bench) -> None:
         "jffra xs": JFFRA(jffra.PRESETS["xs"]),
         "m2aenet deep": M2AENet(replace(m2aenet.PRESETS["deep"], masked=False)),
     }
-    restorers: dict[str, Restorer] = {}
-    for name, network in networks.items():
-        path = bench.folder / f"x1 {name}.safetensors"
-        save_model(network, path)
-        restorers[name] = Restorer(str(path), device=bench.kind, precision=bench.precision)
-    source, position = Noise(height, width), dict.fromkeys(networks, 0)
-
-    def stream(name: str) -> None:
-        restorers[name].restore(source, position[name], position[name] + bench.frames)
-        position[name] += bench.frames
-
-    timings = in_turns({name: partial(stream, name) for name in networks}, bench.rounds, bench.device)
-    slowest = timings["fmanetpp fast"]
-    for name, timing in timings.items():
-        reach, ratio = restorers[name].reach, f"{bench.cost(slowest) / bench.cost(timing):.1f}x fmanetpp fast"
-        if reach.period > 1:
-            ratio += f", state of {reach.before} frames anew every {reach.period}"
-        row(f"x1 {name} {_short(bench.dtype)}", timing, per=bench.frames, ratio=ratio)
-        restorers[name].close()
+    streams(bench, networks)
 
     pruned = M2AENet(m2aenet.PRESETS["deep"]).eval().to(bench.device, bench.dtype)
     channels_last(pruned)
-    frame = source.frame(0)[None].to(bench.device)
+    frame = Noise(height, width).frame(0)[None].to(bench.device)
     extent = torch.zeros_like(frame[:, :1])
     finding = "m2aenet deep, blur found"
     parts: dict[str, Callable[[], object]] = {finding: partial(pruned.blur.extent, frame.to(bench.dtype))}
@@ -580,6 +591,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "presets": presets_section,
     "kernels": kernels_section,
     "streaming": streaming_section,
+    "doubling": doubling_section,
     "deblurring": deblurring_section,
     "filter": filter_section,
     "scaling": scaling_section,

@@ -38,7 +38,7 @@ def test_contenders_run_in_turns_and_medians_count() -> None:
 def test_one_command_prints_one_table() -> None:
     where = ["--size", "16x24", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
     how = ["--presets", "fast", "--rounds", "1", "--frames", "1"]
-    what = ["--sections", "presets", "kernels", "streaming", "deblurring"]
+    what = ["--sections", "presets", "kernels", "streaming", "doubling", "deblurring"]
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *where, *how, *what]
     told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
     assert told.startswith("24x16 to 96x64; ")
@@ -46,5 +46,6 @@ def test_one_command_prints_one_table() -> None:
         assert any(line.startswith(row) for line in told.splitlines()), row
     assert "vsbasicvsrpp: not measured: it needs 64x64 pixels" in told
     assert "x the window" in told
+    assert re.search(r"^x2 fmanetpp path fp32 .* \d+\.\dx fmanetpp fast", told, re.MULTILINE)
     assert re.search(r"^m2aenet deep, 0% restored .* \d+\.\d\dx all of it", told, re.MULTILINE)
     assert "machine load" in told

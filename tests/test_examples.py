@@ -134,7 +134,7 @@ def test_the_script_for_a_part_restores_it_and_passes_the_rest() -> None:
         assert (clip.width, clip.height, clip.num_frames, clip.format.name) == (192, 108, 48, "YUV420P10")
         for n, restored in ((19, False), (20, True), (27, True), (28, False)):
             with clip.get_frame(n) as frame, source.get_frame(n) as own:
-                assert frame.props.get("FMANetModel") == ("fmanetpp_x1_fast" if restored else None)
+                assert frame.props.get("FMANetModel") == ("fmanetpp_x1_path" if restored else None)
                 luma, given = (np.asarray(each[0], dtype=np.int64) for each in (frame, own))
                 assert np.array_equal(luma, 4 * given) != restored
 
