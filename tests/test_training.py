@@ -45,7 +45,7 @@ from training.run.muon import MatrixSteps
 from training.run.options import FMANetPPOptions, RunOptions
 from training.run.schedule import learning_rate_factor
 from training.run.trained import trained_network
-from training.run.workers import join_workers
+from training.run.workers import autocast, join_workers
 from training.train_degradation import filtered_along, rebuilt_errors
 from training.train_restoration import ramp
 from vsfmanet.errors import ConfigError, SourceError
@@ -53,6 +53,13 @@ from vsfmanet.manifest import list_models
 from vsfmanet.networks.exposure_extractor import ExposureExtractor
 from vsfmanet.networks.fmanetpp import FMANetPP, preset
 from vsfmanet.weights import load_model
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_cpus_without_bf16_train_in_fp32(has_bf16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.run.workers.has_fast_bf16", lambda: has_bf16)
+    with autocast("cpu"):
+        assert F.conv2d(torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 3, 3)).dtype == dtype
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ from training.run.checkpoint import save_checkpoint
 from training.run.loop import Progress
 from training.run.options import PresetName
 from training.run.schedule import learning_rate_factor
+from training.run.workers import autocast
 from vsfmanet.networks.exposure_extractor import LEVELS, ExposureExtractor
 from vsfmanet.networks.fmanetpp import preset
 
@@ -109,7 +110,7 @@ def train(options: Options) -> None:
     for step, crops in ahead(batch, 0, options.steps, options.device):
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * learning_rate_factor(step, steps=options.steps, warmup=100, decay=0.7)
-        with torch.autocast(options.device.split(":")[0], torch.bfloat16):
+        with autocast(options.device):
             embed = extractor(crops.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         contrast = supervised_contrastive(embed, label)
         classes = F.cross_entropy(embed @ F.normalize(prototypes, dim=1).T / CLASS_TEMPERATURE, label)

@@ -28,7 +28,7 @@ from training.run.batches import draw_clips, panels
 from training.run.fmanetpp import about_network, configuration, take_part
 from training.run.loop import Run
 from training.run.options import FMANetPPOptions
-from training.run.workers import join_workers
+from training.run.workers import join_workers, training_dtype
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPP
 from vsfmanet.networks.fmanetpp.path import Frames
@@ -91,7 +91,7 @@ def train(options: Options) -> None:
 
     for step, clips in run.batches(batch):
         torch.manual_seed(step)
-        feat, motion = inputs(network, clips)
+        feat, motion = inputs(network, clips, training_dtype(workers.device))
         values = {}
         if options.part == "exposure":
             velocity = measured(motion)
@@ -111,11 +111,11 @@ def train(options: Options) -> None:
     run.close()
 
 
-def inputs(network: FMANetPP, clips: Batch) -> tuple[Tensor, Tensor]:
-    """Features of the middle frames, which are zero, (B, C, H/g, W/g), and their exact motion, (B, 6, H/g, W/g)."""
+def inputs(network: FMANetPP, clips: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Features of the middle frames, zeros (B, C, H/g, W/g) of `dtype`, and their exact motion, (B, 6, H/g, W/g)."""
     height, width = (side // network.config.grid for side in clips.lr.shape[-2:])
     feat = clips.lr.new_zeros(len(clips.lr), network.config.width, height, width)
-    feat = feat.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    feat = feat.to(dtype).contiguous(memory_format=torch.channels_last)
     return feat, exact_motion(clips.flow, clips.exposure, (height, width))[:, MIDDLE]
 
 

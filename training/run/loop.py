@@ -17,7 +17,7 @@ from training.run.checkpoint import AveragedWeights, load_checkpoint, save_check
 from training.run.muon import MatrixSteps
 from training.run.options import RunOptions
 from training.run.schedule import learning_rate_factor
-from training.run.workers import Workers, average_gradients
+from training.run.workers import Workers, autocast, average_gradients
 from vsfmanet.errors import ConfigError
 
 
@@ -101,8 +101,8 @@ class Run[N: nn.Module]:
         return ahead(make, self.first, self.options.steps, self.workers.device)
 
     def autocast(self) -> torch.autocast:
-        """Context in which convolutions and matrix products are computed in bfloat16."""
-        return torch.autocast(self.workers.device.split(":")[0], torch.bfloat16)
+        """Context in which convolutions and matrix products are computed in `training_dtype`."""
+        return autocast(self.workers.device)
 
     def update(self, step: int, loss: Tensor) -> Tensor:
         """Move the weights against the gradient of `loss`; returns the gradient's norm before clipping.

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import distributed, nn
 
+from vsfmanet.devices import has_fast_bf16
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
@@ -17,6 +19,17 @@ class Workers:
     """How many there are."""
     device: str
     """This one's device."""
+
+
+def training_dtype(device: str) -> torch.dtype:
+    """Return the type of convolutions in training: bfloat16, or fp32 on CPUs that have no instructions for it."""
+    return torch.bfloat16 if not device.startswith("cpu") or has_fast_bf16() else torch.float32
+
+
+def autocast(device: str) -> torch.autocast:
+    """Return a context in which convolutions and matrix products are computed in `training_dtype`."""
+    dtype = training_dtype(device)
+    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def join_workers(device: str) -> Workers:
