@@ -37,6 +37,7 @@ from training.losses.contrast import supervised_contrastive
 from training.losses.degradation import degradation_loss, image_flow_loss, reblur_loss
 from training.losses.frames import USUAL_ERROR, decibel_loss, harm_loss, temporal_loss
 from training.metrics.exposure import nearest_neighbour_confusion, random_folds
+from training.run.architectures import ARCHITECTURES, Architecture, build
 from training.run.batches import ahead, guided_batch, panels
 from training.run.checkpoint import AveragedWeights, load_checkpoint, save_checkpoint
 from training.run.fmanetpp import setting
@@ -215,6 +216,59 @@ def test_an_ablation_of_the_paper_trains_and_is_built_again_from_its_checkpoint(
     start = FMANetPP(wanted).state_dict()
     assert state["network"].keys() == start.keys()
     assert state["network"]["restoration.upsampler.2.weight"].any()  # zero at the start
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_of_the_paper_trains_and_is_built_again_but_not_exported(
+    name: Architecture, stage_1: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.run.fmanetpp.preset", lambda name, scale: TINY)
+    extractor = ExposureExtractor(TINY.extractor_width, TINY.extractor_blocks)
+    begun = {"anchors": torch.zeros(5, extractor.embed_width), "reading_temperature": torch.tensor(0.1)}
+    save_checkpoint(tmp_path / "extractor.pt", begun | {"extractor": extractor.state_dict()})
+    state = train((stage_1[0], tmp_path / "extractor.pt"), tmp_path / "run", *PAPER, "--architecture", name)
+    network = trained_network(state)
+    assert type(network) is ARCHITECTURES[name]
+    assert network.restored(torch.rand(1, 2, 3, 8, 8)).shape == (1, 2, 3, 8 * TINY.scale, 8 * TINY.scale)
+    if name == "frame_difference":
+        start = {key: value for key, value in build(TINY, name).state_dict().items() if key.startswith("reader.")}
+        assert any(not torch.equal(state["network"][key], value) for key, value in start.items())
+    with pytest.raises(ConfigError, match="evaluate the checkpoint"):
+        network.deployed_form()
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"), [(None, range(3, 8)), ("sliding_window", range(3, 8)), ("recurrent", range(8))]
+)
+def test_what_a_frame_sees_of_others_depends_on_the_architecture(name: Architecture | None, seen: range) -> None:
+    """A frame of one block each in NetD and NetR; with two blocks each, only a window keeps the same reach."""
+    torch.manual_seed(0)
+    blocks = 2 if name == "sliding_window" else 1
+    network = build(replace(TINY, num_blocks=blocks), name).eval()
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(0.05 * torch.randn_like(value))
+        lr = torch.rand(1, 10, 3, 8, 8)
+        whole = network.restored(lr)[0, 5]
+        found = []
+        for t in range(10):
+            other = lr.clone()
+            other[0, t] = 1 - other[0, t]
+            if not torch.allclose(network.restored(other)[0, 5], whole, rtol=0, atol=1e-6):
+                found.append(t)
+    assert found == list(seen)
+
+
+def test_a_recurrent_pass_keeps_to_scenes() -> None:
+    torch.manual_seed(0)
+    network = build(TINY, "recurrent").eval()
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(0.05 * torch.randn_like(value))
+        lr = torch.rand(1, 6, 3, 8, 8)
+        both = network.restored(lr, scene_starts=[2])
+        parts = [network.restored(lr[:, :2]), network.restored(lr[:, 2:])]
+    torch.testing.assert_close(both, torch.cat(parts, dim=1), rtol=1e-4, atol=1e-5)
 
 
 def test_a_setting_that_the_network_has_not_is_refused(stage_1: tuple[Path, Path], tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from training.data.pool import Batch, moving, open_pool
 from training.losses.frames import decibel_loss
 from training.losses.path import exact_motion, exposure_loss
 from training.options import SEVERAL, command
+from training.run.architectures import build
 from training.run.batches import draw_clips, panels
 from training.run.fmanetpp import about_network, configuration, take_part
 from training.run.loop import Run
@@ -72,7 +73,9 @@ def train(options: Options) -> None:
     """Train until the run or its time is over."""
     workers = join_workers(options.device)
     torch.manual_seed(options.seed)
-    network = FMANetPP(configuration(options)).to(workers.device).to(memory_format=torch.channels_last)
+    network = (
+        build(configuration(options), options.architecture).to(workers.device).to(memory_format=torch.channels_last)
+    )
     if network.restoration.path is None or network.restoration.blur_path is None:
         raise ConfigError(f"a network with a path branch is needed, got preset {options.preset}; add --path-width")
     for path in options.take:

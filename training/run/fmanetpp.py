@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.run.architectures import build
 from training.run.checkpoint import load_checkpoint
 from training.run.growth import grown, start_from
 from training.run.options import FMANetPPOptions
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.blocks import zero_init
+from vsfmanet.networks.exposure_extractor import ExposureExtractor
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig, preset
 from vsfmanet.weights import load_fmanetpp
 
@@ -51,8 +53,11 @@ def start_network(options: FMANetPPOptions, device: str) -> FMANetPP:
         WeightsError: The model cannot be loaded.
     """
     config = configuration(options)
-    network = FMANetPP(config)
+    network = build(config, options.architecture)
     network.to(device).to(memory_format=torch.channels_last).train()
+    for part in network.modules():
+        if isinstance(part, ExposureExtractor):  # torch 2.15 writes out of bounds in its backward pass on CPUs
+            part.to(memory_format=torch.contiguous_format)
     if options.start_from is not None:
         model = load_fmanetpp(options.start_from).to(device)
         same = {name: getattr(model.config, name) for name in ("scale", *GRID)}
@@ -103,4 +108,10 @@ def begin_beside_levels(network: FMANetPP) -> None:
 
 def about_network(options: FMANetPPOptions, network: FMANetPP) -> dict[str, Any]:
     """Return the plain values of a checkpoint by which the network is built again."""
-    return {"kind": network.kind, "preset": options.preset, "scale": options.scale, "config": asdict(network.config)}
+    return {
+        "kind": network.kind,
+        "preset": options.preset,
+        "scale": options.scale,
+        "config": asdict(network.config),
+        "architecture": options.architecture,
+    }

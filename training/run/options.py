@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from training.losses.degradation import WARP_WEIGHT
 from training.options import FLAT, SEVERAL
+from training.run.architectures import Architecture
 from vsfmanet.errors import ConfigError
 
 PresetName = Literal["paper", "base", "fast", "path"]
@@ -98,7 +99,8 @@ class FMANetPPOptions(ClipOptions):
     """Channels of the path branch, if not the preset's."""
     path_grid: Literal[1, 2, 4] | None = None
     """Side of a cell of the path branch in input pixels, if not the preset's."""
-
+    architecture: Architecture | None = None
+    """Architecture that the paper compares with, of the same sizes; it cannot be exported."""
     settings: Annotated[tuple[str, ...], SEVERAL, Parameter(name="--set", metavar="FIELD=VALUE")] = ()
     """Other fields of the network's configuration (FMANetPPConfig): num_flows=1 guidance=sft exposure_aware=false."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from training.run.architectures import build
 from training.run.checkpoint import load_checkpoint
 from vsfmanet.networks.description import RestorationNetwork, SequenceNetwork
 from vsfmanet.networks.exposure_estimator import ExposureEstimator
@@ -18,7 +19,7 @@ def trained_network(state: Mapping[str, Any]) -> RestorationNetwork:
     """The averaged network of a checkpoint of `Run`, in eval mode; FMA-Net++ in its training form."""
     network: FMANetPP | SequenceNetwork
     if state["kind"] == FMANetPP.kind:
-        network = FMANetPP(FMANetPPConfig(**state["config"]))
+        network = build(FMANetPPConfig(**state["config"]), state.get("architecture"))
     else:
         network = MODELS[state["kind"]](state["config"])
     network.load_state_dict(state["averaged"])

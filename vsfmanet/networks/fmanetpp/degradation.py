@@ -82,25 +82,6 @@ class NetD(nn.Module):
             assert self.to_kernels.bias is not None
             self.to_kernels.bias.copy_(torch.stack([own - 2, own, own - 2]).flatten())
 
-    def forward(self, lr: Tensor, following: Tensor, previous: Tensor, embed: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Run NetD on N frames at once.
-
-        Args:
-            lr: (N, 3, H, W) in [0, 1], fp32.
-            following: (N,), index of each frame's next frame; where there is none, its own.
-            previous: (N,), index of each frame's previous frame, alike.
-            embed: (N, U) exposure embeddings; None without exposure awareness.
-
-        Returns:
-            Features (N, C, H/g, W/g) and flow (N, 6n, H/g, W/g), fp32, of the last block.
-        """
-        dtype = next(self.parameters()).dtype
-        feat = self.enter(lr.to(dtype).contiguous(memory_format=torch.channels_last))
-        flow = self.initial_flow(lr, (lr[following], lr[previous]))
-        for block in self.blocks:
-            feat, flow = block(feat, (feat[following], feat[previous]), flow, embed)
-        return feat, flow
-
     def enter(self, lr: Tensor) -> Tensor:
         """Compute the features that the first block reads.
 

@@ -253,10 +253,7 @@ class FMANetPP(LevelNetwork):
         flat = lr.flatten(0, 1)
         guides = self.restoration.guides(begun.kernel_feat.flatten(0, 1), self.degradation.to_kernels)
         feat = self.restoration.enter(flat.to(self.dtype).contiguous(memory_format=torch.channels_last), begun.feat)
-        flow, last = begun.flow, self.restoration.blocks[-1]
-        for block, guide in zip(self.restoration.blocks, guides, strict=True):
-            neighbours = (feat[following], feat[previous])
-            feat, flow = block(feat, neighbours, flow, begun.embed, guide, update_flow=block is not last)
+        feat, flow = self.run_levels(self.restoration, feat, begun.flow, begun.neighbours, begun.embed, guides)
         whole = Frames.of(flat, (flat[following], flat[previous]), self.config.grid)
         motion, estimate = self.restoration.motion(whole, feat, flow, begun.embed)
         restored = self.restoration.finish(whole, feat, motion)
@@ -291,7 +288,12 @@ class FMANetPP(LevelNetwork):
         neighbours = neighbour_index(clips[0], clips[1], scene_starts, lr.device)
         known = exposure.flatten() if exposure is not None else None
         guidance = embed.flatten(0, 1) if embed is not None else self.embed(flat, known)
-        feat, flow = self.degradation(flat, *neighbours, guidance)
+        following, previous = neighbours
+        feat = self.degradation.enter(flat.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        flow = self.degradation.initial_flow(flat, (flat[following], flat[previous]))
+        feat, flow = self.run_levels(
+            self.degradation, feat, flow, neighbours, guidance, [None] * self.config.num_blocks
+        )
         image_flow = None
         if not self.deployed:
             of_frames = self.degradation.sharp_flow(flow)[..., : lr.shape[-2], : lr.shape[-1]]
@@ -304,6 +306,34 @@ class FMANetPP(LevelNetwork):
             image_flow=image_flow,
             kernel_feat=self.degradation.kernel_feat(feat).unflatten(0, clips),
         )
+
+    def run_levels(
+        self,
+        part: NetD | NetR,
+        feat: Tensor,
+        flow: Tensor,
+        neighbours: tuple[Tensor, Tensor],
+        embed: Tensor | None,
+        guides: Sequence[Tensor | None],
+    ) -> tuple[Tensor, Tensor]:
+        """Run the levels of NetD or NetR for N frames.
+
+        Args:
+            part: NetD or NetR.
+            feat: (N, C, H/g, W/g), that the first of them reads.
+            flow: (N, 6n, H/g, W/g), fp32, alike.
+            neighbours: Numbers (N,) of the next and of the previous frame.
+            embed: (N, U) exposure embeddings; None without exposure awareness.
+            guides: The guide (N, C, H/g, W/g) of each level; None in NetD.
+
+        Returns:
+            Features and flow of the last of them.
+        """
+        following, previous = neighbours
+        for block, guide in zip(part.blocks, guides, strict=True):
+            update_flow = block is not self.restoration.blocks[-1]
+            feat, flow = block(feat, (feat[following], feat[previous]), flow, embed, guide, update_flow=update_flow)
+        return feat, flow
 
     @torch.no_grad()
     def deployed_form(self) -> FMANetPP:
