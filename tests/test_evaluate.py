@@ -12,6 +12,7 @@ from torch import Tensor
 
 from training import build_benchmark, evaluate, export
 from training.data.benchmark import SCENES, load_benchmark, load_clip
+from training.evaluation import guidance
 from training.evaluation.cost import cost_note
 from training.evaluation.guidance import kernel_spread
 from training.evaluation.methods import baselines, load_networks, resize, run_network, score_scene
@@ -266,3 +267,29 @@ def test_the_cost_of_a_network_is_told() -> None:
     assert told == "it: 1.97 M parameters, 0.07 GMAC a frame of 32x16, in proportion 128 at 1280x720."
     told = cost_note("it", FMANetPP(preset("fast", 1), deployed=True).eval(), clip)
     assert told == "it: 1.32 M parameters, 0.59 GMAC a frame of 32x16, in proportion 1055 at 1280x720."
+
+
+def test_a_network_with_a_path_branch_is_guided_by_exposures(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = FMANetPP(preset("path", 2)).eval()
+    assert network.restoration.path is not None
+    *_, last, _ = network.restoration.path.body
+    assert isinstance(last, torch.nn.Conv2d)
+    last.weight.data.normal_(std=0.05)
+    record = load_benchmark(benchmark)
+    record = dataclasses.replace(record, scenes=record.scenes[3:4])
+    scene = record.scenes[0]
+    estimates = guidance.level_estimates(network, benchmark / scene.name)
+    assert estimates.shape == (5, len(scene.exposure["re"]))
+    assert ((estimates > 0) & (estimates < 1)).all()
+
+    true = torch.arange(1, 6)[:, None].expand_as(estimates) / 5
+    monkeypatch.setattr(guidance, "level_estimates", lambda network, folder: true)
+    tested = guidance.run({"toy": network}, record, benchmark)[0]
+    by_source = [
+        [(each.guidance, each.score.condition, each.score.psnr) for each in tested.scores if each.source == source]
+        for source in guidance.SOURCES
+    ]
+    assert by_source[0] == by_source[1]  # where estimates are true, it is the same to give them
+    assert len({psnr for *_, psnr in by_source[0]}) > len(guidance.CHANGES)
+    assert not tested.spreads

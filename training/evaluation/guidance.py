@@ -1,7 +1,8 @@
 """The paper's own tests of exposure awareness: what restoration and kernels do under right and wrong exposures.
 
 The input stays as it is; the exposure embedding changes, in two ways: `read` is the extractor's embedding of the same
-frame at another level, as in the paper, and `given` the embedding of a known exposure, as a user gives it.
+frame at another level, as in the paper, and `given` the embedding of a known exposure, as a user gives it. A network
+with a path branch does not restore by the extractor; there `read` is its estimate from the frame at the other level.
 
 Source: FMA-Net++ (arXiv 2512.04390), Tables 6 and 7, Fig. 7b.
 """
@@ -67,7 +68,7 @@ class GuidanceTest:
     scores: list[GuidedScore]
     """Of every clip under every guidance."""
     spreads: list[Spread]
-    """Empty for a deployed network, which has no kernels."""
+    """Empty for a network without kernels."""
 
     def tables(self) -> list[TextTable]:
         """Tables 6 and 7 and Fig. 7b."""
@@ -150,7 +151,8 @@ def score_scene(
 ) -> list[GuidedScore]:
     """Restore the clip of changing exposure and that of 5:5 of a scene in `folder` under every guidance."""
     truth = load_truth(folder)
-    embeds = level_embeds(network, folder)
+    by_path = network.config.path_width > 0
+    reads = level_estimates(network, folder) if by_path else level_embeds(network, folder)
     true = np.rint(np.asarray(scene.exposure["re"]) * LEVELS).astype(np.int64)
     frames = np.arange(len(true))
     order = generator.permutation(len(true))
@@ -165,17 +167,23 @@ def score_scene(
     cases += [("5_5", f"5:{level}", np.full_like(true, level), frames) for level in range(1, LEVELS + 1)]
     done = []
     for condition, guidance, levels, taken in cases:
-        lr = load_lr(folder, condition, embeds.device)
+        lr = load_lr(folder, condition, reads.device)
         for source in SOURCES:
+            told = reads[levels - 1, taken][None] if source == "read" else exposures(levels, lr)
             with torch.inference_mode():
-                if source == "read":
-                    output = network(lr, embed=embeds[levels - 1, taken][None]).frames
-                else:
-                    output = network(lr, exposures(levels, lr)).frames
+                output = (network(lr, embed=told) if source == "read" and not by_path else network(lr, told)).frames
             clip = to_bytes(output[0])
             scores = score_clip(name, scene.name, condition, clip, truth, scene.exposure[condition], float("nan"))
             done += [GuidedScore(source=source, guidance=guidance, score=score) for score in scores]
     return done
+
+
+@torch.inference_mode()
+def level_estimates(network: FMANetPP, folder: Path) -> Tensor:
+    """Exposures (5, T) that a network with a path branch estimates from the frames of a scene at every level."""
+    device = next(network.parameters()).device
+    found = [network(load_lr(folder, f"5_{level}", device)).exposure for level in range(1, LEVELS + 1)]
+    return torch.cat([each for each in found if each is not None])
 
 
 @torch.inference_mode()
@@ -199,8 +207,11 @@ def exposures(levels: NDArray[np.int64], lr: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def spreads(network: FMANetPP, benchmark: Benchmark, folder: Path) -> list[Spread]:
-    """Measure the spread of the kernels for inputs of 5:1 and 5:5, given either; none for a deployed network."""
-    if network.deployed:
+    """Measure the spread of the kernels for inputs of 5:1 and 5:5, given either; none for a deployed network.
+
+    None for one with a path branch either: it restores without them.
+    """
+    if network.deployed or network.config.path_width:
         return []
     found: dict[tuple[str, int, int], list[float]] = {}
     for scene in benchmark.scenes:
