@@ -12,17 +12,28 @@ import pytest
 import torch
 
 from tests.tiny import run
-from training import build_benchmark, evaluate_blur, export_blur, render_pool, train_blur, train_shutter
+from training import (
+    build_benchmark,
+    evaluate_blur,
+    export_blur,
+    render_pool,
+    train_blur,
+    train_mmprnn,
+    train_shutter,
+)
 from training.data.benchmark import SCENES
 from training.data.blur_crops import moment
 from training.data.pool import Pool
 from training.evaluation.blur import level_confusion, sharp_head
-from training.losses.blur import blur_loss
+from training.losses.blur import magnitude_loss, sharp_loss
 from training.run.checkpoint import load_checkpoint
-from training.run.trained import trained_analyser, trained_estimator
+from training.run.trained import trained_analyser, trained_estimator, trained_network, trained_prior
+from training.run.variants import WithoutFeatures
 from training.train_shutter import Profiles, fit
-from vsfmanet.errors import SourceError, WeightsError
+from vsfmanet.errors import ConfigError, SourceError, WeightsError
 from vsfmanet.exposures.estimate import INPUTS
+from vsfmanet.networks.mmpnet import MMPNet
+from vsfmanet.networks.mmprnn import MMPRNN, MMPRNNConfig
 from vsfmanet.weights import load_analyser, load_model
 
 
@@ -30,7 +41,7 @@ from vsfmanet.weights import load_analyser, load_model
 def pools(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """One of small frames and one of full size."""
     folder = tmp_path_factory.mktemp("pools")
-    common = ["--photos", photos, "--count", 3, "--frames", 3, "--workers", 1]
+    common = ["--photos", photos, "--count", 3, "--frames", 5, "--workers", 1]
     run(render_pool.main, *common, "--out", folder / "x4", "--size", 64)
     run(render_pool.main, *common, "--out", folder / "x1", "--size", 32, "--scale", 1)
     return [folder / "x4", folder / "x1"]
@@ -57,16 +68,18 @@ def test_a_resumed_run_equals_an_unbroken_one(pools: list[Path], tmp_path: Path)
 
 def test_crops_keep_their_extent_when_they_are_reduced_and_have_none_when_sharp(pools: list[Path]) -> None:
     sequence = Pool(pools[1]).sequence(0)
-    whole, extent = moment(sequence, 1, 5, np.random.default_rng(0), 32, reduction=1)
-    half, half_extent = moment(sequence, 1, 5, np.random.default_rng(0), 16, reduction=2)
+    whole, extent, travel = moment(sequence, 1, 5, np.random.default_rng(0), 32, reduction=1)
+    half, half_extent, _ = moment(sequence, 1, 5, np.random.default_rng(0), 16, reduction=2)
     assert (whole.shape, half.shape) == ((3, 32, 32), (3, 16, 16))
     np.testing.assert_allclose(half_extent.mean(), extent.mean() / 2, rtol=1e-3)
     assert extent.mean() > 0
+    np.testing.assert_array_equal(travel, extent)  # the shutter is open all the time
     for pool in pools:
         sequence = Pool(pool).sequence(0)
-        sharp, nothing = moment(sequence, 1, 0, np.random.default_rng(0), 16, reduction=1)
+        sharp, nothing, travel = moment(sequence, 1, 0, np.random.default_rng(0), 16, reduction=1)
         assert not nothing.any()
-        blurred, _ = moment(sequence, 1, 1, np.random.default_rng(0), 16, reduction=1)  # the same crop
+        blurred, extent, _ = moment(sequence, 1, 1, np.random.default_rng(0), 16, reduction=1)  # the same crop
+        np.testing.assert_allclose(extent, travel / 5, rtol=1e-5)
         assert 0 < np.abs(sharp - blurred).mean() < 0.2
 
 
@@ -75,10 +88,54 @@ def test_the_loss_of_a_perfect_answer_is_nothing() -> None:
     target = extent / 64
     sharp = torch.where(extent < 1, 50.0, -50.0)
     weight = torch.ones_like(extent)
-    assert sum(blur_loss(target, sharp, target, extent, weight).values()) == pytest.approx(0, abs=1e-6)
+    assert sum(magnitude_loss(target, target, weight).values()) == pytest.approx(0, abs=1e-6)
+    assert sharp_loss(sharp, extent, weight).item() == pytest.approx(0, abs=1e-6)
+    assert sharp_loss(-sharp, extent, weight).item() > 1
     weight[..., 4:, :] = 1e-9  # nothing is to be seen in the lower half
     off = target + 0.1 * (weight == 1) + 0.9 * (weight < 1)
-    assert blur_loss(off, sharp, target, extent, weight)["extent"].item() == pytest.approx(0.1)
+    assert magnitude_loss(off, target, weight)["extent"].item() == pytest.approx(0.1)
+
+
+def test_the_prior_of_a_speed_is_that_of_filmed_frames() -> None:
+    travel = torch.tensor([0.0, 30.0, 150.0, 400.0])  # pixels in ten filmed frames
+    assert train_blur.speed(travel).tolist() == pytest.approx([0, 0.2, 1, 1])
+
+
+def test_the_published_prior_is_trained_and_guides_mmprnn(
+    pools: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = train(pools, tmp_path / "prior", "--target", "speed")
+    assert "l1 of the prior" in capsys.readouterr().out
+    checkpoint = tmp_path / "prior" / "latest.pt"
+    prior = trained_prior(checkpoint)
+    assert isinstance(prior, MMPNet)
+    size = ["--pool", pools[1], "--clips", 1, "--frames", 5, "--crop", 16, "--steps", 1]
+    for variant in (None, "without_gate", "without_features"):
+        out = tmp_path / f"run {variant}"
+        chosen = [] if variant is None else ["--variant", variant]
+        run(train_mmprnn.main, *size, "--out", out, "--prior", checkpoint, "--motion-weight", 1, *chosen)
+        network = trained_network(load_checkpoint(out / "latest.pt"))
+        assert isinstance(network, MMPRNN)
+        assert network.config.prior == "speed"
+        assert (network.cell.gate is None) == (variant is not None)
+        assert network.prior is not None
+        torch.testing.assert_close(network.prior.state_dict(), prior.state_dict(), rtol=0, atol=0)
+    with pytest.raises(ConfigError, match="choose one of them"):
+        run(train_mmprnn.main, *size, "--out", tmp_path / "none", "--without-prior", "--variant", "without_gate")
+    assert state["target"] == "speed"
+
+
+def test_without_features_a_frame_sees_the_past_by_the_hidden_state_alone() -> None:
+    torch.manual_seed(0)
+    config = MMPRNNConfig(cell_blocks=1, decoder_blocks=1, width=4, prior_width=2)
+    frames = torch.rand(2, 1, 3, 16, 16)
+    for make, passed in ((MMPRNN, True), (WithoutFeatures, False)):
+        network = make(config).eval()
+        _, state = network.encode(frames[0], None)
+        assert state is not None
+        left, hidden = state
+        assert left.any() == passed
+        assert hidden.any()
 
 
 def test_a_checkpoint_becomes_the_analyser_that_ships_and_no_model_to_restore_with(

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.tiny import run
-from training import pack_photos, prepare_gopro, prepare_reds
+from training import pack_photos, prepare_bsd, prepare_gopro, prepare_reds
 from training.data import footage
 from training.data.benchmark import load_benchmark, load_clip, save_clip
 from training.data.footage import (
@@ -170,6 +170,21 @@ def test_gopro_becomes_a_pool_and_a_benchmark(tmp_path: Path) -> None:
         run(prepare_gopro.main, "--pool", tmp_path / "other", "--blurred", tmp_path / "test")
     with pytest.raises(SourceError, match="blur and sharp"):
         run(prepare_gopro.main, "--benchmark", tmp_path / "other", "--blurred", tmp_path / "all")
+
+
+def test_bsd_becomes_a_benchmark(tmp_path: Path) -> None:
+    for part in ("Sharp", "Blur"):
+        save_clip(tmp_path / "test" / "017" / part / "RGB", film(3, 2.0))
+    run(prepare_bsd.main, tmp_path / "test", "--benchmark", tmp_path / "benchmark", "--exposure", 0.24)
+    record = load_benchmark(tmp_path / "benchmark")
+    assert (record.scale, record.scenes[0].name) == (1, "017")
+    assert record.scenes[0].exposure == {"blur": [0.24] * 3}
+    np.testing.assert_array_equal(load_clip(tmp_path / "benchmark" / "017" / "blur"), film(3, 2.0))
+    with pytest.raises(SourceError, match="Blur/RGB and Sharp/RGB"):
+        run(prepare_bsd.main, tmp_path, "--benchmark", tmp_path / "other", "--exposure", 0.24)
+    next((tmp_path / "test" / "017" / "Blur" / "RGB").iterdir()).unlink()
+    with pytest.raises(SourceError, match="got 3 and 2"):
+        run(prepare_bsd.main, tmp_path / "test", "--benchmark", tmp_path / "other", "--exposure", 0.24)
 
 
 def test_photographs_are_packed_into_the_space_there_is(tmp_path: Path) -> None:

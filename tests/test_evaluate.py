@@ -12,12 +12,12 @@ from torch import Tensor
 
 from training import build_benchmark, evaluate, export
 from training.data.benchmark import SCENES, load_benchmark, load_clip
-from training.evaluation import guidance
+from training.evaluation import guidance, report
 from training.evaluation.cost import cost_note
 from training.evaluation.guidance import kernel_spread
 from training.evaluation.methods import baselines, load_networks, resize, run_network, score_scene
 from training.evaluation.report import detailed_square
-from training.metrics.scoring import TRANSITIONS, load_truth
+from training.metrics.scoring import TRANSITIONS, Score, load_truth
 from training.run.checkpoint import save_checkpoint
 from training.run.trained import load_method
 from vsfmanet.errors import ConfigError, OutputError, SourceError
@@ -293,3 +293,15 @@ def test_a_network_with_a_path_branch_is_guided_by_exposures(benchmark: Path, mo
     assert by_source[0] == by_source[1]  # where estimates are true, it is the same to give them
     assert len({psnr for *_, psnr in by_source[0]}) > len(guidance.CHANGES)
     assert not tested.spreads
+
+
+def test_clips_of_other_lengths_are_averaged_by_frame_too() -> None:
+    def score(scene: str, frames: int, psnr: float) -> Score:
+        return Score(
+            method="toy", scene=scene, condition="blur", psnr=psnr, ssim=0.5, tof=0, opw=0, seconds=0, frames=frames
+        )
+
+    equal = [score("a", 10, 20.0), score("b", 10, 30.0)]
+    assert report.frame_means(equal) == []
+    [line] = report.frame_means([score("a", 10, 20.0), score("b", 30, 30.0)])
+    assert line == "toy, blur, mean over 40 frames: 27.500 dB, SSIM 0.5000"

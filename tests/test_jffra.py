@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from tests.tiny import TINY_JFFRA as TINY
 from tests.tiny import Multiplications, run
 from tests.tiny import awake_jffra as awake
 from training import train_jffra
+from training.data.tasks import denoise, super_resolve
 from training.run.checkpoint import load_checkpoint
+from training.run.trained import trained_network
+from training.run.variants import VARIANTS, LearnedOffsets, MutualAttention
 from vsfmanet.errors import ConfigError, ShapeError
 from vsfmanet.networks import jffra
 from vsfmanet.networks.jffra import (
@@ -236,3 +240,55 @@ def test_the_ablations_train_without_what_they_leave_out(deblurring_pool: Path, 
     state = train(deblurring_pool, tmp_path, "--no-refinement", "--temporal-weight", 0, "--frames", 3, "--steps", 1)
     assert not state["config"]["refine_flow"]
     assert not any("flow_head" in name for name in state["network"])
+
+
+@pytest.mark.parametrize("name", ["mutual_attention", "learned_offsets"])
+def test_a_variant_of_the_paper_trains_and_is_built_again(name: str, deblurring_pool: Path, tmp_path: Path) -> None:
+    state = train(deblurring_pool, tmp_path / "run", "--variant", name)
+    network = trained_network(state)
+    assert type(network) is VARIANTS[name]
+    assert not any("costs" in key or "context" in key or "flow_feat" in key for key in state["network"])
+    assert any("flow_head" in key for key in state["network"]) == (name == "learned_offsets")
+    with pytest.raises(ConfigError, match="no flow to refine"):
+        train(deblurring_pool, tmp_path / "none", "--variant", name, "--no-refinement")
+
+
+def test_the_variants_begin_without_motion_and_offsets_are_learned() -> None:
+    torch.manual_seed(0)
+    frames = clip(FRAMES, 64, 64)
+    network: JFFRA
+    for make in (MutualAttention, LearnedOffsets):
+        network = make(TINY)
+        assert not network.first_flow(frames).any()
+        assert torch.equal(network.restore(frames), frames[:, 1])  # as every fresh network
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(0.02 * torch.randn_like(value))
+    network.restore(frames).sum().backward()
+    heads = [value for key, value in network.named_parameters() if "flow_head" in key]
+    assert heads
+    assert all(value.grad is not None and value.grad.any() for value in heads)
+
+
+def test_other_tasks_give_noise_or_less_resolution() -> None:
+    sharp = clip(4, 32, 32, count=64)
+    noisy = denoise(sharp, sharp, torch.Generator().manual_seed(0), sigma=(10, 50))
+    deviation = (noisy - sharp).std(dim=(1, 2, 3, 4)) * 255
+    assert 9 < deviation.min() < 15
+    assert 45 < deviation.max() < 51
+    reduced = super_resolve(sharp, sharp, torch.Generator())
+    assert reduced.shape == sharp.shape
+    assert 0.001 < (reduced - sharp).abs().mean() < 0.1
+    plain = torch.full((1, 2, 3, 16, 16), 0.4)
+    torch.testing.assert_close(super_resolve(plain, plain, torch.Generator()), plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["denoise", "super_resolve"])
+def test_another_task_is_trained_and_reported(
+    task: str, deblurring_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(deblurring_pool, tmp_path / "run", "--task", task)
+    report = re.findall(r"5:\d ([\d.]+) of ([\d.]+)", capsys.readouterr().out)
+    assert len(report) == 5
+    inputs = {float(given) for _, given in report}
+    assert len(inputs) == 1  # exposures play no part

@@ -76,7 +76,7 @@ def evaluate(
                 pictures += report.crops(name, scene.name, outputs, truth.frames)
             print(f"{scene.name}: {name} done", flush=True)
     kind = "exact flow of the scenes" if truth.exact else "Farneback flow on truth"
-    notes = [f"OPW by the {kind}; of truth itself {mean(floor):.3f}."]
+    notes = [f"OPW by the {kind}; of truth itself {mean(floor):.3f}.", *report.frame_means(scores)]
     example = record.scenes[0]
     clip = torch.from_numpy(load_clip(benchmark / example.name / next(reversed(example.exposure))))[None] / 255
     notes += [cost_note(name, network, clip) for name, network in networks.items()]

@@ -13,13 +13,7 @@ Source: Nah et al., "Deep Multi-scale Convolutional Neural Network for Dynamic S
 
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from training.data.benchmark import BenchmarkScene, save_clip
-from training.data.footage import NOTHING, FootageOptions, fill_pool, find_clips, write_benchmark
-from training.data.photos import downscale, load_photo
-from training.data.render import to_bytes
+from training.data.footage import NOTHING, FootageOptions, fill_pool, find_clips, write_benchmark, write_pairs
 from training.options import command
 from vsfmanet.errors import ConfigError, SourceError
 
@@ -43,25 +37,21 @@ def prepare(*, sharp: Path | None = None, blurred: Path | None = None, options: 
             raise SourceError(
                 f"folders with blur and sharp are needed, {blurred} has none; name the folder test of GOPRO_Large"
             )
-        scenes = [write_clip(clip, options.benchmark / clip.name, options.scale) for clip in clips]
+        scenes = [
+            write_pairs(
+                options.benchmark / clip.name,
+                sharp=sorted((clip / "sharp").glob("*.png")),
+                blurred=sorted((clip / CONDITION).glob("*.png")),
+                condition=CONDITION,
+                exposure=1.0,
+                scale=options.scale,
+            )
+            for clip in clips
+        ]
         write_benchmark(options.benchmark, scenes, scale=options.scale, seed=0)
     if options.pool and sharp:
         films = find_clips(sharp, least=FILMED_PER_FRAME)
         fill_pool(options.pool, films, options.recipe(FILMED_PER_FRAME), length=options.frames, workers=options.workers)
-
-
-def write_clip(clip: Path, folder: Path, scale: int) -> BenchmarkScene:
-    """Reduce the blurred frames of a test clip, and copy the sharp ones."""
-    print(clip.name, flush=True)
-    sharp, blurred = (
-        np.stack([load_photo(path).numpy() for path in sorted((clip / part).glob("*.png"))])
-        for part in ("sharp", CONDITION)
-    )
-    height, width = sharp.shape[2] // scale, sharp.shape[3] // scale
-    small = [to_bytes(downscale(torch.from_numpy(frame)[None].float() / 255, height, width))[0] for frame in blurred]
-    save_clip(folder / "sharp", sharp)
-    save_clip(folder / CONDITION, np.stack(small))
-    return BenchmarkScene(name=folder.name, speed=None, cutouts=None, exposure={CONDITION: [1.0] * len(small)})
 
 
 main = command(prepare, __doc__)

@@ -1,5 +1,6 @@
 """Batches for the blur analyser: crops of known blur extent."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 
 import cv2
@@ -35,7 +36,9 @@ class Batch:
     frames: Tensor
     """(N, 3, crop, crop) in [0, 1]."""
     extent: Tensor
-    """(N, 1, crop, crop) pixels."""
+    """(N, 1, crop, crop) pixels of motion while the shutter is open."""
+    travel: Tensor
+    """(N, 1, crop, crop) pixels of motion in the whole frame interval."""
     weight: Tensor
     """(N, 1, crop, crop) in (0, 1]: how much there is to see."""
 
@@ -45,10 +48,16 @@ class Batch:
 
 
 class Moments:
-    """The frames of one pool that have both neighbours, and the chance that each is drawn."""
+    """The frames of one pool that have both neighbours, and the chance that each is drawn.
 
-    def __init__(self, pool: Pool, *, held_out: bool) -> None:
-        self.pool = pool
+    Args:
+        pool: Where they are.
+        held_out: Those that are kept for the report, or the others.
+        levels: Exposures 5:N to draw, 0 for sharp frames.
+    """
+
+    def __init__(self, pool: Pool, *, held_out: bool, levels: Collection[int] = range(LEVELS + 1)) -> None:
+        self.pool, self.levels = pool, list(levels)
         chosen = [position for position in range(len(pool)) if (position % HELD_OUT == 0) == held_out]
         self.places: list[tuple[int, int]] = []
         motion: list[float] = []
@@ -65,7 +74,7 @@ class Moments:
         """Draw a crop at some exposures, turned, with noise and compression.
 
         Returns:
-            For each of the `VERSIONS` the frame (3, crop, crop), its extent and its weight, as one (5, crop, crop).
+            For each of the `VERSIONS` the frame (3, crop, crop), extent, travel and weight, as one (6, crop, crop).
         """
         position, t = self.places[int(generator.choice(len(self.places), p=self.chance))]
         sequence = self.pool.sequence(position)
@@ -74,21 +83,21 @@ class Moments:
         symmetry = random_symmetry(generator)
         place = int(generator.integers(2**32))
 
-        def version(level: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        def version(level: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
             return moment(sequence, t, level, np.random.default_rng(place), crop, reduction=2 if halved else 1)
 
         weight = texture_weight(version(1)[0])
         out = []
-        for level in generator.permutation(LEVELS + 1)[:VERSIONS]:
-            frame, extent = version(int(level))
-            item = np.concatenate([degraded(generator, frame), extent[None], weight[None]])
+        for level in generator.permutation(self.levels)[:VERSIONS]:
+            frame, extent, travel = version(int(level))
+            item = np.concatenate([degraded(generator, frame), extent[None], travel[None], weight[None]])
             out.append(symmetry.planes(torch.from_numpy(item)))
         return out
 
 
 def moment(
     sequence: Sequence, t: int, level: int, generator: np.random.Generator, crop: int, *, reduction: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Cut a random crop out of frame `t`.
 
     Args:
@@ -100,7 +109,8 @@ def moment(
         reduction: Pixels each way that become one.
 
     Returns:
-        Frame (3, crop, crop) in [0, 1], and blur extent (crop, crop) in pixels of that frame.
+        Frame (3, crop, crop) in [0, 1], and motion (crop, crop) in pixels of that frame, while the shutter is open and
+        in the whole frame interval.
     """
     side = crop * reduction
     top, left = (int(generator.integers(length - side + 1)) for length in sequence.lr.shape[-2:])
@@ -111,9 +121,12 @@ def moment(
         scale = sequence.hr.shape[-1] // sequence.lr.shape[-1]
         cut = sequence.hr[t, :, top * scale : (top + side) * scale, left * scale : (left + side) * scale]
     frame = downscale(torch.from_numpy(np.array(cut)).float()[None] / 255, crop, crop)[0].clamp(0, 1)
-    extent = extent_of_flow(sequence.flow[t, ..., rows, columns], level / LEVELS)
-    blocks = extent.reshape(crop, reduction, crop, reduction).mean(axis=(1, 3), dtype=np.float32)
-    return frame.numpy(), np.asarray(blocks / reduction, dtype=np.float32)
+    flow = sequence.flow[t, ..., rows, columns]
+    extent, travel = (
+        extent_of_flow(flow, exposure).reshape(crop, reduction, crop, reduction).mean(axis=(1, 3), dtype=np.float32)
+        for exposure in (level / LEVELS, 1)
+    )
+    return frame.numpy(), extent / np.float32(reduction), travel / np.float32(reduction)
 
 
 def degraded(generator: np.random.Generator, frame: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -145,5 +158,5 @@ def texture_weight(frame: NDArray[np.float32]) -> NDArray[np.float32]:
 def draw_batch(sources: list[Moments], generator: np.random.Generator, count: int, crop: int) -> Batch:
     """Draw `count` crops from the pools in turn; batches mix them, because they share the normalisations."""
     drawn = [version for k in range(count) for version in sources[k % len(sources)].draw(generator, crop)]
-    frames, extent, weight = torch.stack(drawn).split((3, 1, 1), dim=1)
-    return Batch(frames=frames, extent=extent, weight=weight)
+    frames, extent, travel, weight = torch.stack(drawn).split((3, 1, 1, 1), dim=1)
+    return Batch(frames=frames, extent=extent, travel=travel, weight=weight)

@@ -299,6 +299,27 @@ def write_scene(
     return BenchmarkScene(name=folder.name, speed=None, cutouts=None, exposure=exposure)
 
 
+def write_pairs(
+    folder: Path, *, sharp: Sequence[Path], blurred: Sequence[Path], condition: str, exposure: float, scale: int
+) -> BenchmarkScene:
+    """Write a benchmark's scene from a clip that exists blurred and sharp: blurred frames are made smaller by `scale`.
+
+    Raises:
+        SourceError: There are not as many frames of each.
+    """
+    if not sharp or len(sharp) != len(blurred):
+        raise SourceError(
+            f"{folder.name}: as many sharp frames as blurred ones are needed, got {len(sharp)} and {len(blurred)}"
+        )
+    print(folder.name, flush=True)
+    truth, given = (np.stack([load_photo(path).numpy() for path in paths]) for paths in (sharp, blurred))
+    height, width = truth.shape[2] // scale, truth.shape[3] // scale
+    small = [to_bytes(downscale(torch.from_numpy(frame)[None].float() / 255, height, width))[0] for frame in given]
+    save_clip(folder / "sharp", truth)
+    save_clip(folder / condition, np.stack(small))
+    return BenchmarkScene(name=folder.name, speed=None, cutouts=None, exposure={condition: [exposure] * len(small)})
+
+
 def write_benchmark(folder: Path, scenes: list[BenchmarkScene], *, scale: int, seed: int) -> None:
     """Write the record of a benchmark whose clips lie in `folder`; all are as large as the first."""
     first = sorted((folder / scenes[0].name / "sharp").glob("*.png"))

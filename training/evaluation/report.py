@@ -80,6 +80,23 @@ def score_tables(scores: list[Score]) -> list[TextTable]:
     return tables
 
 
+def frame_means(scores: list[Score]) -> list[str]:
+    """State PSNR and SSIM as means over all frames, where clips differ in length: FMA-Net's figures of GoPro are such.
+
+    The tables hold means over the clips, each of which counts alike.
+    """
+    lines = []
+    for method, condition in dict.fromkeys((score.method, score.condition) for score in scores):
+        own = [score for score in scores if (score.method, score.condition) == (method, condition)]
+        frames = [score.frames for score in own]
+        if condition != TRANSITIONS and len(set(frames)) > 1:
+            psnr, ssim = (np.average([getattr(s, name) for s in own], weights=frames) for name in ("psnr", "ssim"))
+            lines.append(
+                f"{method}, {shown(condition)}, mean over {sum(frames)} frames: {psnr:.3f} dB, SSIM {ssim:.4f}"
+            )
+    return lines
+
+
 def shown(condition: str) -> str:
     """Name of a condition for a reader: 5_1 is 5:1, re is RE."""
     return {"re": "RE", TRANSITIONS: "RE changes"}.get(condition, condition.replace("_", ":"))

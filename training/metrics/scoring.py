@@ -43,6 +43,8 @@ class Score:
     """Percent of full scale."""
     seconds: float
     """Seconds per frame, of restoring alone."""
+    frames: int
+    """Number of frames."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +115,7 @@ def score_clip(
             tof=float(by_pair["tof"][pairs].mean()),
             opw=float(by_pair["opw"][pairs].mean()),
             seconds=seconds,
+            frames=int(those.sum()),
         )
         for name, (those, pairs) in chosen.items()
     ]

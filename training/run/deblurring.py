@@ -6,7 +6,7 @@ trained on is printed beside that of their blurred frames, for each exposure.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import mean
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from training.data.pool import Batch, Pool, moving, open_pool
 from training.data.render import to_bytes
+from training.data.tasks import Task, deblur
 from training.metrics.frames import psnr
 from training.run.batches import draw_clips, panels
 from training.run.growth import begin_as
@@ -40,6 +41,8 @@ def train[N: SequenceNetwork](
     preset: str,
     build: Callable[[], N],
     losses: Callable[[N, Batch, int], Mapping[str, Tensor]],
+    variant: str | None = None,
+    task: Task = deblur,
 ) -> N:
     """Train a network of scale 1, and report.
 
@@ -56,6 +59,8 @@ def train[N: SequenceNetwork](
         losses: Of the network in training mode, a batch on its device (`lr` and `hr` are of one size) and the step,
             from 0: scalars by name, weighted, whose sum is minimised. They may depend on these three alone, not on the
             global random state or on calls before, so that a resumed run equals an unbroken one.
+        variant: Name of the variant that `build` makes, of `VARIANTS`.
+        task: Makes what the network is given.
 
     Returns:
         The averaged network, in eval mode.
@@ -83,13 +88,16 @@ def train[N: SequenceNetwork](
             for part in child if isinstance(child, nn.ModuleList) else (child,):
                 part.compile(dynamic=False)
     about = {"kind": network.kind, "preset": preset, "scale": network.scale, "config": asdict(network.config)}
+    about["variant"] = variant
     run = Run(options, network, workers, about)
     training = [position for position in range(len(pool)) if position % HELD_OUT]
     if options.speed is not None:
         training = moving(pool, training, *options.speed)
 
     def sample(step: int) -> Batch:
-        return draw_clips(pool, options, run.generator(step), among=training).to(workers.device)
+        generator = run.generator(step)
+        batch = draw_clips(pool, options, generator, among=training).to(workers.device)
+        return replace(batch, lr=task(batch.lr, batch.hr, seeded(generator)))
 
     for step, batch in run.batches(sample):
         with run.autocast():
@@ -106,7 +114,7 @@ def train[N: SequenceNetwork](
     averaged = run.averaged.network
     if workers.rank == 0:
         held_out = range(0, len(pool), HELD_OUT)[:REPORTED]
-        scores = held_out_psnr(averaged, pool, held_out, workers.device)
+        scores = held_out_psnr(averaged, pool, held_out, task, workers.device)
         lines = (f"{name} {own:.2f} of {blurred:.2f}" for name, (own, blurred) in scores.items())
         print(
             f"PSNR in dB on {len(held_out)} sequences never trained on, of their input: {', '.join(lines)}", flush=True
@@ -117,17 +125,28 @@ def train[N: SequenceNetwork](
 
 @torch.no_grad()
 def held_out_psnr(
-    network: SequenceNetwork, pool: Pool, positions: range, device: str
+    network: SequenceNetwork, pool: Pool, positions: range, task: Task, device: str
 ) -> dict[str, tuple[float, float]]:
-    """Mean PSNR in dB of restored sequences and of their blurred frames, by exposure ("5:1" ... "5:5")."""
+    """Mean PSNR in dB of restored sequences and of what they were made from, by exposure ("5:1" ... "5:5").
+
+    A task that does not look at blurred frames has the same result for every exposure.
+    """
     scores = {}
     for level in range(1, LEVELS + 1):
-        own, blurred = [], []
+        own, given = [], []
         for position in positions:
             sequence = pool.sequence(position)
-            lr = np.array(sequence.lr[level - 1])
-            restored = to_bytes(network(torch.from_numpy(lr).to(device)[None] / 255)[0])
+            blurred, sharp = (
+                torch.from_numpy(np.array(each))[None] / 255 for each in (sequence.lr[level - 1], sequence.hr)
+            )
+            lr = task(blurred, sharp, seeded(np.random.default_rng(position)))
+            restored = to_bytes(network(lr.to(device))[0])
             own += [psnr(*pair) for pair in zip(restored, sequence.hr, strict=True)]
-            blurred += [psnr(*pair) for pair in zip(lr, sequence.hr, strict=True)]
-        scores[f"5:{level}"] = (mean(own), mean(blurred))
+            given += [psnr(*pair) for pair in zip(to_bytes(lr[0]), sequence.hr, strict=True)]
+        scores[f"5:{level}"] = (mean(own), mean(given))
     return scores
+
+
+def seeded(generator: np.random.Generator) -> torch.Generator:
+    """Make a generator of torch, on the CPU, that continues `generator`."""
+    return torch.Generator().manual_seed(int(generator.integers(2**63)))

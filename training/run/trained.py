@@ -8,10 +8,11 @@ import torch
 
 from training.run.architectures import build
 from training.run.checkpoint import load_checkpoint
+from training.run.variants import VARIANTS
 from vsfmanet.networks.description import RestorationNetwork, SequenceNetwork
 from vsfmanet.networks.exposure_estimator import ExposureEstimator
 from vsfmanet.networks.fmanetpp import FMANetPP, FMANetPPConfig
-from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, fold
+from vsfmanet.networks.mmpnet import BlurAnalyser, BlurConfig, MMPNet, fold
 from vsfmanet.weights import MODELS, load_analyser, load_estimator, load_model
 
 
@@ -22,6 +23,8 @@ def trained_network(state: Mapping[str, Any]) -> RestorationNetwork:
         network = build(FMANetPPConfig(**state["config"]), state.get("architecture"))
     else:
         network = MODELS[state["kind"]](state["config"])
+        if variant := state.get("variant"):
+            network = VARIANTS[variant](network.config)
     network.load_state_dict(state["averaged"])
     return network.eval().requires_grad_(False)
 
@@ -52,6 +55,16 @@ def trained_analyser(checkpoint: Path | None) -> BlurAnalyser:
     analyser.load_state_dict(state["averaged"])
     with torch.no_grad():
         return fold(analyser)
+
+
+def trained_prior(checkpoint: Path | None) -> MMPNet | BlurAnalyser:
+    """The averaged weights of a checkpoint of training.train_blur, of either target; without one as for an analyser."""
+    state = {} if checkpoint is None else load_checkpoint(checkpoint)
+    if state.get("target") != "speed":
+        return trained_analyser(checkpoint)
+    prior = MMPNet(state["config"]["width"]).eval()
+    prior.load_state_dict(state["averaged"])
+    return prior
 
 
 def trained_estimator(checkpoint: Path | None) -> ExposureEstimator:

@@ -233,7 +233,7 @@ class JFFR(nn.Module):
 
     def __init__(self, width: int, depth: int, config: JFFRAConfig) -> None:
         super().__init__()
-        self.flow_head = FlowHead(width, config.flow_width) if config.refine_flow else None
+        self.flow_head: nn.Module | None = FlowHead(width, config.flow_width) if config.refine_flow else None
         self.flow_feat = nn.Conv2d(4, width, 1) if config.flow_features else None
         self.blocks = nn.Sequential(*(AttentionBlock(width, shifted=i % 2 == 1) for i in range(depth)))
         self.last = Conv3x3(width, width)
@@ -335,9 +335,13 @@ class JFFRA(SequenceNetwork):
         residual = self._residual(at_multiples(frames.flatten(0, 1), MULTIPLE_OF).unflatten(0, (-1, FRAMES)))
         return own + residual[..., :height, :width].float()
 
+    def first_flow(self, frames: Tensor) -> Tensor:
+        """Estimate the flow that the first level reads, see `initial_flow`."""
+        return initial_flow(frames)
+
     def _residual(self, frames: Tensor) -> Tensor:
         """Compute the change of the middle frame of `frames` (N, 3, 3, H, W), sides multiples of 64; (N, 3, H, W)."""
-        flow = initial_flow(frames)
+        flow = self.first_flow(frames)
         volume = (frames - 0.5).transpose(1, 2).to(next(self.parameters()).dtype)
         feat = self.stem(volume.contiguous(memory_format=torch.channels_last_3d)).transpose(1, 2)
         skips: list[Tensor] = []
