@@ -20,9 +20,6 @@ from av.video.stream import VideoStream
 
 from vsfmanet.errors import DamagedError, FormatError, OutputError, SourceError
 
-MAGIC = b"YUV4MPEG2 "
-"""Beginning of a stream."""
-
 FRAME = b"FRAME\n"
 """Beginning of a frame."""
 
