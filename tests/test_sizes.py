@@ -201,7 +201,7 @@ def test_plain_conversion_keeps_what_is_converted_already() -> None:
 
 
 def test_restore_is_a_scaler_of_vs_jetpack(opened: list[str]) -> None:
-    """As docs/vapoursynth.md shows it; vs-jetpack is no dependency, and 2.2.6 was tried."""
+    """As docs/vapoursynth.md shows it; vsjetpack[kernels] is no dependency, and 2.2.6 was tried."""
     scaler = pytest.importorskip("vsscale").GenericScaler
     fmanet = scaler(lambda clip, width, height, *_, **__: vsfmanet.restore(clip, width=width, height=height))
     source = noise_clip(2, width=64, height=48).resize.Bicubic(format=vs.YUV420P8, matrix=1)
