@@ -118,6 +118,9 @@ def test_the_published_prior_is_trained_and_guides_mmprnn(
         assert isinstance(network, MMPRNN)
         assert network.config.prior == "speed"
         assert (network.cell.gate is None) == (variant is not None)
+        if variant is not None:
+            with pytest.raises(ConfigError, match="evaluate the checkpoint"):
+                network.deployed_form()
         assert network.prior is not None
         torch.testing.assert_close(network.prior.state_dict(), prior.state_dict(), rtol=0, atol=0)
     with pytest.raises(ConfigError, match="choose one of them"):

@@ -243,12 +243,16 @@ def test_the_ablations_train_without_what_they_leave_out(deblurring_pool: Path, 
 
 
 @pytest.mark.parametrize("name", ["mutual_attention", "learned_offsets"])
-def test_a_variant_of_the_paper_trains_and_is_built_again(name: str, deblurring_pool: Path, tmp_path: Path) -> None:
+def test_a_variant_of_the_paper_trains_and_is_built_again_but_not_exported(
+    name: str, deblurring_pool: Path, tmp_path: Path
+) -> None:
     state = train(deblurring_pool, tmp_path / "run", "--variant", name)
     network = trained_network(state)
     assert type(network) is VARIANTS[name]
     assert not any("costs" in key or "context" in key or "flow_feat" in key for key in state["network"])
     assert any("flow_head" in key for key in state["network"]) == (name == "learned_offsets")
+    with pytest.raises(ConfigError, match="evaluate the checkpoint"):
+        network.deployed_form()
     with pytest.raises(ConfigError, match="no flow to refine"):
         train(deblurring_pool, tmp_path / "none", "--variant", name, "--no-refinement")
 

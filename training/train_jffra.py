@@ -48,7 +48,7 @@ class Options(DeblurringOptions):
     """Keep the initial flow at every level."""
     variant: JFFRAVariant | None = None
     """Variant that the paper compares with, instead of flow: attention over frames that are not warped, or offsets that
-    are learned."""
+    are learned. It cannot be exported."""
     task: Literal["deblur", "denoise", "super_resolve"] = "deblur"
     """Learn to deblur, to take noise away, or to sharpen what was made smaller by four and enlarged again."""
     sigma: tuple[float, float] = (10, 50)

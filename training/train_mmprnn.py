@@ -45,7 +45,7 @@ class Options(DeblurringOptions):
     """Leave out the prior, its gate and its loss."""
     variant: MMPRNNVariant | None = None
     """Variant that the paper compares with: the prior gates no features; nor are features passed on that are not
-    deblurred yet."""
+    deblurred yet. It cannot be exported."""
     motion_weight: float = 0.05
     """Weight of the motion magnitude loss."""
     learning_rate: float = 5e-4

@@ -1,11 +1,12 @@
 """Variants of MMP-RNN and JFFRA that their papers compare them with. The product runs none of them."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from vsfmanet.errors import ConfigError
 from vsfmanet.networks.blocks import Conv3x3, Layers, leaky_relu, zero_init
 from vsfmanet.networks.description import Features, SequenceNetwork, State
 from vsfmanet.networks.jffra import JFFR, JFFRA, JFFRAConfig
@@ -15,7 +16,19 @@ type MMPRNNVariant = Literal["without_gate", "without_features"]
 type JFFRAVariant = Literal["mutual_attention", "learned_offsets"]
 
 
-class WithoutGate(MMPRNN):
+class Compared(SequenceNetwork):
+    """A variant that is only trained and evaluated."""
+
+    def deployed_form(self) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"a model to export needs {self.kind} itself, not a variant; evaluate the checkpoint itself")
+
+
+class WithoutGate(Compared, MMPRNN):
     """The prior gates no features, and is left to the loss. Source: Wang et al. (arXiv 2207.13374), ablations."""
 
     def __init__(self, config: MMPRNNConfig) -> None:
@@ -34,7 +47,7 @@ class WithoutFeatures(WithoutGate):
         return feat, (torch.zeros_like(left), hidden)
 
 
-class MutualAttention(JFFRA):
+class MutualAttention(Compared, JFFRA):
     """Attention over frames where they are: neighbours are not warped. Source: JFFRA (arXiv 2505.16434), ablations."""
 
     def __init__(self, config: JFFRAConfig) -> None:
