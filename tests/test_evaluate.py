@@ -1,5 +1,6 @@
 """The benchmark and its scoring, on pictures made here."""
 
+import csv
 import dataclasses
 import json
 import sys
@@ -102,9 +103,12 @@ def test_a_method_that_knows_truth_scores_perfectly_and_gets_the_true_exposure(b
         return truth
 
     folder = benchmark / scene.name
-    scores, outputs = score_scene("oracle", oracle, scene, folder, load_truth(folder))
+    scores, frames, outputs = score_scene("oracle", oracle, scene, folder, load_truth(folder))
     assert [score.condition for score in scores] == ["5_1", "5_2", "5_3", "5_4", "5_5", "re", TRANSITIONS]
     np.testing.assert_array_equal(outputs["5_4"], load_clip(folder / "sharp"))
+    assert [(frame.condition, frame.frame) for frame in frames] == [
+        (c, t) for c in scene.exposure for t in range(FRAMES)
+    ]
     for score in scores:
         assert score.psnr == float("inf")
         assert score.ssim == pytest.approx(1)
@@ -124,10 +128,13 @@ def test_transitions_are_scored_where_the_exposure_changes_and_nowhere_else(benc
         output[:, changed] = (output[:, changed] + 10 / 255) % 1
         return output
 
-    scores, _ = score_scene("wrong", wrong_at_changes, scene, folder, load_truth(folder))
+    scores, frames, _ = score_scene("wrong", wrong_at_changes, scene, folder, load_truth(folder))
     by_name = {score.condition: score for score in scores}
     assert by_name["re"].psnr == float("inf")
     assert by_name[TRANSITIONS].psnr < 40
+    own = [frame for frame in frames if frame.condition == "re"]
+    assert [frame.frame for frame in own if frame.psnr < 40] == changed
+    assert by_name["re"].ssim == pytest.approx(np.mean([frame.ssim for frame in own]))
 
 
 def test_truth_moves_by_the_exact_flow_where_the_benchmark_holds_it(benchmark: Path, tmp_path: Path) -> None:
@@ -189,9 +196,9 @@ def test_evaluation_prints_tables_and_writes_scores_guidance_and_report(
     state = {"averaged": network.state_dict(), "step": 12, "kind": "fmanetpp", "preset": "fast", "scale": 2}
     state["config"] = dataclasses.asdict(network.config)
     save_checkpoint(tmp_path / "toy" / "latest.pt", state)
-    json_path, report_path = tmp_path / "scores.json", tmp_path / "report.html"
+    json_path, csv_path, report_path = (tmp_path / name for name in ("scores.json", "frames.csv", "report.html"))
     arguments = [str(benchmark), "--model", str(tmp_path / "toy" / "latest.pt"), "--guidance"]
-    arguments += ["--json", str(json_path), "--report", str(report_path)]
+    arguments += ["--json", str(json_path), "--csv", str(csv_path), "--report", str(report_path)]
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     evaluate.main()
 
@@ -201,6 +208,15 @@ def test_evaluation_prints_tables_and_writes_scores_guidance_and_report(
     scores = json.loads(json_path.read_text())
     by_condition = [score["condition"] for score in scores if score["method"] == "bicubic"]
     assert by_condition.count("5_3") == by_condition.count("re") == len(few)
+    with csv_path.open(newline="") as file:
+        frames = list(csv.DictReader(file))
+    for score in scores:
+        if score["condition"] != TRANSITIONS:
+            clip = [score[name] for name in ("method", "scene", "condition")]
+            own = [row for row in frames if [row[name] for name in ("method", "scene", "condition")] == clip]
+            assert [int(row["frame"]) for row in own] == list(range(FRAMES))
+            for metric in ("psnr", "ssim"):
+                assert np.mean([float(row[metric]) for row in own]) == pytest.approx(score[metric])
     blur = [score["psnr"] for score in scores if score["method"] == "bicubic" and "40px" in score["scene"]]
     assert blur[0] > blur[4]
     tested = json.loads(json_path.with_suffix(".guidance.json").read_text())[0]

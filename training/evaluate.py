@@ -2,15 +2,19 @@
 
     python -m training.evaluate BENCHMARK --model NAME_OR_PATH --exposure given --json scores.json --report report.html
     python -m training.evaluate BENCHMARK --model runs/fast/latest.pt --guidance
+    python -m training.evaluate runs/gopro11 --model mmprnn_x1 --csv frames.csv
 
 PSNR, SSIM, tOF and OPW for every exposure level, for changing exposure (RE), and for the frames of RE at which the
-exposure changes. `--guidance` repeats the paper's own tests of exposure awareness (Tables 6 and 7, Fig. 7b).
+exposure changes. Tables hold means over the frames of a clip, then over clips. `--csv` writes PSNR and SSIM of every
+frame, for means of other kinds: FMA-Net's, over all frames, are printed; those of MMP-RNN leave out the two frames at
+each end of a clip. `--guidance` repeats the paper's own tests of exposure awareness (Tables 6 and 7, Fig. 7b).
 """
 
+import csv
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -26,7 +30,7 @@ from training.evaluation import guidance, report
 from training.evaluation.cost import cost_note
 from training.evaluation.methods import baselines, load_networks, run_network, score_scene
 from training.metrics.frames import opw_by_pair
-from training.metrics.scoring import load_truth
+from training.metrics.scoring import FrameScore, load_truth
 from training.options import command
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.fmanetpp import FMANetPP
@@ -41,6 +45,7 @@ def evaluate(
     guided: Annotated[bool, Parameter(name="--guidance")] = False,
     device: str = "cpu",
     scores_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    frames_file: Annotated[Path | None, Parameter(name="--csv")] = None,
     page: Annotated[Path | None, Parameter(name="--report")] = None,
 ) -> None:
     """Score every method on every clip, print one table a metric, and write scores and report if they are named.
@@ -52,6 +57,7 @@ def evaluate(
         guided: Restore under right and wrong exposures too (slow).
         device: cpu or cuda.
         scores_file: JSON file for the score of every clip; that of --guidance goes beside it.
+        frames_file: CSV file for PSNR and SSIM of every frame.
         page: HTML file for tables, plots and pictures.
     """
     record = load_benchmark(benchmark)
@@ -64,14 +70,15 @@ def evaluate(
         name: partial(run_network, network=network, give_exposure=exposure == "given")
         for name, network in networks.items()
     }
-    scores, pictures, floor = [], [], []
+    scores, frames, pictures, floor = [], [], [], []
     for scene in record.scenes:
         folder = benchmark / scene.name
         truth = load_truth(folder)
         floor.append(mean(opw_by_pair(truth.frames, truth.frames, truth.flow, truth.visible)))
         for name, restore in methods.items():
-            done, outputs = score_scene(name, restore, scene, folder, truth)
-            scores += done
+            by_clip, by_frame, outputs = score_scene(name, restore, scene, folder, truth)
+            scores += by_clip
+            frames += by_frame
             if page:
                 pictures += report.crops(name, scene.name, outputs, truth.frames)
             print(f"{scene.name}: {name} done", flush=True)
@@ -82,6 +89,8 @@ def evaluate(
     notes += [cost_note(name, network, clip) for name, network in networks.items()]
     if scores_file:
         scores_file.write_text(json.dumps([asdict(score) for score in scores], indent=1) + "\n")
+    if frames_file:
+        write_frames(frames, frames_file)
     tested = guidance.run(fmanets, record, benchmark) if guided else []
     if scores_file and tested:
         rows = [asdict(test) for test in tested]
@@ -94,6 +103,14 @@ def evaluate(
         line = "python -m training.evaluate " + " ".join(sys.argv[1:])
         page.write_text(report.page(record, scores, tables, pictures, [*notes, line]), encoding="utf-8")
         print(f"report: {page}")
+
+
+def write_frames(frames: Sequence[FrameScore], path: Path) -> None:
+    """Write the scores of frames as CSV with a header."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, [field.name for field in fields(FrameScore)])
+        rows.writeheader()
+        rows.writerows(asdict(frame) for frame in frames)
 
 
 def print_tables(tables: Sequence[report.TextTable]) -> None:

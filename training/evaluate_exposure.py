@@ -80,8 +80,8 @@ def evaluate(
             known = given_exposures(source, lr, exposure, fitted, np.random.default_rng([SEED, number]))
             with torch.inference_mode():
                 output = to_bytes(network.restored(lr[None], known[None])[0])
-            nan = float("nan")
-            scores += score_clip(source, scene.name, condition, output, truth, exposure, nan)
+            done, _ = score_clip(source, scene.name, condition, output, truth, exposure, float("nan"))
+            scores += done
         print(f"{scene.name} ({number + 1}/{len(record.scenes)})", flush=True)
 
     print(f"{name}, mean over the scenes: PSNR (dB) and tOF (px) of all frames, and where the exposure changes")

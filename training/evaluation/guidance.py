@@ -173,7 +173,7 @@ def score_scene(
             with torch.inference_mode():
                 output = (network(lr, embed=told) if source == "read" and not by_path else network(lr, told)).frames
             clip = to_bytes(output[0])
-            scores = score_clip(name, scene.name, condition, clip, truth, scene.exposure[condition], float("nan"))
+            scores, _ = score_clip(name, scene.name, condition, clip, truth, scene.exposure[condition], float("nan"))
             done += [GuidedScore(source=source, guidance=guidance, score=score) for score in scores]
     return done
 

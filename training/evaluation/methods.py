@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.data.benchmark import BenchmarkScene, load_clip
 from training.data.render import to_bytes
-from training.metrics.scoring import Score, Truth, score_clip
+from training.metrics.scoring import FrameScore, Score, Truth, score_clip
 from training.run.trained import load_method
 from vsfmanet.errors import ConfigError
 from vsfmanet.networks.description import RestorationNetwork
@@ -88,19 +88,23 @@ def run_network(lr: Tensor, exposure: Tensor, *, network: RestorationNetwork, gi
 
 def score_scene(
     name: str, restore: Restore, scene: BenchmarkScene, folder: Path, truth: Truth
-) -> tuple[list[Score], dict[str, NDArray[np.uint8]]]:
+) -> tuple[list[Score], list[FrameScore], dict[str, NDArray[np.uint8]]]:
     """Score method `name` on every condition of a scene that lies in `folder`.
 
     Returns:
-        The scores, and the restored clip (T, 3, H, W) of every condition.
+        The scores of clips and of their frames, and the restored clip (T, 3, H, W) of every condition.
     """
-    scores, outputs = [], {}
+    scores: list[Score] = []
+    frames: list[FrameScore] = []
+    outputs = {}
     for condition, exposure in scene.exposure.items():
         lr = torch.from_numpy(load_clip(folder / condition))[None] / 255
         start = time.perf_counter()
         with torch.inference_mode():
             output = to_bytes(restore(lr, torch.tensor([exposure]))[0])
         seconds = (time.perf_counter() - start) / len(output)
-        scores += score_clip(name, scene.name, condition, output, truth, exposure, seconds)
+        by_clip, by_frame = score_clip(name, scene.name, condition, output, truth, exposure, seconds)
+        scores += by_clip
+        frames += by_frame
         outputs[condition] = output
-    return scores, outputs
+    return scores, frames, outputs

@@ -48,6 +48,24 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FrameScore:
+    """One method on one frame."""
+
+    method: str
+    """Name of the network or kernel."""
+    scene: str
+    """Name of the scene."""
+    condition: str
+    """Exposure: 5_1 to 5_5, or re."""
+    frame: int
+    """Number in the clip, from 0."""
+    psnr: float
+    """Decibels."""
+    ssim: float
+    """At most 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Truth:
     """The sharp clip of a scene, and how it moves."""
 
@@ -93,10 +111,15 @@ def score_clip(
     truth: Truth,
     exposure: Sequence[float],
     seconds: float,
-) -> list[Score]:
-    """Score a restored clip (T, 3, H, W): as a whole and, where its exposure changes, at the changes."""
-    frames = list(zip(output, truth.frames, strict=True))
-    by_frame = {"psnr": np.array([psnr(*pair) for pair in frames]), "ssim": np.array([ssim(*pair) for pair in frames])}
+) -> tuple[list[Score], list[FrameScore]]:
+    """Score a restored clip (T, 3, H, W): as a whole and, where its exposure changes, at the changes; and by frame."""
+    frames = [
+        FrameScore(
+            method=method, scene=scene, condition=condition, frame=number, psnr=psnr(own, sharp), ssim=ssim(own, sharp)
+        )
+        for number, (own, sharp) in enumerate(zip(output, truth.frames, strict=True))
+    ]
+    by_frame = {name: np.array([getattr(frame, name) for frame in frames]) for name in ("psnr", "ssim")}
     by_pair = {
         "tof": tof_by_pair(output, truth.frames, truth.estimated_flow),
         "opw": opw_by_pair(output, truth.frames, truth.flow, truth.visible),
@@ -105,7 +128,7 @@ def score_clip(
     chosen = {condition: (np.ones(len(output), dtype=bool), np.ones(len(output) - 1, dtype=bool))}
     if changed.any():
         chosen[TRANSITIONS] = (np.concatenate([[False], changed]), changed)
-    return [
+    scores = [
         Score(
             method=method,
             scene=scene,
@@ -119,6 +142,7 @@ def score_clip(
         )
         for name, (those, pairs) in chosen.items()
     ]
+    return scores, frames
 
 
 BASELINES = ("bicubic", "lanczos", "lanczos_sharp", "input", "input_sharp")
