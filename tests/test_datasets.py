@@ -172,19 +172,37 @@ def test_gopro_becomes_a_pool_and_a_benchmark(tmp_path: Path) -> None:
         run(prepare_gopro.main, "--benchmark", tmp_path / "other", "--blurred", tmp_path / "all")
 
 
-def test_bsd_becomes_a_benchmark(tmp_path: Path) -> None:
-    for part in ("Sharp", "Blur"):
-        save_clip(tmp_path / "test" / "017" / part / "RGB", film(3, 2.0))
-    run(prepare_bsd.main, tmp_path / "test", "--benchmark", tmp_path / "benchmark", "--exposure", 0.24)
-    record = load_benchmark(tmp_path / "benchmark")
-    assert (record.scale, record.scenes[0].name) == (1, "017")
-    assert record.scenes[0].exposure == {"blur": [0.24] * 3}
-    np.testing.assert_array_equal(load_clip(tmp_path / "benchmark" / "017" / "blur"), film(3, 2.0))
+def test_bsd_becomes_a_pool_and_a_benchmark(tmp_path: Path) -> None:
+    data, pool, benchmark = tmp_path / "BSD_2ms16ms", tmp_path / "pool", tmp_path / "benchmark"
+    blurred, sharp = film(4, 2.0), film(4, 2.0)[::-1]
+    for part, clip in (("train", "000"), ("train", "001"), ("valid", "003"), ("test", "017")):
+        save_clip(data / part / clip / "Blur" / "RGB", blurred)
+        save_clip(data / part / clip / "Sharp" / "RGB", sharp)
+
+    run(prepare_bsd.main, data / "test", "--benchmark", benchmark, "--exposure", 0.24)
+    record = load_benchmark(benchmark)
+    assert (record.scale, [scene.name for scene in record.scenes]) == (1, ["017"])
+    assert record.scenes[0].exposure == {"blur": [0.24] * 4}
+    np.testing.assert_array_equal(load_clip(benchmark / "017" / "blur"), blurred)
+    np.testing.assert_array_equal(load_clip(benchmark / "017" / "sharp"), sharp)
+
+    arguments = [data / "train", "--pool", pool, "--exposure", 0.24, "--workers", 1]
+    run(prepare_bsd.main, *arguments, "--frames", 2)
+    assert len(Pool(pool)) == 4  # two clips of four frames
+    second = Pool(pool).sequence(1)
+    for level in second.lr:
+        np.testing.assert_array_equal(level, blurred[2:])
+    np.testing.assert_array_equal(second.hr, sharp[2:])
+    assert np.median(second.flow[0, 0, 0][8:-8, 12:-12]) == pytest.approx(2, abs=0.2)
+    with pytest.raises(ConfigError, match="other settings"):
+        run(prepare_bsd.main, *arguments, "--frames", 3)
+    with pytest.raises(ConfigError, match="neither"):
+        run(prepare_bsd.main, data / "train", "--exposure", 0.24)
     with pytest.raises(SourceError, match="Blur/RGB and Sharp/RGB"):
-        run(prepare_bsd.main, tmp_path, "--benchmark", tmp_path / "other", "--exposure", 0.24)
-    next((tmp_path / "test" / "017" / "Blur" / "RGB").iterdir()).unlink()
-    with pytest.raises(SourceError, match="got 3 and 2"):
-        run(prepare_bsd.main, tmp_path / "test", "--benchmark", tmp_path / "other", "--exposure", 0.24)
+        run(prepare_bsd.main, data, "--pool", tmp_path / "other", "--exposure", 0.24)
+    next((data / "train" / "001" / "Blur" / "RGB").iterdir()).unlink()
+    with pytest.raises(SourceError, match="got 4 and 3"):
+        run(prepare_bsd.main, data / "train", "--pool", tmp_path / "other", "--exposure", 0.24)
 
 
 def test_photographs_are_packed_into_the_space_there_is(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
     python -m training.evaluate BENCHMARK --model NAME_OR_PATH --exposure given --json scores.json --report report.html
     python -m training.evaluate BENCHMARK --model runs/fast/latest.pt --guidance
-    python -m training.evaluate runs/gopro11 --model mmprnn_x1 --csv frames.csv
+    python -m training.evaluate BENCHMARK --model NAME_OR_PATH --csv frames.csv
 
 PSNR, SSIM, tOF and OPW for every exposure level, for changing exposure (RE), and for the frames of RE at which the
 exposure changes. Tables hold means over the frames of a clip, then over clips. `--csv` writes PSNR and SSIM of every
-frame, for means of other kinds: FMA-Net's, over all frames, are printed; those of MMP-RNN leave out the two frames at
-each end of a clip. `--guidance` repeats the paper's own tests of exposure awareness (Tables 6 and 7, Fig. 7b).
+frame, for means of other kinds: FMA-Net's, over all frames, are printed where clips differ in length; MMP-RNN's leave
+out the two frames at each end of a clip. `--guidance` repeats the paper's own tests of exposure awareness (Tables 6 and
+7, Fig. 7b).
 """
 
 import csv

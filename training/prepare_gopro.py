@@ -13,12 +13,19 @@ Source: Nah et al., "Deep Multi-scale Convolutional Neural Network for Dynamic S
 
 from pathlib import Path
 
-from training.data.footage import NOTHING, FootageOptions, fill_pool, find_clips, write_benchmark, write_pairs
+from training.data.footage import (
+    NOTHING,
+    FootageOptions,
+    Pairs,
+    fill_pool,
+    find_clips,
+    find_pairs,
+    write_benchmark_of_pairs,
+)
 from training.options import command
-from vsfmanet.errors import ConfigError, SourceError
+from vsfmanet.errors import ConfigError
 
 FILMED_PER_FRAME = 10
-CONDITION = "blur"
 
 
 def prepare(*, sharp: Path | None = None, blurred: Path | None = None, options: FootageOptions = NOTHING) -> None:
@@ -32,23 +39,8 @@ def prepare(*, sharp: Path | None = None, blurred: Path | None = None, options: 
     if bool(options.pool) != bool(sharp) or bool(options.benchmark) != bool(blurred):
         raise ConfigError("--pool goes with --sharp, and --benchmark with --blurred, got one without the other")
     if options.benchmark and blurred:
-        clips = sorted(path.parent for path in blurred.glob("*/sharp") if (path.parent / CONDITION).is_dir())
-        if not clips:
-            raise SourceError(
-                f"folders with blur and sharp are needed, {blurred} has none; name the folder test of GOPRO_Large"
-            )
-        scenes = [
-            write_pairs(
-                options.benchmark / clip.name,
-                sharp=sorted((clip / "sharp").glob("*.png")),
-                blurred=sorted((clip / CONDITION).glob("*.png")),
-                condition=CONDITION,
-                exposure=1.0,
-                scale=options.scale,
-            )
-            for clip in clips
-        ]
-        write_benchmark(options.benchmark, scenes, scale=options.scale, seed=0)
+        clips = find_pairs(blurred, blurred="blur", sharp="sharp")
+        write_benchmark_of_pairs(options.benchmark, clips, Pairs(scale=options.scale, exposure=1.0))
     if options.pool and sharp:
         films = find_clips(sharp, least=FILMED_PER_FRAME)
         fill_pool(options.pool, films, options.recipe(FILMED_PER_FRAME), length=options.frames, workers=options.workers)

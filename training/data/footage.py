@@ -1,4 +1,5 @@
-"""High-frame-rate footage to blurred frames at five exposures, for REDS and GoPro.
+"""Footage of published sets to pools and benchmarks: high frame rates to blurred frames at five exposures, for REDS and
+GoPro, and clips that exist blurred and sharp, for GoPro and BSD.
 
 The sharp clip is brought to 80 sub-frames per output frame by an interpolator; a frame of exposure level N is the mean
 of 16 N of them around its truth instant, reduced bicubically.
@@ -13,8 +14,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import batched
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -38,6 +40,9 @@ type Interpolate = Callable[[NDArray[np.uint8], NDArray[np.uint8], int], NDArray
 
 SUBFRAMES = 80
 """Sub-frames of an output frame's interval."""
+
+CONDITION = "blur"
+"""Condition of the clips of a benchmark that are blurred as they were found."""
 
 CONSISTENT = 1.0
 """LR pixels that flow forward and back may be apart where it is trusted."""
@@ -113,10 +118,22 @@ class Recipe:
     """Average light, not code values."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Clips that exist blurred and sharp. Their files come in turn: a blurred frame, then its sharp one."""
+
+    per_frame: ClassVar[int] = 2
+    """Files per output frame."""
+    scale: int
+    """HR size / LR size."""
+    exposure: float
+    """Open-shutter time of the blurred frames over the frame interval, in (0, 1]."""
+
+
 @FLAT
 @dataclass(frozen=True, kw_only=True)
-class FootageOptions:
-    """A pool and a benchmark of footage."""
+class OutputOptions:
+    """A pool and a benchmark of a published set."""
 
     pool: Path | None = None
     """Folder for training sequences; an interrupted pool is completed."""
@@ -126,10 +143,6 @@ class FootageOptions:
     """HR size over LR size."""
     frames: int = 10
     """Length of a training sequence."""
-    interpolator: Annotated[str, Parameter(metavar="NAME")] = "farneback"
-    """farneback, blend, or MODULE:FUNCTION of your own."""
-    linear: bool = False
-    """Average light (gamma 2.2) instead of code values."""
     workers: int = 2
     """Processes for the pool."""
 
@@ -144,6 +157,17 @@ class FootageOptions:
             raise ConfigError("--pool or --benchmark is needed, got neither; name a folder to write")
         if self.benchmark and self.benchmark.exists():
             raise OutputError(f"a new folder is needed, {self.benchmark} exists; remove it or name another")
+
+
+@FLAT
+@dataclass(frozen=True, kw_only=True)
+class FootageOptions(OutputOptions):
+    """A pool and a benchmark of footage."""
+
+    interpolator: Annotated[str, Parameter(metavar="NAME")] = "farneback"
+    """farneback, blend, or MODULE:FUNCTION of your own."""
+    linear: bool = False
+    """Average light (gamma 2.2) instead of code values."""
 
     def recipe(self, per_frame: int) -> Recipe:
         """Return how footage is exposed that has this many filmed frames per output frame."""
@@ -206,6 +230,20 @@ def exposed_frames(paths: Sequence[Path], recipe: Recipe) -> Iterator[tuple[NDAr
         gaps = {number: pictures for number, pictures in gaps.items() if number >= oldest}
 
 
+def load_pair(blurred: Path, sharp: Path, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read a blurred frame, made smaller by `scale` to (3, h, w), and its sharp frame (3, H, W)."""
+    truth, given = load_photo(sharp).numpy(), load_photo(blurred)
+    height, width = truth.shape[1] // scale, truth.shape[2] // scale
+    return to_bytes(downscale(given[None].float() / 255, height, width))[0], truth
+
+
+def paired_frames(paths: Sequence[Path], pairs: Pairs) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Yield what `exposed_frames` does of a clip of pairs: its one exposure stands at every level."""
+    for blurred, sharp in batched(paths, Pairs.per_frame):
+        lr, truth = load_pair(blurred, sharp, pairs.scale)
+        yield np.repeat(lr[None], LEVELS, axis=0), truth
+
+
 def estimate_motion(sharp: NDArray[np.uint8], scale: int) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
     """Estimate flow and visibility between sharp frames at LR size, in place of RAFT's.
 
@@ -234,13 +272,15 @@ def estimate_motion(sharp: NDArray[np.uint8], scale: int) -> tuple[NDArray[np.fl
     return flow, visible
 
 
-def fill_pool(pool: Path, clips: Mapping[str, list[Path]], recipe: Recipe, *, length: int, workers: int) -> None:
+def fill_pool(
+    pool: Path, clips: Mapping[str, list[Path]], recipe: Recipe | Pairs, *, length: int, workers: int
+) -> None:
     """Write all sequences of some clips that a pool does not have yet.
 
     Args:
         pool: Its folder.
-        clips: The frames of each clip, by its name.
-        recipe: How they are exposed.
+        clips: The files of each clip, by its name.
+        recipe: How they are exposed, or that they are already.
         length: Frames of a sequence; what is left at a clip's end is dropped.
         workers: Processes; each works on a clip of its own.
 
@@ -264,11 +304,11 @@ def fill_pool(pool: Path, clips: Mapping[str, list[Path]], recipe: Recipe, *, le
         print(f"{done}/{len(tasks)} clips", flush=True)
 
 
-def write_sequences(task: tuple[list[Path], int], *, pool: Path, recipe: Recipe, length: int) -> None:
+def write_sequences(task: tuple[list[Path], int], *, pool: Path, recipe: Recipe | Pairs, length: int) -> None:
     """Expose a clip, estimate its motion, and write its sequences, from a number on, that the pool lacks."""
     paths, number = task
     held: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
-    for item in exposed_frames(paths, recipe):
+    for item in paired_frames(paths, recipe) if isinstance(recipe, Pairs) else exposed_frames(paths, recipe):
         held.append(item)
         if len(held) < length:
             continue
@@ -299,25 +339,21 @@ def write_scene(
     return BenchmarkScene(name=folder.name, speed=None, cutouts=None, exposure=exposure)
 
 
-def write_pairs(
-    folder: Path, *, sharp: Sequence[Path], blurred: Sequence[Path], condition: str, exposure: float, scale: int
-) -> BenchmarkScene:
-    """Write a benchmark's scene from a clip that exists blurred and sharp: blurred frames are made smaller by `scale`.
-
-    Raises:
-        SourceError: There are not as many frames of each.
-    """
-    if not sharp or len(sharp) != len(blurred):
-        raise SourceError(
-            f"{folder.name}: as many sharp frames as blurred ones are needed, got {len(sharp)} and {len(blurred)}"
-        )
+def write_pairs(folder: Path, paths: Sequence[Path], pairs: Pairs) -> BenchmarkScene:
+    """Write a test clip that exists blurred and sharp, with one condition, `CONDITION`."""
     print(folder.name, flush=True)
-    truth, given = (np.stack([load_photo(path).numpy() for path in paths]) for paths in (sharp, blurred))
-    height, width = truth.shape[2] // scale, truth.shape[3] // scale
-    small = [to_bytes(downscale(torch.from_numpy(frame)[None].float() / 255, height, width))[0] for frame in given]
+    frames = [load_pair(blurred, sharp, pairs.scale) for blurred, sharp in batched(paths, Pairs.per_frame)]
+    given, truth = (np.stack(part) for part in zip(*frames, strict=True))
     save_clip(folder / "sharp", truth)
-    save_clip(folder / condition, np.stack(small))
-    return BenchmarkScene(name=folder.name, speed=None, cutouts=None, exposure={condition: [exposure] * len(small)})
+    save_clip(folder / CONDITION, given)
+    exposure = {CONDITION: [pairs.exposure] * len(frames)}
+    return BenchmarkScene(name=folder.name, speed=None, cutouts=None, exposure=exposure)
+
+
+def write_benchmark_of_pairs(folder: Path, clips: Mapping[str, list[Path]], pairs: Pairs) -> None:
+    """Write a benchmark of clips that exist blurred and sharp."""
+    scenes = [write_pairs(folder / name, paths, pairs) for name, paths in clips.items()]
+    write_benchmark(folder, scenes, scale=pairs.scale, seed=0)
 
 
 def write_benchmark(folder: Path, scenes: list[BenchmarkScene], *, scale: int, seed: int) -> None:
@@ -329,6 +365,33 @@ def write_benchmark(folder: Path, scenes: list[BenchmarkScene], *, scale: int, s
     if walks:
         (folder / "re.txt").write_text("\n".join(walks) + "\n")
     (folder / "benchmark.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
+
+
+def find_pairs(folder: Path, *, blurred: str, sharp: str) -> dict[str, list[Path]]:
+    """Find every clip in `folder`, by its name, that has folders `blurred` and `sharp` of PNG frames.
+
+    Returns:
+        The files of each clip in turn, as `Pairs` says.
+
+    Raises:
+        SourceError: There is none, or one has not as many frames of each.
+    """
+    clips = {}
+    for clip in sorted(folder.glob("*")):
+        if not all((clip / part).is_dir() for part in (blurred, sharp)):
+            continue
+        given, truth = (sorted((clip / part).glob("*.png")) for part in (blurred, sharp))
+        if not truth or len(truth) != len(given):
+            raise SourceError(
+                f"{clip}: as many sharp frames as blurred ones are needed, got {len(truth)} and {len(given)}"
+            )
+        clips[clip.name] = [path for pair in zip(given, truth, strict=True) for path in pair]
+    if not clips:
+        raise SourceError(
+            f"folders with {blurred} and {sharp} are needed, {folder} has none; "
+            "name a part of the data set, such as its folder test"
+        )
+    return clips
 
 
 def find_clips(folder: Path, *, least: int) -> dict[str, list[Path]]:

@@ -33,6 +33,11 @@ paper_pool() {
     paper_pool=${POOL:-$runs/pool_paper}
     [ -n "${POOL:-}" ] || t render_pool --photos "$photos" --out "$paper_pool" --count 2000 --size 320 --frames 10
 }
+# The same at scale 1, for MMP-RNN and JFFRA; sets `pool`. POOL: one of prepare_reds or prepare_gopro with --scale 1, or of prepare_bsd.
+paper_pool_x1() {
+    pool=${POOL:-$runs/pool_x1_256}
+    [ -n "${POOL:-}" ] || t render_pool --photos "$photos" --out "$pool" --scale 1 --size 288 --count 2000 --frames 10
+}
 # paper_extractor NAME OPTIONS...: stage 1.
 paper_extractor() {
     local name=$1; shift
