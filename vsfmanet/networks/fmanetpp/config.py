@@ -133,11 +133,11 @@ def preset(name: str, scale: int = 4) -> FMANetPPConfig:
             learned_exposures=True,
         )  # fmt: skip
     if name == "path":
-        grid = {4: 1, 2: 2, 1: 4}[scale] if scale in _KERNEL_SIZES else 1
+        grid, path_grid = {1: (4, 2), 2: (4, 1)}.get(scale, (1, 1))  # of scales 1 and 2 the levels are the same
         return FMANetPPConfig(
             scale=scale, width=48, num_blocks=1, num_flows=2, heads=4, feed_forward_width=96, fuse_convs=1,
             dense_growth=32, dense_layers=2, extractor_width=8, modulation_width=32, kernel_head_size=1,
             upsampler="path" if grid > 1 else "lr", last_flow_update=False, initial_flow="matching",
-            flow_features=True, learned_exposures=True, grid=grid, path_width=64, path_grid=(grid + 1) // 2,
+            flow_features=True, learned_exposures=True, grid=grid, path_width=64, path_grid=path_grid,
         )  # fmt: skip
     raise ConfigError(f"name must be paper, base, fast or path, got {name!r}")
