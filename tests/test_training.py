@@ -201,15 +201,20 @@ ABLATIONS = {
 }
 
 
+def tiny_extractor(folder: Path) -> Path:
+    """An untrained extractor of `TINY`."""
+    extractor = ExposureExtractor(TINY.extractor_width, TINY.extractor_blocks)
+    begun = {"anchors": torch.zeros(5, extractor.embed_width), "reading_temperature": torch.tensor(0.1)}
+    save_checkpoint(folder / "extractor.pt", begun | {"extractor": extractor.state_dict()})
+    return folder / "extractor.pt"
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_of_the_paper_trains_and_is_built_again_from_its_checkpoint(
     name: str, stage_1: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.run.fmanetpp.preset", lambda name, scale: TINY)
-    extractor = ExposureExtractor(TINY.extractor_width, TINY.extractor_blocks)
-    begun = {"anchors": torch.zeros(5, extractor.embed_width), "reading_temperature": torch.tensor(0.1)}
-    save_checkpoint(tmp_path / "extractor.pt", begun | {"extractor": extractor.state_dict()})
-    state = train((stage_1[0], tmp_path / "extractor.pt"), tmp_path / "run", *PAPER, "--set", *ABLATIONS[name])
+    state = train((stage_1[0], tiny_extractor(tmp_path)), tmp_path / "run", *PAPER, "--set", *ABLATIONS[name])
     network = trained_network(state)
     wanted = replace(TINY, **dict(map(setting, ABLATIONS[name])))
     assert network.config == wanted != TINY
@@ -223,10 +228,7 @@ def test_an_architecture_of_the_paper_trains_and_is_built_again_but_not_exported
     name: Architecture, stage_1: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.run.fmanetpp.preset", lambda name, scale: TINY)
-    extractor = ExposureExtractor(TINY.extractor_width, TINY.extractor_blocks)
-    begun = {"anchors": torch.zeros(5, extractor.embed_width), "reading_temperature": torch.tensor(0.1)}
-    save_checkpoint(tmp_path / "extractor.pt", begun | {"extractor": extractor.state_dict()})
-    state = train((stage_1[0], tmp_path / "extractor.pt"), tmp_path / "run", *PAPER, "--architecture", name)
+    state = train((stage_1[0], tiny_extractor(tmp_path)), tmp_path / "run", *PAPER, "--architecture", name)
     network = trained_network(state)
     assert type(network) is ARCHITECTURES[name]
     assert network.restored(torch.rand(1, 2, 3, 8, 8)).shape == (1, 2, 3, 8 * TINY.scale, 8 * TINY.scale)

@@ -5,7 +5,7 @@
     python -m training.evaluate runs/bsd --model fmanetpp_x1_path --exposure given
 
 A clip is a folder with Blur/RGB/*.png and Sharp/RGB/*.png. Their one exposure stands at all five levels of the pool, so
-that it is for networks that are told of none: `train_mmprnn`, `train_jffra` and `train_m2aenet`. It takes about 90 MB
+that it is for networks that are given none: `train_mmprnn`, `train_jffra` and `train_m2aenet`. It takes about 90 MB
 for ten frames; its flow is Farneback's.
 
 Source: Zhong et al., "Efficient Spatio-Temporal Recurrent Neural Network for Video Deblurring" (ECCV 2020).

@@ -371,7 +371,7 @@ def find_pairs(folder: Path, *, blurred: str, sharp: str) -> dict[str, list[Path
     """Find every clip in `folder`, by its name, that has folders `blurred` and `sharp` of PNG frames.
 
     Returns:
-        The files of each clip in turn, as `Pairs` says.
+        For each clip, its blurred and its sharp files, in the order that `Pairs` expects.
 
     Raises:
         SourceError: There is none, or one has not as many frames of each.
